@@ -1,0 +1,64 @@
+# Every target starts from a bare checkout; stamps in $(VENV) make a second call quick.
+PYTHON ?= python3
+VENV ?= .venv
+# Plain `torch` pulls several GB of CUDA packages; the pinned version gives the CPU build where the package index
+# serves one.  Name another build with TORCH=... .
+TORCH ?= torch==2.13.0
+# Versions that go with it, resolved together.
+VISION ?= torchvision==0.28.0
+TRITON ?= triton==3.7.1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find specxai kernels csrc -type f ! -name '*.pyc' ! -name '*.so')
+
+.PHONY: demo test bench lint sanitize dev clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/python examples/explain_digits.py --out demo
+
+# `pytest`, not `python -m pytest`: the checkout stays off sys.path, so that the installed package is what is tested.
+test: $(VENV)/.stamp-test
+	$(BIN)/pytest -q tests
+
+bench: $(VENV)/.stamp-test
+	$(BIN)/pytest -q benchmarks
+
+lint: $(VENV)/.stamp-test
+	$(BIN)/ruff check .
+
+# The kernels and their C++ test under the address and undefined-behaviour sanitizers; needs cmake and a compiler.
+sanitize:
+	cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
+	cmake --build build/sanitize
+	build/sanitize/gated_linear_test
+
+# An editable install for work on the Python files; run it again after a change to csrc/.
+dev: $(VENV)/.stamp-torch
+	$(PIP) $(VISION) $(TRITON) $(TORCH)
+	$(PIP) -e ".[test]"
+	rm -f $(VENV)/.stamp-test $(VENV)/.stamp-demo
+
+clean:
+	rm -rf build dist *.egg-info specxai/_native*.so .pytest_cache .ruff_cache .hypothesis demo out
+
+$(VENV)/.stamp-torch:
+	@echo "creating $(VENV) and installing $(TORCH)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+# build/lib goes first: setuptools would pack modules that have since been deleted.
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(SOURCES)
+	@echo "building specxai and installing it with what the demo needs"
+	rm -rf build/lib*
+	$(PIP) ".[demo]"
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-torch $(SOURCES)
+	@echo "building specxai and installing it with what the tests need"
+	rm -rf build/lib*
+	$(PIP) $(TORCH) $(VISION) $(TRITON)
+	$(PIP) ".[test]"
+	@touch $@ $(VENV)/.stamp-demo

@@ -1,0 +1,44 @@
+"""SpecXAI: exact, certified spectral explanations of neural networks.
+
+For one input x a network with ReLU-like gates is an affine map, y = J x + b (paper eq. 4).  SpecXAI splits it at a
+layer, J = L·R + bypass, takes the SVD of R without building it, and reads an output as a sum of spectral
+contributions and biases (eq. 20).
+
+>>> import torch, specxai
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+>>> e = specxai.explain(net, torch.ones(1, 4), layer="1", target=0, rank=None)
+>>> bool(abs(e.output - (e.alpha.sum() + e.bias + e.bypass + e.remainder)) < 1e-5)
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it; imported on first use, so that `import specxai` stays light.
+_EXPORTS = {
+    "capture": "specxai.capture",
+    "linearize": "specxai.local",
+    "Local": "specxai.local",
+    "LinearOperator": "specxai.operators",
+    "explain": "specxai.spectral",
+    "Explanation": "specxai.spectral",
+}
+_MODULES = ("svd",)
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"specxai.{name}")
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value  # a sub-package of the same name must not shadow the function
+        return value
+    raise AttributeError(f"module 'specxai' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,16 @@
+"""The spectral method (paper section 4): contributions α, reduction, contraction, symbolic form, surgery.
+
+Knows `specxai.local` only by the interface of a Local (see `explain`), and nothing of capture, rules or backends.
+"""
+
+from specxai.spectral.contraction import contract
+from specxai.spectral.explain import explain
+from specxai.spectral.explanation import Explanation
+from specxai.spectral.reduction import Reduction, reduce_alphas
+from specxai.spectral.store import load
+from specxai.spectral.surgery import Surgery
+from specxai.spectral.symbolic import Symbolic
+from specxai.spectral.target import resolve_target
+
+__all__ = ["Explanation", "Reduction", "Surgery", "Symbolic", "contract", "explain", "load", "reduce_alphas",
+           "resolve_target"]
