@@ -79,7 +79,7 @@ class LinearOperator(ABC):
             raise ValueError(f"block_size must be at least 1, or None for all columns at once; got {block_size}")
         self.shape = (m, n)
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
         self.block_size = block_size
 
     @abstractmethod
@@ -201,7 +201,8 @@ class LinearOperator(ABC):
             raise TypeError(f"{name} must be a torch tensor {wanted}, got {type(block).__name__}")
         if block.ndim != ndim or block.shape[0] != rows:
             raise ValueError(
-                f"{name} must have shape {wanted}, got {tuple(block.shape)}; {self!r} takes flattened vectors as columns"
+                f"{name} must have shape {wanted}, got {tuple(block.shape)}; "
+                f"{self!r} takes flattened vectors as columns"
             )
         if block.dtype != self.dtype:
             raise ValueError(f"{name} is {block.dtype} but {self!r} works in {self.dtype}; cast with .to({self.dtype})")

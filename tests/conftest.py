@@ -14,8 +14,7 @@ def _same_start(monkeypatch):
     torch.set_num_threads(2)
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    for name in ("new_empty",):
-        monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
 
 
 def _poisoned(allocate):

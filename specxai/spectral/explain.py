@@ -52,7 +52,8 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None, rank:
 
 
 def _decompose(local, split, w, label, name, rank, tol, method, seed, progress) -> Explanation:
-    flat_x = local.input.flatten()
+    # Under autocast the output's dtype need not be the operators'.
+    flat_x, w = local.input.flatten().to(split.right.dtype), w.to(split.left.dtype)
     pulled = split.left.rmatvec(w)  # Lᵀw, (m_s,)
     through = split.right.matvec(flat_x)  # R x, (m_s,)
     gradient = local.jacobian.rmatvec(w)
@@ -62,8 +63,8 @@ def _decompose(local, split, w, label, name, rank, tol, method, seed, progress) 
         bypass, bypass_gradient = _dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
 
     svd = _svd(split.right, rank, tol, method, seed, progress)
-    right = svd.V.detach().cpu().T.contiguous()  # (k, n)
-    left = svd.U.detach().cpu().T.contiguous()
+    # Always a copy, since the signs are fixed in place; `contiguous` alone would alias the solver's for k = 1.
+    right, left = (t.detach().cpu().T.clone(memory_format=torch.contiguous_format) for t in (svd.V, svd.U))
     s = svd.S.detach().cpu().double()
     x = _cpu(flat_x)
     projections = fix_signs(left, right, x)
@@ -84,7 +85,7 @@ def _decompose(local, split, w, label, name, rank, tol, method, seed, progress) 
         bypass_gradient=_cpu(bypass_gradient).reshape(_without_batch(local.input.shape)),
         exactness=float(local.exactness), error=None if svd.error is None else float(svd.error),
         method=svd.method, products=int(svd.products), gates=local.gates, backend=local.backend, seed=svd.seed,
-        settings=_settings(name, rank, tol, method, split.bypass is not None),
+        settings=_settings(name, rank, tol, method, split.bypass is not None, svd),
         local=local,
     )
 
@@ -146,11 +147,15 @@ class _Empty:
         self.error, self.method, self.products, self.seed = None, "none", 0, seed
 
 
-def _settings(name, rank, tol, method, bypass: bool) -> dict:
+def _settings(name, rank, tol, method, bypass: bool, svd) -> dict:
     from specxai import __version__
 
-    return {"model": name, "rank": rank, "tol": tol, "method": method, "bypass": bypass, "specxai": __version__,
-            "torch": torch.__version__}
+    # The solver's certificates and choices, as far as it states them; in a form that a file's JSON header can hold.
+    certificate = {n: getattr(svd, n) for n in ("norm", "floor", "estimate", "converged") if hasattr(svd, n)}
+    solver = {k: v if isinstance(v, bool | int | float | str | None) else str(v)
+              for k, v in {**getattr(svd, "settings", {}), **certificate}.items()}
+    return {"model": name, "rank": rank, "tol": tol, "method": method, "bypass": bypass, "svd": solver,
+            "specxai": __version__, "torch": str(torch.__version__)}
 
 
 def _some(names, limit: int = 20) -> str:

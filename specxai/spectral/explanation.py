@@ -31,8 +31,9 @@ class Explanation:
     output, bias, bypass, remainder   numbers: w·f(x), w·b, the paths round the layer, the components not in `alpha`
     bias_contributions  {layer: w·β_l}, the second route to the bias (eq. 9)
     gradient (*in) Jᵀw;  bypass_gradient (*in) its part that goes round the layer (zero where nothing does)
-    exactness    disagreement of the two routes to the bias;  error the estimated ‖R − QQᵀR‖_F, None if unknown
-    method, products, seed   of the decomposition;  gates, backend of the affine map;  settings the rest
+    exactness    disagreement of the two routes to the bias;  error the bound of ‖R − UΣVᵀ‖_F, None if unknown
+    method, products, seed   of the decomposition;  gates, backend of the affine map;  settings the
+                 rest, the solver's own certificates under "svd"
     local        the Local it came from; None after loading, and then surgery cannot run the network
 
     >>> import torch, specxai

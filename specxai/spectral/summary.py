@@ -31,5 +31,6 @@ def summary(e, n: int = 10) -> str:
     lines.append(f"  {'= output':<13}{e.output:>+14.6g}   completeness {e.completeness:.1e}, "
                  f"exactness {e.exactness:.1e}")
     error = "unknown" if e.error is None else f"{e.error:.2e}"
-    lines.append(f"  svd {e.method}, seed {e.seed}, {e.products} products, error {error}, backend {e.backend}")
+    missed = "" if e.settings.get("svd", {}).get("converged", True) else ", tolerance NOT reached"
+    lines.append(f"  svd {e.method}, seed {e.seed}, {e.products} products, error {error}{missed}, backend {e.backend}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import subprocess
 import sys
@@ -55,6 +56,10 @@ def test_gpu_tensor_is_refused():
         pytest.skip("no CUDA device")
     with pytest.raises(ValueError, match="got device cuda"):
         call(W=torch.zeros(4, 6, device="cuda"))
+
+
+def test_examples():
+    assert doctest.testmod(native, extraglobs={"torch": torch}).failed == 0
 
 
 def test_parameters_are_taken_without_grad_mode():

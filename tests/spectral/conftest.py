@@ -9,24 +9,8 @@ import pytest
 import torch
 
 import specxai
+from specxai.operators import DenseOperator
 from specxai.spectral import explain
-
-
-class Dense:
-    """The part of an operator's interface that the spectral layer uses, over a matrix."""
-
-    def __init__(self, matrix: torch.Tensor):
-        self.matrix = matrix
-        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
-
-    def matvec(self, v):
-        return self.matrix @ v
-
-    def rmatvec(self, u):
-        return self.matrix.T @ u
-
-    def to_dense(self):
-        return self.matrix
 
 
 def dense_svd(operator, rank=None, tol=None, method="auto", seed=0, progress=None):
@@ -60,9 +44,9 @@ class DenseNet:
         self.right = self.open1[:, None] * w["W1"]
         self.left = w["W3"] @ (self.open2[:, None] * w["W2"])
         bypass = w.get("P", torch.zeros(self.left.shape[0], x.numel(), dtype=x.dtype))
-        self.jacobian = Dense(self.left @ self.right + bypass)
+        self.jacobian = DenseOperator(self.left @ self.right + bypass)
         self.output = self(self.input)
-        self.bias = self.output - (self.jacobian.matrix @ x)[None]
+        self.bias = self.output - (self.jacobian.matvec(x))[None]
 
     def __call__(self, x):
         w = self.weights
@@ -81,8 +65,8 @@ class DenseNet:
     def split(self, layer):
         if layer != "relu":
             raise KeyError(f"no layer {layer!r}")
-        return SimpleNamespace(layer="relu", right=Dense(self.right), left=Dense(self.left),
-                               bypass=Dense(self.weights["P"]) if "P" in self.weights else None,
+        return SimpleNamespace(layer="relu", right=DenseOperator(self.right), left=DenseOperator(self.left),
+                               bypass=DenseOperator(self.weights["P"]) if "P" in self.weights else None,
                                value=self.h.reshape(1, *self.mid), shape=(1, *self.mid))
 
     def run_tail(self, layer, value):

@@ -44,7 +44,7 @@ def test_evaluate_is_the_affine_map(rank, reduced, top, dense_net):
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         other = torch.randn(net.input.shape, generator=generator, dtype=torch.float64)
-        affine = float((net.jacobian.matrix @ other.flatten())[1] + net.bias[0, 1])
+        affine = float((net.jacobian.matvec(other.flatten()))[1] + net.bias[0, 1])
         assert s.evaluate(other) == pytest.approx(affine, abs=1e-12)
         assert s.evaluate(other[0]) == s.evaluate(other)
         values = s.terms(other)

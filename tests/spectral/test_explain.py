@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import specxai
 from specxai.spectral import Explanation, explain
 
 
@@ -177,6 +178,29 @@ def test_table_and_summary(exact, truncated):
 def test_errors(net, kwargs, error, words):
     with pytest.raises(error, match=words):
         explain(net, **kwargs)
+
+
+def test_solver_certificates_are_recorded(net, monkeypatch):
+    solve = specxai.svd
+
+    def unconverged(*args, **kwargs):
+        result = solve(*args, **kwargs)
+        result.converged, result.norm, result.settings = False, 2.0, {"block": 16, "odd": object}
+        return result
+
+    monkeypatch.setitem(vars(specxai), "svd", unconverged)
+    e = explain(net, layer="relu")
+    assert e.settings["svd"] | {"odd": None} == {"converged": False, "norm": 2.0, "block": 16, "odd": None}
+    assert "tolerance NOT reached" in repr(e)
+
+
+def test_signs_are_fixed_on_a_copy(net, monkeypatch):
+    """One column transposed is contiguous already."""
+    solve, kept = specxai.svd, []
+    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: kept.append(solve(*a, **kw)) or kept[-1])
+    for seed in range(4):
+        explain(net, layer="relu", rank=1, seed=seed)
+        assert torch.equal(kept[-1].V, solve(net.split("relu").right, rank=1, seed=seed).V)
 
 
 def test_module_needs_an_input():

@@ -1,0 +1,147 @@
+"""`capture(model, example)`: checked at the boundary, traced once, and verified against the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from specxai.capture.export import export_program
+from specxai.capture.program import Program
+from specxai.errors import CaptureError
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model traced for one input shape and dtype; `linearize(x)` then costs one forward pass.
+
+    The weights are the model's own tensors, not copies: a later in-place update is seen.
+    """
+
+    program: Program
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    model_name: str
+
+    @property
+    def layers(self) -> list[str]:
+        """Names accepted by `split` and `explain`, in execution order."""
+        return list(self.program.layers)
+
+    def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None):
+        """The affine map at x; see `specxai.linearize`."""
+        from specxai.local import Local
+
+        self.check(x)
+        return Local(self, x, gates=gates, backend=backend, max_memory=max_memory)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where x is not what the model was captured for."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor of shape {tuple(self.shape)}, got {type(x).__name__}")
+        for what, got, wanted in (("shape", tuple(x.shape), tuple(self.shape)), ("dtype", x.dtype, self.dtype),
+                                  ("device", x.device, self.device)):
+            if got != wanted:
+                raise ValueError(f"x has {what} {got}, but the model was captured for {wanted}; convert x, or capture "
+                                 "the model again with an example like it")
+        if not torch.isfinite(x).all():
+            raise ValueError("x holds NaN or infinity; the affine map at such a point means nothing")
+
+
+def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
+    """Trace a model once for inputs like `example`, shape (1, ...).
+
+    verify   run the graph against the model, and one product with Jᵀ against torch.autograd
+
+    Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
+    be traced or the graph does not reproduce it.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval()
+    >>> captured = specxai.capture(net, torch.zeros(1, 3))
+    >>> captured.layers
+    ['0', '1']
+    >>> captured.linearize(torch.ones(1, 3)).jacobian.shape
+    (4, 3)
+    """
+    model = _unwrap(model)
+    _check_model(model)
+    _check_example(model, example)
+    example = example.detach()
+    captured = Captured(export_program(model, example), example.shape, example.dtype, example.device,
+                        type(model).__name__)
+    if verify:
+        _verify(captured, model, example)
+    return captured
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("a TorchScript module has no Python code left to trace; pass the module it was made from")
+    training = [path or "the model" for path, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(f"{training[0]} is in training mode ({len(training)} modules are): dropout and batch norm "
+                         "have no fixed map there; call model.eval() first")
+
+
+def _check_example(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        kind = getattr(example, "dtype", type(example).__name__)
+        raise TypeError(f"the input must be one floating-point tensor, got {kind}; for token models pass embeddings")
+    if example.ndim == 0 or example.shape[0] != 1:
+        raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
+                         "map belongs to one input (try x[:1])")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != example.dtype:
+            raise ValueError(f"the input is {example.dtype} but parameter {name} is {parameter.dtype}; convert one")
+        if parameter.device != example.device:
+            raise ValueError(f"the input is on {example.device} but parameter {name} is on {parameter.device}")
+
+
+def _verify(captured: Captured, model: nn.Module, example: Tensor) -> None:
+    tolerance = 1e-3 if example.dtype == torch.float32 else 1e-9 if example.dtype == torch.float64 else 3e-2
+    x = example.clone().requires_grad_()
+    with torch.enable_grad():
+        eager = _single(model(x), captured)
+    local = captured.linearize(example)
+    _compare("output", local.output, eager.detach(), tolerance)
+    # A seed of its own: verifying must not move the caller's random state.
+    probe = torch.randn(eager.shape, generator=torch.Generator().manual_seed(0)).to(eager)
+    expected = (torch.autograd.grad(eager, x, probe, allow_unused=True)[0] if eager.requires_grad else None)
+    expected = torch.zeros_like(x) if expected is None else expected
+    _compare("product with Jᵀ", local.jacobian.rmatvec(probe.flatten()), expected.flatten(), tolerance)
+
+
+def _single(output, captured: Captured) -> Tensor:
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output)
+              if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if len(leaves) == 1:
+        return leaves[0]
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors[0]
+
+
+def _compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    scale = theirs.norm().item()
+    error = (ours - theirs).norm().item() / scale if scale else ours.norm().item()
+    if not error <= tolerance:
+        raise CaptureError(
+            f"the captured graph's {what} differs from the model's by {error:.1e} (relative). A custom "
+            "autograd.Function whose backward is not its forward's derivative, randomness in forward(), or state that "
+            "changes between calls are the usual causes; capture(..., verify=False) goes on regardless"
+        )

@@ -1,0 +1,139 @@
+"""From an nn.Module to a Program, through torch.export(strict=False)."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from specxai.capture.names import MARK, marked, module_names
+from specxai.capture.program import Program, Ref, Step, references
+from specxai.errors import CaptureError
+
+_SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+
+
+def export_program(model: nn.Module, example: Tensor) -> Program:
+    """Trace `model` at `example` into ATen steps with layer names.
+
+    Raises CaptureError, with torch's own reason, where the model cannot be traced: branches on data, `.item()`,
+    NumPy inside.
+    """
+    try:
+        with warnings.catch_warnings(), marked(model) as calls:
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, (example,), strict=False)
+            _stop_gradients(exported.graph_module)
+            exported = exported.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise CaptureError(
+            f"torch.export could not trace {type(model).__name__}: {reason}. Branches on tensor values, `.item()` and "
+            "NumPy code inside forward() are the usual causes; pass the part of the model without them"
+        ) from error
+    return _translate(exported, calls, module_names(model))
+
+
+def _stop_gradients(module: fx.GraphModule) -> None:
+    """Make a no_grad region's results stop the gradient: decomposition would silently make it differentiable."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not _SET_GRAD or node.args[0] is not False:
+            continue
+        for user in list(node.users):
+            with module.graph.inserting_after(user):
+                stopped = module.graph.call_function(torch.ops.aten.detach.default, (user,))
+            stopped.meta = dict(user.meta)
+            user.replace_all_uses_with(stopped, delete_user_cb=lambda use, keep=stopped: use is not keep)
+    module.recompile()
+
+
+def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) -> Program:
+    held = {**exported.state_dict, **exported.constants}
+    sources = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    steps: list[Step] = []
+    constants: dict[int, Tensor] = {}
+    where: dict[fx.Node, int] = {}
+    layers: dict[str, int] = {}
+    paths: list[str] = []
+    inputs: list[int] = []
+    outputs: list[int] = []
+
+    def template(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return Ref(where[value])
+        if isinstance(value, (list, tuple)):
+            return type(value)(template(item) for item in value) if type(value) in (list, tuple) else list(map(template, value))
+        if isinstance(value, dict):
+            return {key: template(item) for key, item in value.items()}
+        return value
+
+    order: list[tuple[str, int]] = []  # (layer name, number of steps when its call ended)
+    for node in exported.graph.nodes:
+        if node.op == "output":
+            outputs = list(references(template(node.args[0])))
+            continue
+        if node.target is MARK:
+            source, name = node.args
+            where[node] = where[source]
+            path, _, number = name.rpartition("#")
+            name = name if calls[path] > 1 else path
+            layers[name] = where[source]
+            order.append((name, len(steps)))
+            continue
+        index = len(steps)
+        where[node] = index
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        paths.append(re.sub(r"@\d+$", "", stack[-1][0]) if stack else "")
+        if node.op == "placeholder":
+            spec = sources[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                inputs.append(index)
+                steps.append(Step(index, node.name, "input"))
+            else:
+                constants[index] = held[spec.target]
+                steps.append(Step(index, node.name, "constant"))
+        elif node.op == "get_attr":
+            constants[index] = getattr(exported.graph_module, node.target)
+            steps.append(Step(index, node.name, "constant"))
+        else:
+            steps.append(Step(index, node.name, "call", node.target, template(tuple(node.args)),
+                              template(dict(node.kwargs)), source=_source(node)))
+    _name_steps(steps, paths, order)
+    active = _active(steps, inputs)
+    outputs = [index for index in outputs if index in active]
+    if len(outputs) != 1:
+        raise CaptureError(f"the model returns {len(outputs)} tensors that depend on its input; SpecXAI explains one. "
+                           "Wrap the model in a module whose forward() returns the tensor of interest")
+    return Program(tuple(steps), constants, inputs[0], outputs[0],
+                   {name: index for name, index in layers.items() if index in active}, modules, frozenset(active))
+
+
+def _name_steps(steps: list[Step], paths: list[str], order: list[tuple[str, int]]) -> None:
+    """Give each call the layer name of its module call: the first mark of its path at or after the step."""
+    for position, step in enumerate(steps):
+        if step.kind != "call":
+            continue
+        path = paths[position]
+        names = (name for name, end in order
+                 if end > position and path and (name == path or name.rpartition("#")[0] == path))
+        steps[position] = Step(step.index, step.name, step.kind, step.target, step.args, step.kwargs,
+                               next(names, path or step.name), step.source)
+
+
+def _active(steps: list[Step], inputs: list[int]) -> set[int]:
+    active = set(inputs)
+    for step in steps:
+        if any(index in active for index in references((step.args, dict(step.kwargs)))):
+            active.add(step.index)
+    return active
+
+
+def _source(node: fx.Node) -> str:
+    """The line of the model's own code that made the node, as 'file:line'."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{found[-1][0]}:{found[-1][1]}" if found else ""

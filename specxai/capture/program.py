@@ -1,0 +1,128 @@
+"""The captured program: a flat list of ATen steps, run one after the other."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specxai.errors import LayerError
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands in a step's arguments for the value of step `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value of the program.
+
+    kind      "input", "constant" or "call"
+    target    the ATen overload (or `operator.getitem`) of a call
+    args      its arguments, values of other steps as `Ref`
+    layer     name of the innermost module call it belongs to, else its own node name
+    source    file and line in the model's code, where known
+    """
+
+    index: int
+    name: str
+    kind: str
+    target: Any = None
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    layer: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in execution order, the constants, and where each layer's output is.
+
+    layers    layer name -> step of the layer's output; a module called n > 1 times has names `relu#1` … `relu#n`
+    modules   id of a module object -> its dotted names
+    active    steps whose value depends on the input
+    """
+
+    steps: tuple[Step, ...]
+    constants: Mapping[int, Tensor]
+    input: int
+    output: int
+    layers: Mapping[str, int]
+    modules: Mapping[int, tuple[str, ...]]
+    active: frozenset[int]
+
+    def run(self, x: Tensor, replace: Mapping[int, Tensor] | None = None) -> list[Any]:
+        """Every step's value at x; `replace` puts given values in the place of computed ones.
+
+        A value nobody needs any more is still kept: linearisation reads most of them.
+        """
+        replace = replace or {}
+        values: list[Any] = [None] * len(self.steps)
+        for step in self.steps:
+            if step.index in replace:
+                values[step.index] = replace[step.index]
+            elif step.kind == "input":
+                values[step.index] = x
+            elif step.kind == "constant":
+                values[step.index] = self.constants[step.index]
+            else:
+                args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
+                values[step.index] = step.target(*args, **kwargs)
+        return values
+
+    def layer(self, layer: str | torch.nn.Module) -> tuple[str, int]:
+        """(name, step) of a layer given by dotted name or by module object.
+
+        Raises LayerError, naming near misses or, for a module called several times, its numbered names.
+        """
+        if isinstance(layer, torch.nn.Module):
+            names = [n for n in self.modules.get(id(layer), ()) if n in self.layers or self._calls(n)]
+            if not names:
+                raise LayerError(f"this {type(layer).__name__} is not a layer of the captured model (or its output is "
+                                 "no tensor that depends on the input); give a module of the same model object")
+            layer = names[0]
+        if layer in self.layers:
+            return layer, self.layers[layer]
+        if calls := self._calls(layer):
+            raise LayerError(f"layer {layer!r} is called {len(calls)} times; name one of {', '.join(calls)}")
+        import difflib
+
+        near = difflib.get_close_matches(str(layer), self.layers, n=5) or list(self.layers)[:8]
+        raise LayerError(f"no layer {layer!r} in this model; did you mean {', '.join(near)}? "
+                         f"`.layers` lists all {len(self.layers)}")
+
+    def _calls(self, name: str) -> list[str]:
+        return [known for known in self.layers if known.rpartition("#")[0] == name]
+
+
+def substitute(template: Any, values: list[Any]) -> Any:
+    """The argument template with every `Ref` replaced by its value."""
+    if isinstance(template, Ref):
+        return values[template.index]
+    if isinstance(template, (list, tuple)):
+        return type(template)(substitute(item, values) for item in template)
+    if isinstance(template, dict):
+        return {key: substitute(item, values) for key, item in template.items()}
+    return template
+
+
+def references(template: Any) -> Iterator[int]:
+    """Steps referred to by an argument template."""
+    if isinstance(template, Ref):
+        yield template.index
+    elif isinstance(template, (list, tuple)):
+        for item in template:
+            yield from references(item)
+    elif isinstance(template, dict):
+        yield from references(list(template.values()))
+
+
+def is_getitem(step: Step) -> bool:
+    return step.target is operator.getitem

@@ -1,0 +1,13 @@
+"""Errors that name a cause and a remedy."""
+
+
+class SpecXAIError(Exception):
+    """Base of the errors that this library raises for what only it can know."""
+
+
+class CaptureError(SpecXAIError):
+    """The model could not be captured as a graph, or the graph does not reproduce the model."""
+
+
+class LayerError(SpecXAIError, ValueError):
+    """A layer name or module object that names no layer, or more than one."""

@@ -1,0 +1,106 @@
+"""Activations, eqs. (14)-(15): a slope per unit, and the gate that says which linear piece it is on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from specxai.rules.base import Gate, LinearNode, Site, rule
+from specxai.rules.elementwise import diagonal
+
+
+@rule("relu.default")
+def relu(site: Site) -> LinearNode:
+    return _pieces(site, [0.0], [0.0, 1.0])
+
+
+@rule("leaky_relu.default")
+def leaky_relu(site: Site) -> LinearNode:
+    return _pieces(site, [0.0], [site.arg(1, "negative_slope", 0.01), 1.0])
+
+
+@rule("prelu.default", "_prelu_kernel.default")
+def prelu(site: Site) -> LinearNode | None:
+    if not site.only(0):
+        return None
+    z, weight = site.args[:2]
+    if weight.numel() > 1 and z.ndim > 1:
+        weight = weight.reshape(1, -1, *(1,) * (z.ndim - 2))
+    return _pieces(site, [0.0], [weight.detach(), 1.0])
+
+
+@rule("hardtanh.default", "clamp.default", "relu6.default", "clamp_min.default", "clamp_max.default")
+def hardtanh(site: Site) -> LinearNode | None:
+    name = str(site.step.target)
+    if "relu6" in name:
+        low, high = 0.0, 6.0
+    elif "clamp_min" in name:
+        low, high = site.args[1], None
+    elif "clamp_max" in name:
+        low, high = None, site.args[1]
+    else:
+        hard = "hardtanh" in name
+        low, high = site.arg(1, "min", -1.0 if hard else None), site.arg(2, "max", 1.0 if hard else None)
+        if hard:
+            low, high = site.arg(1, "min_val", -1.0), site.arg(2, "max_val", 1.0)
+    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
+    # torch's clamp passes the gradient at the bounds, hardtanh does not.
+    return _pieces(site, [low, high], [0.0, 1.0, 0.0], closed="clamp" in name)
+
+
+@rule("abs.default")
+def absolute(site: Site) -> LinearNode:
+    return _pieces(site, [0.0], [-1.0, 1.0])
+
+
+@rule("hardsigmoid.default")
+def hardsigmoid(site: Site) -> LinearNode:
+    return _pieces(site, [-3.0, 3.0], [0.0, 1 / 6, 0.0])
+
+
+@rule("sigmoid.default", "tanh.default", "silu.default", "gelu.default", "elu.default", "softplus.default",
+      "hardswish.default", "mish.default", "exp.default", "log.default", "sqrt.default", "rsqrt.default",
+      "pow.Tensor_Scalar", "reciprocal.default", "erf.default", "selu.default", "log_sigmoid.default", "celu.default",
+      "sin.default", "cos.default")
+def smooth(site: Site) -> LinearNode | None:
+    """tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope σ(z)/z, no offset, where z is not 0."""
+    if not site.only(0):
+        return None
+    z = site.args[0].detach()
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        value = site.step.target(leaf, *site.args[1:], **site.kwargs)
+        slope = torch.autograd.grad(value.sum(), leaf)[0]
+    value = value.detach()
+    offset = value - slope * z
+    if site.policy == "frozen":
+        slope = torch.where(z == 0, slope, value / z)
+        offset = torch.where(z == 0, offset, torch.zeros_like(offset))
+    return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
+
+
+def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = False) -> LinearNode:
+    """A piecewise-linear activation: `slopes[i]` between breaks i−1 and i.
+
+    Both gate policies coincide here.  `closed`: a value on a break belongs to the inner piece.
+    """
+    z, value = site.args[0].detach(), site.value.detach()
+    above = [z > b for b in breaks]
+    if len(breaks) == 2:
+        above = [z >= breaks[0], z > breaks[1]] if closed else [z > breaks[0], z >= breaks[1]]
+    pattern = sum(mask.to(torch.int8) for mask in above)
+    slope = torch.zeros_like(z)
+    for piece, at in enumerate(slopes):
+        slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
+    offset = value - slope * z if len(breaks) == 2 else None
+    edges = torch.tensor([-math.inf, *breaks, math.inf], dtype=z.dtype, device=z.device)
+
+    def crossing(direction: Tensor) -> Tensor:
+        up, down = edges[pattern.long() + 1], edges[pattern.long()]
+        edge = torch.where(direction > 0, up, down)
+        time = ((edge - z) / direction).clamp_min(0)
+        return torch.where(direction == 0, math.inf, time)
+
+    return diagonal(site, slope, offset, gate=Gate(site.ref(0), pattern, crossing))

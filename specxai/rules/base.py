@@ -1,0 +1,150 @@
+"""What a rule is: it turns one ATen call at its value into a linear node.
+
+A node is z = Σ_i A_i z_i + offset over the values z_i that depend on the input.  Each A_i acts on blocks of k probes: a
+block at a value of shape S is a tensor (k, *S).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specxai.capture.program import Ref, Step
+
+Block = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A_i and its adjoint: `apply` (k, *S_i) -> (k, *S), `adjoint` (k, *S) -> (k, *S_i)."""
+
+    input: int
+    apply: Block
+    adjoint: Block
+    flops: int = 0  # of one probe, a multiply-add counted as two
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The state of a non-linearity at x.
+
+    pattern   which linear piece each unit is on (any integer code), None for a smooth gate
+    crossing  direction dz (*S_in) -> smallest t > 0 per unit at which z + t dz leaves its piece, inf for never
+    input     the step whose value z is gated
+    """
+
+    input: int
+    pattern: Tensor | None
+    crossing: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class DenseStage:
+    """y = W z with z the last axis: what a compiled backend may run instead of the terms."""
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class LinearNode:
+    """One linear node: the terms, its own offset (None for zero), and the gate if it is a non-linearity.
+
+    dense     set for a fully connected stage
+    generic   the op's name where no rule exists and torch differentiates it
+    resets    a later product is not 'gated' by what lies before this node (convolution, linear)
+    """
+
+    terms: tuple[Term, ...]
+    offset: Tensor | None = None
+    gate: Gate | None = None
+    dense: DenseStage | None = None
+    generic: str = ""
+    resets: bool = False
+    scale: Tensor | None = None  # set where the node is diagonal
+
+    @property
+    def flops(self) -> int:
+        return sum(term.flops for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call at one x: what a rule sees.
+
+    args, kwargs   the call's arguments as values
+    refs           the same positions, `Ref` where the value depends on x and else None
+    value          the call's result (of output `output` for calls that return several)
+    policy         "tangent" or "frozen"
+    gated          steps that went through a non-linearity since the last weighted layer
+    """
+
+    step: Step
+    args: tuple
+    kwargs: dict[str, Any]
+    value: Tensor
+    policy: str
+    active: frozenset[int]
+    output: int = 0
+    gated: frozenset[int] = field(default_factory=frozenset)
+
+    def ref(self, position: int) -> int | None:
+        """Step of argument `position` where it depends on x, else None."""
+        if position >= len(self.step.args):
+            return None
+        argument = self.step.args[position]
+        return argument.index if isinstance(argument, Ref) and argument.index in self.active else None
+
+    def only(self, position: int = 0) -> bool:
+        """Does the call depend on x through argument `position` alone?"""
+        from specxai.capture.program import references
+
+        mine = self.ref(position)
+        used = [i for i in references((self.step.args, dict(self.step.kwargs))) if i in self.active]
+        return mine is not None and used == [mine]
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+Rule = Callable[[Site], LinearNode | None]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen overloads, written as "relu.default".
+
+    A rule may return None for arguments that it does not cover: the generic node then takes the call.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+            if operator is not None:  # an overload that this torch does not have needs no rule
+                RULES[operator] = function
+        return function
+
+    return register
+
+
+def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, **node: Any) -> LinearNode:
+    """A node with the single term A at argument `position`."""
+    return LinearNode((Term(site.ref(position), apply, adjoint, flops),), **node)
+
+
+def expand_to(block: Tensor, shape: torch.Size) -> Tensor:
+    """A block (k, *s) broadcast to (k, *shape) as torch broadcasts s to shape."""
+    missing = len(shape) - (block.ndim - 1)
+    return block.reshape(block.shape[0], *(1,) * missing, *block.shape[1:]).expand(block.shape[0], *shape)
+
+
+def sum_to(block: Tensor, shape: torch.Size) -> Tensor:
+    """The adjoint of `expand_to`: a block (k, *S) summed to (k, *shape)."""
+    return block.sum_to_size(block.shape[0], *(1,) * (block.ndim - 1 - len(shape)), *shape).reshape(
+        block.shape[0], *shape)

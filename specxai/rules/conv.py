@@ -1,0 +1,87 @@
+"""Convolutions, eqs. (10)-(11): 1-d to 3-d, grouped, dilated, strided, transposed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specxai.rules.base import LinearNode, Site, one, rule
+
+
+@rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
+def convolution(site: Site) -> LinearNode | None:
+    weight = site.args[1]
+    dims = weight.ndim - 2
+    stride = _tuple(site.arg(3, "stride", 1), dims)
+    dilation = _tuple(site.arg(5, "dilation", 1), dims)
+    padding, extra = _padding(site.arg(4, "padding", 0), weight, dilation, dims)
+    return _node(site, stride, padding, dilation, False, (0,) * dims, site.arg(6, "groups", 1), extra)
+
+
+@rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def transposed(site: Site) -> LinearNode | None:
+    dims = site.args[1].ndim - 2
+    return _node(site, _tuple(site.arg(3, "stride", 1), dims), _tuple(site.arg(4, "padding", 0), dims),
+                 _tuple(site.arg(7, "dilation", 1), dims), True, _tuple(site.arg(5, "output_padding", 0), dims),
+                 site.arg(6, "groups", 1))
+
+
+@rule("convolution.default")
+def general(site: Site) -> LinearNode | None:
+    _, _, _, stride, padding, dilation, is_transposed, output_padding, groups = site.args
+    dims = site.args[1].ndim - 2
+    return _node(site, *(_tuple(v, dims) for v in (stride, padding, dilation)), is_transposed,
+                 _tuple(output_padding, dims), groups)
+
+
+def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, groups, extra=None):
+    if not site.only(0):
+        return None  # a kernel that depends on x is bilinear
+    z, weight, bias = site.args[0], site.args[1], site.arg(2, "bias")
+    dims = weight.ndim - 2
+    # `extra` is the asymmetric part of padding="same" with an even kernel.
+    inner = z.shape[-dims - 1:] if extra is None else torch.Size(
+        [z.shape[-dims - 1], *(n + before + after for n, (before, after) in zip(z.shape[-dims:], extra, strict=True))])
+
+    def apply(block: Tensor) -> Tensor:
+        planes = block.reshape(-1, *z.shape[-dims - 1:])
+        if extra is not None:
+            planes = F.pad(planes, [v for pair in reversed(extra) for v in pair])
+        out = torch.ops.aten.convolution(planes, weight, None, stride, padding, dilation, is_transposed,
+                                         output_padding, groups)
+        return out.reshape(block.shape[0], *site.value.shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        planes = block.reshape(-1, *site.value.shape[-dims - 1:])
+        like = planes.new_empty(1).expand(planes.shape[0], *inner)  # only its shape is read
+        grad = torch.ops.aten.convolution_backward(planes, like, weight, None, stride, padding, dilation,
+                                                   is_transposed, output_padding, groups, (True, False, False))[0]
+        if extra is not None:
+            for axis, (before, _) in enumerate(extra):
+                grad = grad.narrow(2 + axis, before, z.shape[-dims + axis])
+        return grad.reshape(block.shape[0], *z.shape)
+
+    offset = None
+    if bias is not None:
+        offset = bias.detach().reshape(-1, *(1,) * dims).expand(site.value.shape)
+    sites = (z if is_transposed else site.value).shape[-dims:].numel() * (z.shape[0] if z.ndim == dims + 2 else 1)
+    return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True)
+
+
+def _tuple(value, dims: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)
+
+
+def _padding(padding, weight: Tensor, dilation, dims: int):
+    """(symmetric padding, extra asymmetric padding or None) for numbers and for "same" and "valid"."""
+    if padding == "valid":
+        return (0,) * dims, None
+    if padding != "same":
+        return _tuple(padding, dims), None
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return tuple(total // 2 for total in totals), None
+    return (0,) * dims, [(total // 2, total - total // 2) for total in totals]

@@ -1,0 +1,95 @@
+"""Sums, differences, products, quotients: identity and diagonal terms; residual adds; bilinear products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum_to
+
+
+def diagonal(site: Site, scale: Tensor, offset: Tensor | None, *, position: int = 0, **node) -> LinearNode:
+    """z ↦ scale · z + offset, `scale` broadcast against the value."""
+    term = scaled(site, position, scale)
+    return LinearNode((term,), offset=offset, scale=scale, **node)
+
+
+def scaled(site: Site, position: int, scale: Tensor | float) -> Term:
+    """The term z ↦ scale · z with torch's broadcasting; `scale` is constant."""
+    shape, own = site.value.shape, site.args[position].shape
+    plain = not isinstance(scale, Tensor) and scale == 1
+
+    def apply(block: Tensor) -> Tensor:
+        block = block if own == shape else expand_to(block, shape)
+        return block if plain else block * scale
+
+    def adjoint(block: Tensor) -> Tensor:
+        block = block if plain else block * scale
+        return block if own == shape else sum_to(block, own)
+
+    return Term(site.ref(position), apply, adjoint, 0 if plain else site.value.numel())
+
+
+@rule("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Scalar", "rsub.Tensor")
+def add(site: Site) -> LinearNode | None:
+    """z₁ + α z₂: a constant operand is an offset, two that depend on x are a residual add (12)."""
+    alpha = site.kwargs.get("alpha", site.args[2] if len(site.args) > 2 else 1)
+    name = str(site.step.target)
+    signs = (1, alpha) if "add" in name else (-alpha, 1) if "rsub" in name else (1, -alpha)
+    terms, offset = [], None
+    for position, sign in enumerate(signs):
+        if site.ref(position) is not None:
+            terms.append(scaled(site, position, sign))
+        else:
+            constant = torch.as_tensor(site.args[position], dtype=site.value.dtype, device=site.value.device).detach()
+            offset = (sign * constant).expand(site.value.shape)
+    return LinearNode(tuple(terms), offset=offset)
+
+
+@rule("mul.Tensor", "mul.Scalar")
+def mul(site: Site) -> LinearNode | None:
+    if site.ref(0) is None or site.ref(1) is None:
+        position = 0 if site.ref(0) is not None else 1
+        return LinearNode((scaled(site, position, _constant(site.args[1 - position])),))
+    left, right = site.args[0].detach(), site.args[1].detach()
+    if site.policy == "frozen":
+        held = [site.ref(p) in site.gated for p in (0, 1)]
+        if any(held):
+            # Where both went through a non-linearity, the left factor is the one held.
+            position = 1 if held[0] else 0
+            return LinearNode((scaled(site, position, site.args[1 - position].detach()),))
+    return LinearNode((scaled(site, 0, right), scaled(site, 1, left)), offset=-site.value)
+
+
+@rule("div.Tensor", "div.Scalar")
+def div(site: Site) -> LinearNode | None:
+    if site.ref(1) is not None:
+        return None
+    return LinearNode((scaled(site, 0, 1 / _constant(site.args[1])),))
+
+
+@rule("neg.default")
+def neg(site: Site) -> LinearNode:
+    return LinearNode((scaled(site, 0, -1.0),))
+
+
+@rule("clone.default", "alias.default", "contiguous.default", "dropout.default", "feature_dropout.default",
+      "lift_fresh_copy.default", "_to_copy.default", "detach_.default", "native_dropout.default")
+def identity(site: Site) -> LinearNode | None:
+    """Copies, and dropout in eval mode; a change of dtype is followed by the adjoint change."""
+    name, dtype = str(site.step.target), site.args[0].dtype
+    if "dropout" in name and site.args[2] is True and site.args[1] > 0:
+        return None
+    if not site.value.is_floating_point() or site.output:
+        return None
+    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype))
+
+
+@rule("detach.default")
+def stop_gradient(site: Site) -> LinearNode:
+    """A frozen factor: no term, the value is a constant offset."""
+    return LinearNode((), offset=site.value.detach())
+
+
+def _constant(value) -> Tensor | float:
+    return value.detach() if isinstance(value, Tensor) else value

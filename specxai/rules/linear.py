@@ -1,0 +1,68 @@
+"""Fully connected maps and products with a constant matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specxai.rules.base import DenseStage, LinearNode, Site, expand_to, one, rule, sum_to
+
+
+@rule("linear.default")
+def linear(site: Site) -> LinearNode | None:
+    if not site.only(0):
+        return None
+    weight = site.args[1]
+    return _dense(site, 0, weight, site.arg(2, "bias"))
+
+
+@rule("addmm.default")
+def addmm(site: Site) -> LinearNode | None:
+    bias, _, matrix = site.args[:3]
+    if not site.only(1) or site.kwargs.get("beta", 1) != 1 or site.kwargs.get("alpha", 1) != 1:
+        return None
+    return _dense(site, 1, matrix.mT, bias)
+
+
+@rule("mm.default", "matmul.default", "bmm.default", "mv.default")
+def matmul(site: Site) -> LinearNode | None:
+    left, right = site.args[:2]
+    if site.only(0) and right.ndim == 2:
+        return _dense(site, 0, right.mT, None)
+    if not (site.only(0) or site.only(1)) or min(left.ndim, right.ndim) < 2:
+        return None  # both sides depend on x: attention, bilinear layers
+    position = 0 if site.only(0) else 1
+    z, constant = (left, right) if position == 0 else (right, left)
+
+    def apply(block: Tensor) -> Tensor:
+        out = torch.matmul(_lift(block, site.value.ndim), constant) if position == 0 else torch.matmul(
+            constant, _lift(block, site.value.ndim))
+        return out.reshape(block.shape[0], *site.value.shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = torch.matmul(block, constant.mT) if position == 0 else torch.matmul(constant.mT, block)
+        return sum_to(out, z.shape)
+
+    flops = 2 * site.value.numel() * z.shape[-1 if position == 0 else -2]
+    return one(site, apply, adjoint, position=position, flops=flops, resets=True)
+
+
+def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:
+    """y = W z + b over the last axis; weight is (out, in)."""
+
+    def apply(block: Tensor) -> Tensor:
+        return (block @ weight.mT).reshape(block.shape[0], *site.value.shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        return (block.reshape(*block.shape[:-1], weight.shape[0]) @ weight).reshape(
+            block.shape[0], *site.args[position].shape)
+
+    offset = None if bias is None else bias.detach().expand(site.value.shape)
+    flops = 2 * site.args[position].numel() * weight.shape[0]
+    return one(site, apply, adjoint, position=position, offset=offset, flops=flops, resets=True,
+               dense=DenseStage(weight))
+
+
+def _lift(block: Tensor, ndim: int) -> Tensor:
+    """Broadcasting batch axes line up behind the probe axis."""
+    return expand_to(block, torch.Size((1,) * (ndim - block.ndim + 1) + tuple(block.shape[1:])))

@@ -1,0 +1,115 @@
+"""Pooling: average pooling is linear, max-pooling is a row index chosen at x."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specxai.rules.base import Gate, LinearNode, Site, one, rule
+
+_WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@rule("max_pool1d.default", "max_pool2d.default", "max_pool3d.default", "max_pool2d_with_indices.default",
+      "max_pool3d_with_indices.default", "max_pool1d_with_indices.default")
+def max_pool(site: Site) -> LinearNode | None:
+    if site.output != 0:
+        return None
+    z = site.args[0].detach()
+    dims = int(str(site.step.target).split("max_pool")[1][0])
+    kernel = _tuple(site.args[1], dims)
+    stride = _tuple(site.arg(2, "stride") or kernel, dims)
+    padding, dilation = (_tuple(site.arg(at, name, default), dims) for at, name, default in
+                         ((3, "padding", 0), (4, "dilation", 1)))
+    ceil_mode = bool(site.arg(5, "ceil_mode", False))
+    _, winners = _WITH_INDICES[dims](z, kernel, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=True)
+
+    def crossing(direction: Tensor) -> Tensor:
+        return _pool_crossing(z, direction, kernel, stride, padding, dilation, winners)
+
+    return _select(site, winners, dims, Gate(site.ref(0), winners, crossing if dims < 3 else None))
+
+
+@rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
+def adaptive_max_pool(site: Site) -> LinearNode | None:
+    if site.output != 0:
+        return None
+    dims = int(str(site.step.target).split("max_pool")[1][0])
+    winners = site.step.target(site.args[0].detach(), *site.args[1:])[1]
+    return _select(site, winners, dims, Gate(site.ref(0), winners, None))
+
+
+def _select(site: Site, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
+    """Row selection: output unit p of a plane is the plane's input unit `winners[p]`."""
+    own, shape = site.args[0].shape, site.value.shape
+    rows = winners.reshape(1, -1, shape[-dims:].numel())
+
+    def apply(block: Tensor) -> Tensor:
+        planes = block.reshape(block.shape[0], -1, own[-dims:].numel())
+        return planes.gather(2, rows.expand(block.shape[0], -1, -1)).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        planes = block.reshape(block.shape[0], -1, rows.shape[2])
+        out = block.new_zeros(block.shape[0], rows.shape[1], own[-dims:].numel())
+        return out.scatter_add_(2, rows.expand(block.shape[0], -1, -1), planes).reshape(block.shape[0], *own)
+
+    return one(site, apply, adjoint, gate=gate, flops=site.value.numel())
+
+
+def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilation, winners: Tensor) -> Tensor:
+    """Smallest t > 0 at which another member of a window reaches its winner: (z_w − z_u) / (dz_u − dz_w)."""
+    dims = len(kernel)
+    out = winners.shape[-dims:]
+    if dims == 1:  # a line is an image of height one
+        z, direction, winners = z.unsqueeze(-2), direction.unsqueeze(-2), winners.unsqueeze(-2)
+        kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+    height, width = z.shape[-2:]
+    planes = winners.reshape(-1, 1, winners.shape[-2:].numel())
+    # Padding, and what ceil_mode reads beyond it, can never win.
+    need = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in
+            zip(winners.shape[-2:], stride, dilation, kernel, strict=True)]
+    pads = (padding[1], max(0, need[1] - width - padding[1]), padding[0], max(0, need[0] - height - padding[0]))
+
+    def windows(values: Tensor, fill: float) -> Tensor:
+        padded = F.pad(values.reshape(-1, 1, height, width), pads, value=fill)[..., :need[0], :need[1]]
+        return F.unfold(padded, kernel, dilation=dilation, stride=stride)
+
+    def of_winner(values: Tensor) -> Tensor:
+        return values.reshape(planes.shape[0], 1, -1).gather(2, planes)
+
+    gap = of_winner(z) - windows(z, -math.inf)
+    gain = windows(direction, 0.0) - of_winner(direction)
+    time = torch.where(gain > 0, gap / gain, math.inf)
+    return time.amin(1).reshape(*winners.shape[:-2], *out)
+
+
+@rule("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default", "adaptive_avg_pool1d.default",
+      "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default", "_adaptive_avg_pool2d.default",
+      "_adaptive_avg_pool3d.default")
+def average_pool(site: Site) -> LinearNode:
+    own, shape = site.args[0].shape, site.value.shape
+    dims = int(str(site.step.target).split("avg_pool")[1][0])
+
+    def pool(planes: Tensor) -> Tensor:
+        return site.step.target(planes, *site.args[1:], **site.kwargs)
+
+    def apply(block: Tensor) -> Tensor:
+        return pool(block.reshape(-1, *own[-dims - 1:])).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        planes = block.reshape(-1, *shape[-dims - 1:])
+        with torch.enable_grad():
+            zero = planes.new_zeros(planes.shape[0], *own[-dims - 1:]).requires_grad_()
+            grad = torch.autograd.grad(pool(zero), zero, planes)[0]
+        return grad.reshape(block.shape[0], *own)
+
+    return one(site, apply, adjoint, flops=site.args[0].numel())
+
+
+def _tuple(value, dims: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)

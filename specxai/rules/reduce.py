@@ -1,0 +1,30 @@
+"""Means and sums over axes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from specxai.rules.base import LinearNode, Site, one, rule
+
+
+@rule("mean.dim", "mean.default", "sum.dim_IntList", "sum.default")
+def reduce(site: Site) -> LinearNode:
+    own, ndim = site.args[0].shape, site.args[0].ndim
+    dims = site.arg(1, "dim") if "default" not in str(site.step.target) else None
+    dims = [dims] if isinstance(dims, int) else list(dims or range(ndim))
+    axes = sorted(d % ndim for d in dims) if ndim else []
+    kept = [1 if axis in axes else size for axis, size in enumerate(own)]
+    count = 1
+    for axis in axes:
+        count *= own[axis]
+    scale = 1 / count if "mean" in str(site.step.target) else 1
+    shape = site.value.shape
+
+    def apply(block: Tensor) -> Tensor:
+        total = block.sum([axis + 1 for axis in axes]) if axes else block
+        return (total * scale).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        return (block * scale).reshape(block.shape[0], *kept).expand(block.shape[0], *own)
+
+    return one(site, apply, adjoint, flops=site.args[0].numel())

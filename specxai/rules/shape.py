@@ -1,0 +1,132 @@
+"""Index maps: views, permutations, slices, concatenation, padding.  No arithmetic, adjoints are the inverse maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specxai.capture.program import Ref
+from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum_to
+
+
+@rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
+      "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "_reshape_alias.default",
+      "view_copy.default")
+def reshape(site: Site) -> LinearNode:
+    own, shape = site.args[0].shape, site.value.shape
+    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own))
+
+
+@rule("permute.default", "transpose.int", "t.default", "numpy_T.default", "mT.default", "movedim.int",
+      "movedim.intlist", "swapaxes.default")
+def permute(site: Site) -> LinearNode:
+    # The call itself, on an array that numbers its axes, tells where each axis goes.
+    shape = site.args[0].shape
+    order = _axis_order(site, len(shape))
+    inverse = [order.index(axis) for axis in range(len(order))]
+    forward, back = [0, *(a + 1 for a in order)], [0, *(a + 1 for a in inverse)]
+    return one(site, lambda b: b.permute(forward), lambda b: b.permute(back))
+
+
+def _axis_order(site: Site, ndim: int) -> list[int]:
+    sizes = torch.empty(tuple(range(2, 2 + ndim)), device="meta")
+    return [size - 2 for size in site.step.target(sizes, *site.args[1:], **site.kwargs).shape]
+
+
+@rule("select.int", "slice.Tensor", "narrow.default", "split.Tensor", "split_with_sizes.default", "chunk.default",
+      "unbind.int", "split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
+      "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
+      "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
+      "unfold.default")
+def gather(site: Site) -> LinearNode | None:
+    """Every output is one of the inputs: the call on the inputs' numbers says which."""
+    if not site.only(0):
+        return None
+    own = site.args[0]
+    numbers = torch.arange(own.numel(), device=own.device).reshape(own.shape)
+    rows = site.step.target(numbers, *site.args[1:], **site.kwargs)
+    rows = (rows[site.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1)
+    shape = site.value.shape
+
+    def apply(block: Tensor) -> Tensor:
+        return block.reshape(block.shape[0], -1).index_select(1, rows).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], own.numel())
+        return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own.shape)
+
+    return one(site, apply, adjoint)
+
+
+@rule("cat.default", "stack.default")
+def concatenate(site: Site) -> LinearNode:
+    """Eq. (13): each part is written to its own rows; parts that do not depend on x are the offset."""
+    parts, templates = site.args[0], site.step.args[0]
+    stacked = "stack" in str(site.step.target)
+    axis = site.arg(1, "dim", 0) % site.value.ndim
+    offset, start, terms = None, 0, []
+    for part, template in zip(parts, templates, strict=True):
+        if part.numel() == 0 and not stacked:
+            continue
+        size = 1 if stacked else part.shape[axis]
+        if isinstance(template, Ref) and template.index in site.active:
+            terms.append(_part(template.index, part.shape, site.value.shape, axis, start, size))
+        else:
+            offset = torch.zeros_like(site.value) if offset is None else offset
+            offset.narrow(axis, start, size).copy_(part.detach().reshape(offset.narrow(axis, start, size).shape))
+        start += size
+    return LinearNode(tuple(terms), offset=offset)
+
+
+def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
+    def apply(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], *shape)
+        rows = out.narrow(axis + 1, start, size)
+        rows.copy_(block.reshape(rows.shape))
+        return out
+
+    def adjoint(block: Tensor) -> Tensor:
+        return block.narrow(axis + 1, start, size).reshape(block.shape[0], *own)
+
+    return Term(index, apply, adjoint)
+
+
+@rule("constant_pad_nd.default", "pad.default")
+def pad(site: Site) -> LinearNode | None:
+    pads = list(site.args[1])
+    value = site.arg(3, "value") if "pad.default" in str(site.step.target) else site.arg(2, "value", 0)
+    if "pad.default" in str(site.step.target) and "constant_pad" not in str(site.step.target) and \
+            site.arg(2, "mode", "constant") != "constant":
+        return gather_padding(site, pads)
+    own = site.args[0].shape
+    back = [-amount for amount in pads]
+    offset = F.pad(torch.zeros_like(site.args[0]), pads, value=value) if value else None
+    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back).reshape(b.shape[0], *own), offset=offset)
+
+
+@rule("reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
+      "replication_pad2d.default")
+def copy_pad(site: Site) -> LinearNode:
+    return gather_padding(site, None)
+
+
+def gather_padding(site: Site, pads) -> LinearNode:
+    """Reflection, replication, circular: each output is one of the inputs, found on the inputs' numbers."""
+    own = site.args[0]
+    # These calls take floating-point numbers only; float64 counts exactly to 2^53.
+    numbers = torch.arange(own.numel(), device=own.device, dtype=torch.float64).reshape(own.shape)
+    rows = site.step.target(numbers, *site.args[1:], **site.kwargs).long().reshape(-1)
+    shape = site.value.shape
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], own.numel())
+        return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own.shape)
+
+    return one(site, lambda b: b.reshape(b.shape[0], -1)[:, rows].reshape(b.shape[0], *shape), adjoint)
+
+
+@rule("expand.default", "broadcast_to.default", "expand_copy.default")
+def expand(site: Site) -> LinearNode:
+    own, shape = site.args[0].shape, site.value.shape
+    return one(site, lambda b: expand_to(b, shape), lambda b: sum_to(b, own))

@@ -1,0 +1,74 @@
+"""Which solver: by counted cost, in floating-point operations, and by the memory its bases need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specxai.operators import LinearOperator
+from specxai.svd.exact import useful_cut
+
+__all__ = ["Choice", "choose", "default_basis", "default_block"]
+
+MEMORY = 4 << 30  # bytes of bases a solver may hold before "auto" looks for a smaller one
+# A projected SVD in float64 reaches a small part of the rate of a matrix product; its operations weigh more.
+SVD_WEIGHT = 8
+GUESSED_DEPTH = 6  # bases of about this many times the rank are usual for residuals of 1e-5 λ₁
+GUESSED_RANK = 256  # where only a tolerance is given, nothing is known yet
+
+
+@dataclass(frozen=True)
+class Choice:
+    method: str
+    reason: str
+
+
+def default_block(operator: LinearOperator, rank: int | None) -> int:
+    """16 to 64 columns: wide enough for matrix products to be fast, narrow enough for the depth to do the work."""
+    if operator.device.type == "cuda":
+        return 64
+    return 16 if rank is not None and rank <= 16 else 32
+
+
+def default_basis(rank: int | None, block: int) -> int:
+    """Columns of the Krylov basis before a thick restart."""
+    return max(512, 4 * ((rank or 0) + block))
+
+
+def _orthogonalisation(operator: LinearOperator, q: int) -> int:
+    """Two Gram-Schmidt passes on both sides, and the small SVD."""
+    return 8 * sum(operator.shape) * q**2 + SVD_WEIGHT * 22 * q**3
+
+
+def _exact_cost(operator: LinearOperator, rank: int | None) -> tuple[int, int, int]:
+    """(operations, bytes, width)."""
+    m, n = operator.shape
+    cut = useful_cut(operator)
+    width = min(m, n) if cut is None else cut.width
+    item = 8 if operator.dtype.itemsize == 8 else 4
+    held = (m + n) * width * item + 3 * 8 * width**2
+    rows = max(m, n) if cut is None else m + n
+    kept = min(rank if rank is not None else width, width)
+    operations = (width + 2 * kept) * operator.flops + 8 * rows * width**2 + SVD_WEIGHT * 22 * width**3
+    return operations, held, width
+
+
+def _krylov_cost(operator: LinearOperator, rank: int | None, block: int) -> tuple[int, int]:
+    wanted = rank if rank is not None else GUESSED_RANK
+    q = min(GUESSED_DEPTH * (wanted + block), *operator.shape)
+    operations = (2 * q + 2 * wanted + 32) * operator.flops + _orthogonalisation(operator, q)
+    return operations, 2 * sum(operator.shape) * q * operator.dtype.itemsize
+
+
+def choose(operator: LinearOperator, rank: int | None, tol: float | None, block: int) -> Choice:
+    """The cheapest solver that fits; exact where neither rank nor tolerance is given."""
+    operations, held, width = _exact_cost(operator, rank)
+    what = f"{width}-wide cut"
+    if rank is None and tol is None:
+        return Choice("exact", f"every triplet asked for; {what}")
+    other, basis = _krylov_cost(operator, rank, block)
+    costs = f"exact {operations:.2g} FLOPs through a {what}, Krylov about {other:.2g}"
+    if operations <= other and held <= MEMORY:
+        return Choice("exact", costs)
+    if basis > MEMORY and rank is not None:
+        return Choice("subspace", f"{costs}; a Krylov basis of {basis / 2**30:.1f} GiB is too large")
+    return Choice("krylov", costs)

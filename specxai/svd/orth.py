@@ -1,0 +1,103 @@
+"""Orthonormal bases of tall blocks: CholeskyQR2 with a double-precision Gram matrix, and Householder where it fails.
+
+X (m, b) = Q C.  CholeskyQR is one Gram matrix and one triangular solve, matrix products throughout; a second pass
+brings the orthogonality down to the working precision (Yamamoto et al. 2015), a shift with a third pass carries it
+through where the Gram matrix is not numerically definite (Fukaya et al. 2020, arXiv 1809.11085).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["extend", "gram", "range_basis", "tall_qr"]
+
+# Rows taken to double precision at a time, so that the Gram matrix never needs a copy of the whole block.
+ROWS = 1 << 16
+
+
+def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
+    """Xᵀ Y (Xᵀ X without Y), accumulated in float64 on the device of X."""
+    Y = X if Y is None else Y
+    total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
+    for start in range(0, X.shape[0], ROWS):
+        left = X[start : start + ROWS].double()
+        right = left if Y is X else Y[start : start + ROWS].double()
+        total.addmm_(left.mT, right)
+    return total
+
+
+def tall_qr(X: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (m, min(m, b)) with orthonormal columns in X's dtype, and C (min(m, b), b) in float64, with X = Q C."""
+    m, b = X.shape
+    if b == 0 or m == 0:
+        return X.new_zeros(m, 0), torch.zeros(0, b, dtype=torch.float64, device=X.device)
+    factors = _cholesky_qr(X) if b <= m else None
+    if factors is not None:
+        return factors
+    Q, C = torch.linalg.qr(X)
+    return Q, C.double()
+
+
+def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
+    """CholeskyQR2, or its shifted three-pass form; None where the result is not orthonormal."""
+    m, b = X.shape
+    unit = torch.eye(b, dtype=torch.float64, device=X.device)
+    accepted = 16 * torch.finfo(X.dtype).eps * b**0.5
+    Q, C, passes = X, unit, 2
+    for step in range(4):
+        G = gram(Q)
+        if not torch.isfinite(G).all():
+            return None
+        if step >= passes and torch.linalg.norm(G - unit) <= accepted:
+            return Q, C
+        if step >= passes:
+            return None
+        L, failed = torch.linalg.cholesky_ex(G)
+        if failed and step == 0:
+            # Fukaya et al., eq. 4.1, with the unit roundoff of the Gram matrix' own precision.
+            shift = 11 * (m * b + b * (b + 1)) * torch.finfo(torch.float64).eps / 2 * G.diagonal().max()
+            L, failed = torch.linalg.cholesky_ex(G + shift * unit)
+            passes = 3
+        if failed:
+            return None
+        Q = torch.linalg.solve_triangular(L.mT.to(X.dtype), Q, upper=True, left=False)
+        C = L.mT @ C
+    return None
+
+
+def range_basis(X: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Basis Q (m, r) of the directions of X with singular value above `floor`, and C (r, b) with X ≈ Q C.
+
+    What is dropped has spectral norm at most `floor`.
+    """
+    Q, C = tall_qr(X)
+    A, s, Bt = small_svd(C)
+    r = int((s > floor).sum())
+    if r == X.shape[1]:
+        return Q, C
+    return Q @ A[:, :r].to(Q.dtype), s[:r, None] * Bt[:r]
+
+
+def extend(basis: Tensor, X: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of X outside an orthonormal `basis` (m, q): new Q (m, r), H (q, b), C (r, b), X ≈ basis H + Q C.
+
+    Block classical Gram-Schmidt, twice.  The second projection acts on the unit columns of the first, so that a
+    nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).
+    """
+    H = (basis.mT @ X).double()
+    Q, C = range_basis(X - basis @ H.to(X.dtype), floor)
+    H2 = (basis.mT @ Q).double()
+    # A unit column that loses half of itself here was rounding noise, not a new direction.
+    Q, C2 = range_basis(Q - basis @ H2.to(X.dtype), 0.5)
+    return Q, H + H2 @ C, C2 @ C
+
+
+def small_svd(T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD of a projected matrix in float64; the factors lie on T's device.
+
+    On the CPU up to size 1500, where LAPACK beats a GPU.
+    """
+    there = T.device if min(T.shape) > 1500 else "cpu"
+    A, s, Bt = torch.linalg.svd(T.detach().to(there, torch.float64), full_matrices=False)
+    return A.to(T.device), s.to(T.device), Bt.to(T.device)

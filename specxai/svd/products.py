@@ -1,0 +1,85 @@
+"""The operator as the solvers see it: every column counted, every step shown, the probes drawn on the CPU."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from specxai.operators import LinearOperator
+
+__all__ = ["Counted", "ProgressBar", "gaussian"]
+
+
+class Counted(LinearOperator):
+    """An operator that counts the columns sent through it and moves a progress bar."""
+
+    def __init__(self, operator: LinearOperator, bar: ProgressBar) -> None:
+        super().__init__(operator.shape, operator.dtype, operator.device)
+        self.operator = operator
+        self.bar = bar
+        self.products = 0
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        Y = self.operator.matmat(X)
+        self.add(X.shape[1])
+        return Y
+
+    def _rmatmat(self, Y: Tensor) -> Tensor:
+        X = self.operator.rmatmat(Y)
+        self.add(Y.shape[1])
+        return X
+
+    def add(self, columns: int) -> None:
+        self.products += columns
+        self.bar.update(columns)
+
+    @property
+    def flops(self) -> int:
+        return self.operator.flops
+
+    def narrowest_cut(self):
+        return self.operator.narrowest_cut()
+
+
+class ProgressBar:
+    """A tqdm bar on stderr that shows itself after two seconds and never brings the computation down.
+
+    shown: True or False forces it; None shows it where stderr is a terminal.
+    """
+
+    def __init__(self, shown: bool | None) -> None:
+        self.bar = None
+        if shown is None:
+            try:
+                shown = sys.stderr.isatty()
+            except (AttributeError, ValueError):  # no stderr, or a closed one
+                shown = False
+        if shown:
+            from tqdm.auto import tqdm
+
+            self._quietly(lambda: setattr(self, "bar", tqdm(desc="svd", unit=" products", delay=2, leave=False)))
+
+    def update(self, columns: int) -> None:
+        if self.bar is not None:
+            self._quietly(lambda: self.bar.update(columns))
+
+    def describe(self, text: str) -> None:
+        if self.bar is not None:
+            self._quietly(lambda: self.bar.set_postfix_str(text, refresh=False))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self._quietly(self.bar.close)
+
+    def _quietly(self, action) -> None:
+        try:
+            action()
+        except (OSError, ValueError, AttributeError):  # the stream went away while we worked
+            self.bar = None
+
+
+def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOperator) -> Tensor:
+    """Standard normal block (rows, columns), drawn on the CPU in float32: the same on every device and dtype."""
+    return torch.randn(columns, rows, generator=generator).T.to(like.device, like.dtype).contiguous()

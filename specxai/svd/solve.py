@@ -1,0 +1,130 @@
+"""`svd`: checks its arguments once, picks a solver, runs it under a progress bar."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from specxai.operators import LinearOperator
+from specxai.svd.auto import Choice, choose, default_basis, default_block
+from specxai.svd.exact import exact
+from specxai.svd.krylov import krylov
+from specxai.svd.products import Counted, ProgressBar
+from specxai.svd.result import SVDResult
+from specxai.svd.subspace import subspace
+
+__all__ = ["METHODS", "svd"]
+
+METHODS = ("auto", "exact", "krylov", "subspace")
+DEFAULT_TOLERANCE = 1e-5  # of a residual, relative to λ₁, where a rank but no tolerance is given
+
+
+def svd(
+    operator: LinearOperator,
+    rank: int | None = None,
+    tol: float | None = None,
+    method: str = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    *,
+    block_size: int | None = None,
+    max_basis: int | None = None,
+    max_products: int | None = None,
+    start: Tensor | None = None,
+) -> SVDResult:
+    """Certified singular value decomposition R ≈ U diag(S) Vᵀ of an operator (m, n).
+
+    Args:
+        operator: any `specxai.operators.LinearOperator`.
+        rank: how many triplets; None for as many as `tol` needs, or all.  Clipped to min(m, n).
+        tol: with a rank, every residual is brought to tol · λ₁ (default 1e-5; "exact" is exact anyway).  Without one,
+            the rank grows until the bound of ‖R − U S Vᵀ‖_F is at most tol · ‖R‖_F.  Rounding in the operator's dtype
+            limits both.  Neither rank nor tol: all triplets, by "exact".
+        method: "auto" (by counted cost), "exact", "krylov" or "subspace".
+        seed: of the random probes; same seed, same machine, same result, bit for bit.
+        progress: True or False forces the bar; None shows it on terminals, on runs longer than two seconds.
+        block_size: columns of a Krylov block, or oversampling columns of subspace iteration.
+        max_basis: columns of the Krylov basis before a restart.
+        max_products: columns after which a solver gives up; the result then says `converged=False`.
+        start: (n, j) right vectors to begin from, as a neighbour's V.  Speeds up, changes nothing else.
+
+    Returns:
+        `SVDResult`: U (m, k), S (k,), V (n, k), residuals, error and how they were found.  λ descending; signs are
+        as the solver left them, the spectral layer fixes them.
+
+    Raises:
+        TypeError: operator is no LinearOperator.
+        ValueError: an argument out of range, or an operator whose products are not finite.
+
+    Example:
+        >>> import torch, specxai
+        >>> from specxai.operators import DenseOperator
+        >>> R = DenseOperator(torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0])))
+        >>> result = specxai.svd(R)
+        >>> [round(float(value), 5) for value in result.S], result.method
+        ([3.0, 2.0, 1.0], 'exact')
+        >>> specxai.svd(R, rank=1).error >= 5**0.5
+        True
+    """
+    rank, max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, start)
+    block = block_size or default_block(operator, rank)
+    if method != "auto":
+        choice = Choice(method, "asked for")
+    elif 0 in operator.shape:
+        choice = Choice("exact", "an empty operator")
+    else:
+        choice = choose(operator, rank, tol, block)
+    if 0 in operator.shape:
+        choice = Choice("exact", choice.reason)  # there is nothing to probe
+    settings = {"rank": rank, "tol": tol, "block_size": block, "reason": choice.reason}
+    bar = ProgressBar(progress)
+    counted = Counted(operator, bar)
+    try:
+        if choice.method == "exact":
+            return exact(counted, rank, tol, seed=seed, settings=settings)
+        # All triplets by iteration: the basis grows until the range is exhausted.
+        target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
+        limit = max_products or 8 * min(operator.shape) + 1000
+        settings |= {"tol": target}
+        if choice.method == "subspace":
+            return subspace(
+                counted, rank, target, oversampling=block, max_products=limit, seed=seed, start=start, settings=settings
+            )
+        basis = max_basis or default_basis(rank, block)
+        return krylov(
+            counted, rank, target, block=block, max_basis=basis, max_products=limit, seed=seed, start=start,
+            settings={**settings, "max_basis": basis},
+        )  # fmt: skip
+    finally:
+        bar.close()
+
+
+def _checked(operator, rank, tol, method, seed, block_size, max_basis, start) -> tuple[int | None, int | None]:
+    if not isinstance(operator, LinearOperator):
+        raise TypeError(
+            f"svd needs a specxai.operators.LinearOperator, got {type(operator).__name__}; "
+            "wrap a matrix as DenseOperator(matrix)"
+        )
+    if operator.dtype.itemsize < 4:
+        raise ValueError(f"svd works in float32 or float64, got {operator.dtype}; cast the model with .float()")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank must be a positive integer, or None for all; got {rank!r}")
+    if tol is not None and not (isinstance(tol, int | float) and math.isfinite(tol) and 0 <= tol < 1):
+        raise ValueError(f"tol is relative and must lie in [0, 1), or be None; got {tol!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
+    for name, value in (("block_size", block_size), ("max_basis", max_basis)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, or None for the default; got {value!r}")
+    if start is not None and (start.ndim != 2 or start.shape[0] != operator.shape[1]):
+        raise ValueError(f"start must have shape ({operator.shape[1]}, j), got {tuple(start.shape)}")
+    if rank is not None:
+        rank = min(rank, min(operator.shape)) or None
+        if max_basis is not None and rank is not None:
+            block = block_size or default_block(operator, rank)
+            # A restart must leave room for the wanted pairs, a block of spares and a block of news.
+            max_basis = max(max_basis, rank + 3 * block)
+    return rank, max_basis

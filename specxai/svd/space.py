@@ -1,0 +1,95 @@
+"""A pair of orthonormal bases and the matrix between them: Qᵀ R = Tᵀ Pᵀ.
+
+Q (m, q) spans left directions, and Rᵀ Q = P T holds its image, P (n, p) orthonormal, T (p, q) small and in float64.
+With T = X Σ Yᵀ the Ritz triplets are u = Q y, σ, v = P x, and Rᵀu = σv to rounding: only ‖Rv − σu‖ says how far they are
+from the truth.  Both solvers end in such a pair, whatever order they built it in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from specxai.operators import LinearOperator
+from specxai.svd.certify import FLOORS, HeldOut, residual_norms
+from specxai.svd.orth import extend, small_svd
+from specxai.svd.products import Counted
+from specxai.svd.result import SVDResult
+
+__all__ = ["Space"]
+
+
+class Space:
+    """The bases Q, P and the projection T, grown block by block."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        m, n = operator.shape
+        self.operator = operator
+        self.Q = torch.zeros(m, 0, dtype=operator.dtype, device=operator.device)
+        self.P = torch.zeros(n, 0, dtype=operator.dtype, device=operator.device)
+        self.T = torch.zeros(0, 0, dtype=torch.float64, device=operator.device)
+
+    @property
+    def size(self) -> int:
+        return self.Q.shape[1]
+
+    def add(self, Q: Tensor, floor: float) -> Tensor:
+        """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
+        P, H, C = extend(self.P, self.operator.rmatmat(Q), floor)
+        below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
+        self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
+        self.Q = torch.cat([self.Q, Q], 1)
+        self.P = torch.cat([self.P, P], 1)
+        return P
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """X (p, r), σ (r,), Y (q, r) with T = X Σ Yᵀ."""
+        X, s, Yt = small_svd(self.T)
+        return X, s, Yt.mT
+
+    def compress(self, keep: int) -> None:
+        """Keep the `keep` leading Ritz pairs only (thick restart, Baglama & Reichel 2005)."""
+        X, s, Y = self.ritz()
+        self.Q = self.Q @ Y[:, :keep].to(self.Q.dtype)
+        self.P = self.P @ X[:, :keep].to(self.P.dtype)
+        self.T = torch.diag(s[:keep])
+
+    def truncation(self, s: Tensor, tol: float, unseen: float) -> int | None:
+        """Least k with (Σ_{i>k} σᵢ² + unseen²)^½ ≤ tol (Σ σᵢ²)^½, or None; Σ σᵢ² ≤ ‖R‖_F², so the test is safe."""
+        allowed = (tol * float(torch.linalg.norm(s))) ** 2 - unseen**2
+        if allowed < 0:
+            return None
+        tails = torch.cat([(s**2).flip(0).cumsum(0).flip(0), s.new_zeros(1)])  # tails[k] = Σ_{i>k} σᵢ²
+        return int((tails > allowed).sum())
+
+    def result(self, held: HeldOut, floor: float, k: int, *, method: str, seed: int, converged: bool, settings: dict):
+        """The k leading triplets with every certificate.
+
+        ‖R − UΣVᵀ‖_F² = ‖UᵀR − ΣVᵀ‖_F² + Σ_{i>k} σᵢ² + ‖(I − QQᵀ)R‖_F²: the first measured by real products, the second
+        known, the third from the held-out probes.
+        """
+        operator = self.operator
+        X, s, Y = self.ritz()
+        k = min(k, int((s > floor).sum()))
+        dtype = operator.dtype
+        U, S, V = self.Q @ Y[:, :k].to(dtype), s[:k].to(dtype), self.P @ X[:, :k].to(dtype)
+        forward, adjoint = residual_norms(operator, U, S, V)
+        known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
+        unseen = held.unseen(self.Q)
+        return SVDResult(
+            U=U,
+            S=S,
+            V=V,
+            residuals=torch.maximum(forward, adjoint) + floor,
+            error=math.sqrt(known + (held.factor * unseen) ** 2) + FLOORS * floor,
+            estimate=math.sqrt(known + unseen**2),
+            norm=held.norm,
+            floor=floor,
+            method=method,
+            products=operator.products if isinstance(operator, Counted) else 0,
+            seed=seed,
+            converged=converged,
+            settings={**settings, "basis": self.size},
+        )

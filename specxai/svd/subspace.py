@@ -1,0 +1,101 @@
+"""Randomised subspace iteration with a dynamic shift, for when the basis must stay small.
+
+Halko, Martinsson & Tropp (2011, arXiv 0909.4061, alg. 4.4) iterate Q ← orth(RRᵀQ).  dashSVD (Feng, Yu & Xie 2024,
+arXiv 2404.09276) iterates with RRᵀ − αI instead, where α follows half the smallest Ritz value from below: the wanted
+values decay more slowly than the unwanted, at no cost.  Only rank + oversampling columns are ever held.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specxai.svd.certify import FLOORS, HeldOut, leave_one_out, rounding_floor
+from specxai.svd.orth import range_basis, small_svd, tall_qr
+from specxai.svd.products import Counted, gaussian
+from specxai.svd.result import SVDResult
+from specxai.svd.space import Space
+
+__all__ = ["subspace"]
+
+FIRST_RANK = 16  # columns to begin with where only a tolerance is given; doubled until it holds
+
+
+def subspace(
+    operator: Counted,
+    rank: int | None,
+    tol: float,
+    *,
+    oversampling: int,
+    max_products: int,
+    seed: int,
+    start: Tensor | None = None,
+    settings: dict,
+) -> SVDResult:
+    """Leading triplets by shifted subspace iteration; same stopping rules as `krylov`."""
+    generator = torch.Generator().manual_seed(seed)
+    held = HeldOut(operator, generator)
+    floor = rounding_floor(held.norm, operator.dtype)
+    smaller = min(operator.shape)
+    width = min(smaller, (rank if rank is not None else FIRST_RANK) + oversampling)
+    while True:
+        space, converged, iterations = _iterate(
+            operator, width, rank, tol, held, floor, generator, start, max_products
+        )
+        _, s, _ = space.ritz()
+        k = rank
+        exhausted = space.size < width or width == smaller
+        if rank is None:
+            found = space.truncation(s, tol, held.factor * held.unseen(space.Q) + 2 * FLOORS * floor)
+            converged = found is not None or exhausted
+            k = len(s) if found is None else found
+        if rank is not None or converged or operator.products >= max_products:
+            break
+        width = min(smaller, 2 * width)
+    return space.result(
+        held, floor, k, method="subspace", seed=seed, converged=converged, settings={**settings, "depth": iterations}
+    )
+
+
+def _iterate(operator, width, rank, tol, held, floor, generator, start, max_products):
+    """Iterate a basis of `width` columns until `rank` residuals hold, or until leave-one-out stops falling."""
+    probes = gaussian(operator.shape[1], width, generator, operator)
+    if start is not None:
+        warm = start[:, :width].to(probes)
+        probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
+    image = operator.matmat(probes)
+    Q, chain = range_basis(image, floor)
+    shift, before, iterations = 0.0, float("inf"), 0
+    while True:
+        space = Space(operator)
+        P = space.add(Q, floor)
+        if Q.shape[1] < width or width == min(operator.shape) or P.shape[1] < Q.shape[1]:
+            return space, True, iterations  # Q spans the whole range: nothing to iterate for
+        iterations += 1
+        Y = operator.matmat(P @ space.T.to(P.dtype))  # RRᵀQ
+        _, s, right = space.ritz()
+        if rank is not None:
+            # Rv = RRᵀQ y/σ, so the residual needs no product of its own.
+            y = right[:, :rank]
+            residual = (Y.double() @ (y / s[:rank].clamp_min(floor))) - (Q.double() @ y) * s[:rank]
+            worst = float(torch.linalg.norm(residual, dim=0).max())
+            operator.bar.describe(f"iteration {iterations}, residual {worst / float(s[0]):.1e} λ₁")
+            done = worst <= max(tol * float(s[0]), floor)
+        else:
+            # ‖R − QQᵀR‖_F of a fixed width levels off; a wider basis is then what helps.
+            unseen = leave_one_out(Q, chain, image)
+            operator.bar.describe(f"width {width}, left out {unseen / held.norm:.1e} ‖R‖")
+            done = unseen >= 0.9 * before or held.factor * unseen <= 0.5 * tol * held.norm
+            before = unseen
+        if done or operator.products >= max_products:
+            return space, done, iterations
+        Q, C = tall_qr(Y - shift * Q)
+        chain = _normalised(C @ chain)
+        lowest = float(small_svd(C)[1][-1])
+        if lowest > shift:  # dashSVD, alg. 3: the shift may only grow, and stays below half of λ_l²
+            shift = (shift + lowest) / 2
+
+
+def _normalised(chain: Tensor) -> Tensor:
+    """Columns scaled to unit norm: leave-one-out knows their directions only, and powers overflow."""
+    return chain / torch.linalg.norm(chain, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
