@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
 from specxai.svd.orth import extend
-from specxai.svd.products import Counted, gaussian
+from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 from specxai.svd.space import Space
 
@@ -21,6 +21,7 @@ __all__ = ["krylov"]
 
 # The projected SVD is repeated when the basis has grown by this factor: its cost then stays a fixed share.
 CHECK_GROWTH = 1.2
+KEEP=0
 
 
 def krylov(
@@ -40,7 +41,7 @@ def krylov(
     With a rank: until each of its residuals is ≤ max(tol λ₁, floor).  Without: until the error bound is
     ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     held = HeldOut(operator, generator)
     floor = rounding_floor(held.norm, operator.dtype)
     complete_at = min(operator.shape)
@@ -80,7 +81,8 @@ def krylov(
         if converged or spent:
             break
         if restart:
-            space.compress(min(rank + block, space.size - block))
+            space.compress(min(max(rank + block, KEEP), space.size - block))
+            next_check = (space.size + max_basis) // 2
     return space.result(
         held, floor, k, method="krylov", seed=seed, converged=converged, settings={**settings, "depth": depth}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from specxai.operators import LinearOperator
 
-__all__ = ["Counted", "ProgressBar", "gaussian"]
+__all__ = ["Counted", "ProgressBar", "gaussian", "generator_of"]
 
 
 class Counted(LinearOperator):
@@ -78,6 +79,16 @@ class ProgressBar:
             action()
         except (OSError, ValueError, AttributeError):  # the stream went away while we worked
             self.bar = None
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """The solvers' own stream for a seed.
+
+    Salted: weights drawn under `torch.manual_seed(0)` would otherwise be the very numbers of the probes of seed 0, and
+    a certificate rests on probes that know nothing of the operator.
+    """
+    salted = hashlib.sha256(f"specxai.svd probes {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(salted[:7], "big"))
 
 
 def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOperator) -> Tensor:

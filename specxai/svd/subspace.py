@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specxai.svd.certify import FLOORS, HeldOut, leave_one_out, rounding_floor
 from specxai.svd.orth import range_basis, small_svd, tall_qr
-from specxai.svd.products import Counted, gaussian
+from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 from specxai.svd.space import Space
 
@@ -33,7 +33,7 @@ def subspace(
     settings: dict,
 ) -> SVDResult:
     """Leading triplets by shifted subspace iteration; same stopping rules as `krylov`."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     held = HeldOut(operator, generator)
     floor = rounding_floor(held.norm, operator.dtype)
     smaller = min(operator.shape)

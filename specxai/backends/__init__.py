@@ -1,0 +1,34 @@
+"""Backends run the linear nodes of one input on blocks of probes.  Each says why it can or cannot."""
+
+from __future__ import annotations
+
+import torch
+
+from specxai.backends import native as _native
+from specxai.backends.reference import Graph
+
+__all__ = ["Graph", "choose", "describe"]
+
+NAMES = ("reference", "native")
+
+
+def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[tuple[str, bool, str]]:
+    """(name, eligible, reason) of every backend for models of this device and dtype."""
+    return [("reference", True, "plain PyTorch, every dtype and device"), ("native", *_native.eligible(device, dtype))]
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, type[Graph]]:
+    """The backend's name and graph class; "auto" takes native where it is eligible.
+
+    Raises ValueError for an unknown name, RuntimeError where a backend asked for by name is not eligible.
+    """
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
+    if name == "reference":
+        return name, Graph
+    ok, reason = _native.eligible(device, dtype)
+    if ok:
+        return "native", _native.NativeGraph
+    if name == "native":
+        raise RuntimeError(f"backend 'native' cannot run here: {reason}; use backend='auto' or 'reference'")
+    return "reference", Graph

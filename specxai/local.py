@@ -1,0 +1,283 @@
+"""The affine map of a model at one input: f(x) = J x + b, split at a layer as J = L·R + bypass.  Eqs. (4)-(9), (16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from specxai import regions
+from specxai.backends import choose
+from specxai.capture import Captured, capture
+from specxai.capture.program import is_getitem, substitute
+from specxai.graph_operator import GraphOperator
+from specxai.operators import LinearOperator
+from specxai.rules import LinearNode, Site, linear_node
+
+DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
+POLICIES = ("tangent", "frozen")
+
+
+def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
+              max_memory: int | None = None) -> Local:
+    """The affine map of `model` at `x`.
+
+    model        an nn.Module in eval mode, or what `specxai.capture` made of one (then nothing is traced again)
+    x            the model's input, shape (1, ...)
+    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
+    backend      "auto", "reference", "native"
+    max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    >>> x = torch.tensor([[1.0, -1.0]])
+    >>> local = specxai.linearize(net, x)
+    >>> torch.allclose(local.output.flatten(), local.jacobian @ x.flatten() + local.bias.flatten())
+    True
+    """
+    captured = model if isinstance(model, Captured) else capture(model, x)
+    return captured.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
+
+
+@dataclass(frozen=True)
+class Split:
+    """J = left @ right + bypass at a layer.
+
+    right    (m_s, n), from the input to the layer
+    left     (m, m_s), from the layer to the output
+    bypass   (m, n), the paths that go round the layer, None where there are none
+    value    the layer's output at x
+    """
+
+    layer: str
+    right: LinearOperator
+    left: LinearOperator
+    bypass: LinearOperator | None
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the layer's output."""
+        return self.value.shape
+
+
+class Local:
+    """The affine map at one input; made by `specxai.linearize`.
+
+    Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program.
+    """
+
+    def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
+                 max_memory: int | None = None) -> None:
+        if gates not in POLICIES:
+            raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
+        if max_memory is not None and max_memory <= 0:
+            raise ValueError(f"max_memory is {max_memory} bytes; it must be positive")
+        self.captured, self.gates = captured, gates
+        self.backend, graph = choose(backend, x.device, x.dtype)
+        self.max_memory = max_memory or DEFAULT_MEMORY
+        self.input = x.detach()
+        with torch.no_grad():
+            self._values = captured.program.run(self.input)
+            nodes = _linear_nodes(captured, self._values, gates)
+            shapes = {i: self._values[i].shape for i in (*nodes, captured.program.input)}
+            self.graph = graph(nodes, shapes, captured.program.input)
+        self.output: Tensor = self._values[captured.program.output].detach()
+
+    @property
+    def layers(self) -> list[str]:
+        """Layer names in execution order."""
+        return self.captured.layers
+
+    @property
+    def model_name(self) -> str:
+        return self.captured.model_name
+
+    @cached_property
+    def jacobian(self) -> GraphOperator:
+        """J (m, n) over flattened inputs and outputs."""
+        program = self.captured.program
+        return self.operator([program.input], [program.output])
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """b = f(x) − J x, in the output's shape.  Eq. (9), left."""
+        return self.output - self.jacobian.matvec(self.input.flatten()).reshape(self.output.shape)
+
+    @cached_property
+    def exactness(self) -> float:
+        """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other."""
+        total = self._from_offsets(combined=True).reshape(self.output.shape)
+        error = (self.bias - total).double().norm().item()
+        scale = self.output.double().norm().item()
+        return error / scale if scale else error
+
+    def bias_contributions(self, target: int | Sequence[int] | Tensor | None = None) -> dict[str, Tensor | float]:
+        """β_l of every layer with a bias, shift or smooth-gate offset of its own.  Eq. (9), right.
+
+        target   None for tensors in the output's shape; an index, a tuple of indices (with the batch axis) or
+                 weights over the outputs for numbers
+        """
+        names = self._offset_layers()
+        if target is None:
+            parts = self._from_offsets(combined=False)
+            return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
+        weights = self._weights(target)
+        taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
+        program = self.captured.program
+        with torch.no_grad():
+            self.graph.reverse({program.output: weights.reshape(1, *self.output.shape)}, [program.input], taps=taps,
+                               through=True)
+        return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
+                          for i in ids if taps[i]) for name, ids in names.items()}
+
+    def split(self, layer: str | nn.Module) -> Split:
+        """J = L·R + bypass at a layer, given by name or as the module object.  Eq. (16).
+
+        Raises LayerError (a ValueError) with near misses for a name that is not a layer.
+        """
+        name, step = self.captured.program.layer(layer)
+        program = self.captured.program
+        around = bool(self.graph.between([program.input], [program.output], [step])) and step != program.output
+        return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]),
+                     self.operator([program.input], [program.output], held=[step]) if around else None,
+                     self._values[step].detach())
+
+    def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> GraphOperator:
+        """The linear map between steps of the program, the steps `held` kept at zero."""
+        return GraphOperator(self.graph, sources, targets, held=held, dtype=self.input.dtype,
+                             device=self.input.device, max_memory=self.max_memory)
+
+    def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
+        """The real network's output, gates and all, when the layer's output is `value` instead.
+
+        Everything that does not pass through the layer is as at x.
+        """
+        _, step = self.captured.program.layer(layer)
+        own = self._values[step]
+        if value.numel() != own.numel():
+            raise ValueError(f"value has shape {tuple(value.shape)}; the layer's output is {tuple(own.shape)}")
+        with torch.no_grad():
+            replaced = {step: value.reshape(own.shape).to(own)}
+            return self.captured.program.run(self.input, replaced)[self.captured.program.output]
+
+    def same_region(self, x2: Tensor) -> bool:
+        """Are all gates at x2 as at x, so that the same affine map holds?"""
+        return not self.differing_gates(x2)
+
+    def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
+        """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
+        other = self.captured.linearize(x2, gates=self.gates, backend="reference")
+        return regions.differing(self.named_gates(), other.named_gates())
+
+    def first_flip(self, direction: Tensor) -> regions.Flip:
+        """Smallest t > 0 at which x + t·direction meets a gate: exact, as the map is affine until then.
+
+        The result is a float (inf where no gate is ever met) that knows its `layer` and `unit`.
+        """
+        return regions.first_flip(self.graph, self.named_gates(), direction, self.input)
+
+    def named_gates(self) -> list[tuple[str, object]]:
+        """(layer, gate) of every non-linearity."""
+        steps = self.captured.program.steps
+        return [(steps[i].layer, node.gate) for i, node in self.graph.nodes.items() if node.gate is not None]
+
+    @property
+    def generic_nodes(self) -> list[str]:
+        """Ops that no rule covers, as 'layer: op (file:line)'."""
+        steps = self.captured.program.steps
+        return [f"{steps[i].layer}: {node.generic}" + (f" ({steps[i].source})" if steps[i].source else "")
+                for i, node in self.graph.nodes.items() if node.generic]
+
+    def report(self) -> str:
+        """What was captured and how it runs, in a few lines of text."""
+        generic = self.generic_nodes
+        smooth = sorted({name for name, gate in self.named_gates() if gate.pattern is None})
+        stopped = [self.captured.program.steps[i].layer for i, n in self.graph.nodes.items() if not n.terms]
+        lines = [
+            f"{self.model_name}: {tuple(self.input.shape)} -> {tuple(self.output.shape)}, {self.input.dtype}, "
+            f"{self.input.device}",
+            f"{len(self.graph.nodes)} linear nodes, {len(self.layers)} layers, gates {self.gates}, "
+            f"backend {self.backend}",
+            f"exactness {self.exactness:.1e}",
+            f"one probe: {self.jacobian.flops / 1e9:.3g} GFLOP, {self.jacobian.probe_bytes / 2**20:.3g} MiB",
+            "generic nodes (no rule, torch differentiates them one probe at a time): "
+            + (", ".join(generic) if generic else "none"),
+        ]
+        if smooth:
+            lines.append(f"smooth gates (linear to first order only): {', '.join(smooth[:8])}"
+                         + (f" and {len(smooth) - 8} more" if len(smooth) > 8 else ""))
+        if stopped:
+            lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "
+                f"gates={self.gates!r}, backend={self.backend!r}, {len(self.layers)} layers)")
+
+    def _offset_layers(self) -> dict[str, list[int]]:
+        names: dict[str, list[int]] = {}
+        relevant = self.graph._ancestors([self.captured.program.output])
+        for index, node in self.graph.nodes.items():
+            if node.offset is not None and index in relevant:
+                names.setdefault(self.captured.program.steps[index].layer, []).append(index)
+        return names
+
+    def _from_offsets(self, combined: bool) -> Tensor:
+        """Offsets carried to the output: (layers, m), or their sum (1, m)."""
+        names, output = self._offset_layers(), self.captured.program.output
+        if not names:
+            return self.output.new_zeros(1 if combined else 0, self.output.numel())
+        width = len(names) if not combined else 1
+        chunk = width if combined else max(1, min(width, self.max_memory // max(1, self.jacobian.probe_bytes)))
+        parts = []
+        with torch.no_grad():
+            for start in range(0, width, chunk):
+                inject: dict[int, Tensor] = {}
+                rows = list(names.values())[start:start + chunk] if not combined else list(names.values())
+                for row, ids in enumerate(rows):
+                    for i in ids:
+                        if i not in inject:
+                            inject[i] = self.output.new_zeros(min(chunk, width - start), *self.graph.shapes[i])
+                        inject[i][0 if combined else row] += self.graph.nodes[i].offset
+                parts.append(self.graph.forward({}, [output], inject=inject)[0].flatten(1))
+        return torch.cat(parts)
+
+    def _weights(self, target: int | Sequence[int] | Tensor) -> Tensor:
+        if isinstance(target, Tensor):
+            if target.numel() != self.output.numel():
+                raise ValueError(f"target has {target.numel()} weights, the output {tuple(self.output.shape)} has "
+                                 f"{self.output.numel()}")
+            return target.to(self.output)
+        weights = torch.zeros_like(self.output)
+        try:
+            if isinstance(target, int):
+                weights.view(-1)[target] = 1
+            else:
+                weights[tuple(target)] = 1
+        except IndexError as error:
+            raise ValueError(f"target {target} is outside the output of shape {tuple(self.output.shape)}") from error
+        return weights
+
+
+def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, LinearNode]:
+    program, nodes, gated = captured.program, {}, set()
+    for step in program.steps:
+        if step.index not in program.active or step.kind != "call":
+            continue
+        value, call, output = values[step.index], step, 0
+        if not isinstance(value, Tensor):
+            continue  # a call with several results: its getitems are the nodes
+        if is_getitem(step):
+            call, output = program.steps[step.args[0].index], step.args[1]
+        if not value.is_floating_point():
+            continue  # indices and masks are constants of the map
+        site = Site(call, tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values), value, policy,
+                    program.active, output, frozenset(gated))
+        node = nodes[step.index] = linear_node(site)
+        if not node.resets and (node.gate is not None or any(term.input in gated for term in node.terms)):
+            gated.add(step.index)
+    return nodes

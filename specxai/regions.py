@@ -1,0 +1,75 @@
+"""Linear regions: same gates, same affine map; and how far the next gate is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specxai.backends.reference import Graph
+
+
+class Flip(float):
+    """Distance t to the first gate on x + t·direction; `layer` and flat `unit` say which gate it is."""
+
+    layer: str | None
+    unit: int | None
+
+    def __new__(cls, distance: float, layer: str | None = None, unit: int | None = None) -> Flip:
+        flip = super().__new__(cls, distance)
+        flip.layer, flip.unit = layer, unit
+        return flip
+
+    @property
+    def distance(self) -> float:
+        return float(self)
+
+    def __repr__(self) -> str:
+        return f"Flip({float(self):.6g}, layer={self.layer!r}, unit={self.unit})"
+
+
+def _piecewise(gates: list[tuple[str, Any]], crossing: bool) -> None:
+    names = sorted({name for name, gate in gates if gate.pattern is None})
+    if names:
+        raise ValueError(f"linear regions need a piecewise-linear net, but {', '.join(names[:5])} is smooth "
+                         f"({len(names)} such layers): its map changes at every point")
+    missing = sorted({name for name, gate in gates if gate.crossing is None})
+    if crossing and missing:
+        raise ValueError(f"the distance to a flip is not known for {', '.join(missing[:5])}: adaptive and 3-d "
+                         "max-pooling have no crossing rule; same_region still works")
+
+
+def differing(ours: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> dict[str, Tensor]:
+    """{layer: flat indices of gates whose pattern differs}."""
+    _piecewise(ours, crossing=False)
+    found: dict[str, Tensor] = {}
+    for (name, mine), (_, other) in zip(ours, theirs, strict=True):
+        where = (mine.pattern != other.pattern).flatten().nonzero().flatten()
+        if len(where):
+            found[name] = torch.cat([found[name], where]) if name in found else where
+    return found
+
+
+def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x: Tensor) -> Flip:
+    """The smallest crossing time over all gates: one forward product carries the direction to every gate."""
+    _piecewise(gates, crossing=True)
+    if direction.numel() != x.numel():
+        raise ValueError(f"direction has shape {tuple(direction.shape)}, the input {tuple(x.shape)}")
+    if not direction.any():
+        raise ValueError("direction is zero: the line does not move")
+    seed = direction.detach().reshape(1, *x.shape).to(x)
+    taps: dict[int, list[Tensor]] = {gate.input: [] for _, gate in gates}
+    with torch.no_grad():
+        graph.forward({graph.input: seed}, list(taps), taps=taps)
+    best = Flip(math.inf)
+    for name, gate in gates:
+        moved = seed[0] if gate.input == graph.input else taps[gate.input][0][0] if taps[gate.input] else None
+        if moved is None:
+            continue
+        times = gate.crossing(moved).flatten()
+        time, unit = times.min(0) if len(times) else (torch.tensor(math.inf), torch.tensor(0))
+        if time.item() < best:
+            best = Flip(time.item(), name, int(unit))
+    return best
