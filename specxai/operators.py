@@ -313,8 +313,9 @@ class AdjointOperator(LinearOperator):
         return None if cut is None else Cut(cut.width, cut.right.T, cut.left.T)
 
 
-def identity_blocks(size: int, dtype: torch.dtype, device: torch.device, width: int = IDENTITY_BLOCK):
-    """Yield (start, stop, E[:, start:stop]) over the identity E (size, size), `width` columns at a time."""
+def identity_blocks(size: int, dtype: torch.dtype, device: torch.device, width: int | None = None):
+    """Yield (start, stop, E[:, start:stop]) over the identity E (size, size), `width` (IDENTITY_BLOCK) columns at a time."""
+    width = width or IDENTITY_BLOCK
     for start in range(0, size, width):
         stop = min(start + width, size)
         block = torch.zeros(size, stop - start, dtype=dtype, device=device)

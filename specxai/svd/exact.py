@@ -1,8 +1,8 @@
 """All singular triplets through the narrowest cut, without iterating.
 
-R = A B with A (m, w), B (w, n).  A and Bᵀ come from products with identity blocks; A = Q_A C_A and Bᵀ = Q_B C_B, and the
-SVD of the w × w matrix C_A C_Bᵀ = X Σ Yᵀ gives R = (Q_A X) Σ (Q_B Y)ᵀ.  A cut costs what a bottleneck costs.  Without a
-cut narrower than R, the smaller side of R itself is the cut, with an identity for the other factor.
+R = A B with A (m, w), B (w, n).  A and Bᵀ come from products with identity blocks; A = Q_A C_A and Bᵀ = Q_B C_B, and
+the SVD of the w × w matrix C_A C_Bᵀ = X Σ Yᵀ gives R = (Q_A X) Σ (Q_B Y)ᵀ.  A bottleneck of 8 costs 8 columns.  Without
+a cut narrower than R, the smaller side of R itself is the cut, with an identity for the other factor.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ __all__ = ["krylov"]
 
 # The projected SVD is repeated when the basis has grown by this factor: its cost then stays a fixed share.
 CHECK_GROWTH = 1.2
-KEEP=0
+# Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
+KEPT = 0.4
 
 
 def krylov(
@@ -30,7 +31,7 @@ def krylov(
     tol: float,
     *,
     block: int,
-    max_basis: int,
+    max_basis: int | None,
     max_products: int,
     seed: int,
     start: Tensor | None = None,
@@ -61,8 +62,9 @@ def krylov(
         new, _, C = extend(space.Q, operator.matmat(right), floor)
         if space.size >= complete_at or new.shape[1] == 0:
             continue
-        spent = operator.products >= max_products
-        restart = rank is not None and space.size + new.shape[1] > max_basis
+        full = max_basis is not None and space.size + new.shape[1] > max_basis
+        restart = full and rank is not None
+        spent = operator.products >= max_products or (full and rank is None)
         if space.size < next_check and not (spent or restart):
             continue
         next_check = max(space.size + 1, int(CHECK_GROWTH * space.size))
@@ -81,7 +83,7 @@ def krylov(
         if converged or spent:
             break
         if restart:
-            space.compress(min(max(rank + block, KEEP), space.size - block))
+            space.compress(min(max(rank + block, int(KEPT * max_basis)), space.size - block))
             next_check = (space.size + max_basis) // 2
     return space.result(
         held, floor, k, method="krylov", seed=seed, converged=converged, settings={**settings, "depth": depth}

@@ -24,7 +24,7 @@ class SVDResult:
         estimate: unbiased estimate (of its square) of the same error; equal to `error` after "exact".
         norm: ‖R‖_F, known after "exact", else estimated.
         floor: what rounding may add to a product, 4 eps ‖R‖_F in the operator's dtype; already in `residuals` and
-            `error` (four times).  A model of rounding, not a proof: a network whose layers cancel each other loses more.
+            `error` (four times).  A model of rounding, not a proof: where layers cancel each other more is lost.
         method: "exact", "krylov" or "subspace".
         products: columns sent through the operator, forward and adjoint together, certificates included.
         seed: of the probes.

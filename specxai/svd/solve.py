@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
@@ -45,7 +46,7 @@ def svd(
         seed: of the random probes; same seed, same machine, same result, bit for bit.
         progress: True or False forces the bar; None shows it on terminals, on runs longer than two seconds.
         block_size: columns of a Krylov block, or oversampling columns of subspace iteration.
-        max_basis: columns of the Krylov basis before a restart.
+        max_basis: columns of the Krylov basis before a restart, or, with a tolerance only, before it gives up.
         max_products: columns after which a solver gives up; the result then says `converged=False`.
         start: (n, j) right vectors to begin from, as a neighbour's V.  Speeds up, changes nothing else.
 
@@ -67,7 +68,7 @@ def svd(
         >>> specxai.svd(R, rank=1).error >= 5**0.5
         True
     """
-    rank, max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, start)
+    rank, max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
     block = block_size or default_block(operator, rank)
     if method != "auto":
         choice = Choice(method, "asked for")
@@ -80,27 +81,38 @@ def svd(
     settings = {"rank": rank, "tol": tol, "block_size": block, "reason": choice.reason}
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)
+    precision = torch.get_float32_matmul_precision()
     try:
+        # TF32 and bfloat16 products would fall below the rounding floor that every certificate assumes.
+        torch.set_float32_matmul_precision("highest")
+        return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        bar.close()
+
+
+def _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings) -> SVDResult:
+    with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):
         if choice.method == "exact":
             return exact(counted, rank, tol, seed=seed, settings=settings)
         # All triplets by iteration: the basis grows until the range is exhausted.
         target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
-        limit = max_products or 8 * min(operator.shape) + 1000
+        limit = max_products or 8 * min(counted.shape) + 1000
         settings |= {"tol": target}
         if choice.method == "subspace":
             return subspace(
                 counted, rank, target, oversampling=block, max_products=limit, seed=seed, start=start, settings=settings
             )
-        basis = max_basis or default_basis(rank, block)
+        basis = default_basis(rank, block) if max_basis is None and rank is not None else max_basis
         return krylov(
             counted, rank, target, block=block, max_basis=basis, max_products=limit, seed=seed, start=start,
             settings={**settings, "max_basis": basis},
         )  # fmt: skip
-    finally:
-        bar.close()
 
 
-def _checked(operator, rank, tol, method, seed, block_size, max_basis, start) -> tuple[int | None, int | None]:
+def _checked(
+    operator, rank, tol, method, seed, block_size, max_basis, max_products, start
+) -> tuple[int | None, int | None]:
     if not isinstance(operator, LinearOperator):
         raise TypeError(
             f"svd needs a specxai.operators.LinearOperator, got {type(operator).__name__}; "
@@ -116,7 +128,7 @@ def _checked(operator, rank, tol, method, seed, block_size, max_basis, start) ->
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
-    for name, value in (("block_size", block_size), ("max_basis", max_basis)):
+    for name, value in (("block_size", block_size), ("max_basis", max_basis), ("max_products", max_products)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, or None for the default; got {value!r}")
     if start is not None and (start.ndim != 2 or start.shape[0] != operator.shape[1]):

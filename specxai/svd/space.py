@@ -1,8 +1,8 @@
 """A pair of orthonormal bases and the matrix between them: Qᵀ R = Tᵀ Pᵀ.
 
 Q (m, q) spans left directions, and Rᵀ Q = P T holds its image, P (n, p) orthonormal, T (p, q) small and in float64.
-With T = X Σ Yᵀ the Ritz triplets are u = Q y, σ, v = P x, and Rᵀu = σv to rounding: only ‖Rv − σu‖ says how far they are
-from the truth.  Both solvers end in such a pair, whatever order they built it in.
+With T = X Σ Yᵀ the Ritz triplets are u = Q y, σ, v = P x, and Rᵀu = σv to rounding: only ‖Rv − σu‖ says how far they
+are from the truth.  Both solvers end in such a pair, whatever order they built it in.
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ def subspace(
     smaller = min(operator.shape)
     width = min(smaller, (rank if rank is not None else FIRST_RANK) + oversampling)
     while True:
-        space, converged, iterations = _iterate(
-            operator, width, rank, tol, held, floor, generator, start, max_products
-        )
+        space, converged, iterations = _iterate(operator, width, rank, tol, held, floor, generator, start, max_products)
         _, s, _ = space.ritz()
         k = rank
         exhausted = space.size < width or width == smaller

@@ -1,0 +1,66 @@
+"""Exact through the narrowest cut: the bottleneck's cost, the dense answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import specxai
+from specxai.operators import DenseOperator
+
+
+@pytest.mark.parametrize("width", [1, 8, 30])
+def test_cut_equals_dense(kit, width, dtype):
+    left, right = torch.randn(70, width, dtype=dtype), torch.randn(width, 90, dtype=dtype)
+    result = specxai.svd(DenseOperator(left) @ DenseOperator(right))
+    product = left.double() @ right.double()
+    dense = specxai.svd(DenseOperator(product))
+    assert result.settings["through_cut"]
+    assert result.settings["width"] == width == result.rank
+    assert result.products == width + 2 * width
+    error = torch.linalg.norm(product - (result.U.double() * result.S.double()) @ result.V.double().mT)
+    assert float(error) <= result.error
+    assert bool(((result.S.double() - dense.S[:width]).abs() <= result.residuals).all())
+
+
+def test_each_half_is_asked_for_the_width_only(kit):
+    left, right = kit.CountingOperator(torch.randn(70, 5)), kit.CountingOperator(torch.randn(5, 90))
+    result = specxai.svd(left @ right)
+    assert left.columns == right.columns == 5 + 2 * result.rank == result.products
+
+
+def test_adjoint_goes_through_the_cut_too(kit, dtype):
+    left, right = torch.randn(70, 5, dtype=dtype), torch.randn(5, 90, dtype=dtype)
+    operator = (DenseOperator(left) @ DenseOperator(right)).T
+    result = specxai.svd(operator)
+    assert result.settings["width"] == 5
+    assert result.U.shape == (90, 5)
+
+
+def test_factors_that_nearly_annihilate(dtype):
+    # ‖A‖ ‖B‖ is 1e6 ‖AB‖: rounding is relative to the factors, and the certificates must know.
+    Q = torch.linalg.qr(torch.randn(50, 12, dtype=torch.float64))[0]
+    left = (torch.randn(40, 6, dtype=torch.float64) @ Q[:, :6].mT).to(dtype)
+    right = (Q[:, 6:] @ torch.randn(6, 60, dtype=torch.float64) + 1e-6 * torch.randn(50, 60)).to(dtype)
+    product = left.double() @ right.double()
+    result = specxai.svd(DenseOperator(left) @ DenseOperator(right), method="exact")
+    error = torch.linalg.norm(product - (result.U.double() * result.S.double()) @ result.V.double().mT)
+    assert float(error) <= result.error
+
+
+def test_a_wide_cut_is_not_used():
+    result = specxai.svd(DenseOperator(torch.randn(10, 50)) @ DenseOperator(torch.randn(50, 12)))
+    assert not result.settings["through_cut"]
+    assert result.products == 10 + 2 * 10
+
+
+def test_auto_prefers_a_bottleneck_and_iterates_without_one():
+    generator = torch.Generator().manual_seed(5)
+    left = torch.randn(900, 8, generator=generator)
+    right = torch.randn(8, 1200, generator=generator)
+    narrow = specxai.svd(DenseOperator(left) @ DenseOperator(right), rank=4)
+    assert narrow.method == "exact"
+    assert narrow.rank == 4
+    wide = specxai.svd(DenseOperator(torch.diag(1 / torch.arange(1.0, 2001.0) ** 2)), rank=4)
+    assert wide.method == "krylov"
+    assert "FLOPs" in wide.settings["reason"]

@@ -1,0 +1,68 @@
+"""CholeskyQR2 and what it falls back to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specxai.svd import orth
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e7, 1e12, float("inf")])
+@pytest.mark.parametrize("shape", [(200, 12), (12, 12), (5, 12), (1, 3), (7, 0), (0, 4)])
+def test_tall_qr(shape, condition, dtype):
+    m, b = shape
+    scales = torch.logspace(0, -torch.log10(torch.tensor(condition)).clamp_max(30), b, dtype=torch.float64)
+    X = (torch.randn(m, b, dtype=torch.float64) * scales).to(dtype)
+    if condition == float("inf") and b > 1:
+        X[:, 1] = X[:, 0]
+    Q, C = orth.tall_qr(X)
+    eps, r = torch.finfo(dtype).eps, min(m, b)
+    assert Q.shape == (m, r)
+    assert C.shape == (r, b)
+    unit = torch.eye(r, dtype=torch.float64)
+    assert float(torch.linalg.norm(Q.double().mT @ Q.double() - unit)) <= 64 * eps * max(r, 1) ** 0.5
+    assert float(torch.linalg.norm(X.double() - Q.double() @ C)) <= 64 * eps * float(torch.linalg.norm(X.double()))
+
+
+def test_householder_is_the_fallback(monkeypatch, dtype):
+    called = []
+    qr = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda X: called.append(1) or qr(X))
+    good = torch.randn(100, 8, dtype=dtype)
+    orth.tall_qr(good)
+    assert not called
+    orth.tall_qr(torch.zeros(100, 8, dtype=dtype))
+    assert called
+
+
+def test_range_basis_drops_what_is_below_the_floor(dtype):
+    X = torch.randn(50, 3, dtype=dtype) @ torch.randn(3, 8, dtype=dtype)
+    Q, C = orth.range_basis(X, 1e-4)
+    assert Q.shape == (50, 3)
+    assert float(torch.linalg.norm(X.double() - Q.double() @ C)) <= 1e-3
+
+
+def test_extend_is_orthogonal_to_the_basis_even_when_nearly_dependent(dtype):
+    eps = torch.finfo(dtype).eps
+    basis = torch.linalg.qr(torch.randn(300, 20, dtype=dtype))[0]
+    X = basis @ torch.randn(20, 6, dtype=dtype) + 1e3 * eps * torch.randn(300, 6, dtype=dtype)
+    Q, H, C = orth.extend(basis, X, floor=10 * eps)
+    assert Q.shape == (300, 6)
+    assert float((basis.double().mT @ Q.double()).abs().max()) <= 20 * eps
+    error = torch.linalg.norm(X.double() - basis.double() @ H - Q.double() @ C)
+    assert float(error) <= 64 * eps * float(torch.linalg.norm(X.double()))
+
+
+def test_extend_of_a_full_basis_is_empty(dtype):
+    basis = torch.linalg.qr(torch.randn(10, 10, dtype=dtype))[0]
+    Q, _, _ = orth.extend(basis, torch.randn(10, 4, dtype=dtype), floor=0.0)
+    assert Q.shape == (10, 0)
+
+
+def test_gram_in_row_blocks(monkeypatch, dtype):
+    X, Y = torch.randn(100, 4, dtype=dtype), torch.randn(100, 3, dtype=dtype)
+    whole = orth.gram(X, Y)
+    monkeypatch.setattr(orth, "ROWS", 7)
+    torch.testing.assert_close(orth.gram(X, Y), whole)
+    torch.testing.assert_close(whole, X.double().mT @ Y.double())
