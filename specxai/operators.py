@@ -314,7 +314,7 @@ class AdjointOperator(LinearOperator):
 
 
 def identity_blocks(size: int, dtype: torch.dtype, device: torch.device, width: int | None = None):
-    """Yield (start, stop, E[:, start:stop]) over the identity E (size, size), `width` (IDENTITY_BLOCK) columns at a time."""
+    """Yield (start, stop, E[:, start:stop]) over the identity E (size, size), `width` columns at a time."""
     width = width or IDENTITY_BLOCK
     for start in range(0, size, width):
         stop = min(start + width, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import svds
-from tolerances import RELATIVE, assert_close
 
 from specxai import operators
 from specxai.operators import AdjointOperator, ComposedOperator, DenseOperator, LinearOperator
+from tolerances import RELATIVE, assert_close
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_composition(pair, dtype):
 
 def test_narrowest_cut_of_a_chain(dtype):
     sizes = [9, 6, 3, 7, 8]
-    matrices = [torch.randn(a, b, dtype=dtype) for a, b in zip(sizes, sizes[1:], strict=False)]
+    matrices = [torch.randn(a, b, dtype=dtype) for a, b in pairwise(sizes)]
     A, B, C, D = map(DenseOperator, matrices)
     assert A.narrowest_cut() is None
     assert A.T.narrowest_cut() is None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
 from specxai.svd.auto import Choice, choose, default_basis, default_block
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
+from specxai.svd.precision import full_precision
 from specxai.svd.products import Counted, ProgressBar
 from specxai.svd.result import SVDResult
 from specxai.svd.subspace import subspace
@@ -81,33 +81,29 @@ def svd(
     settings = {"rank": rank, "tol": tol, "block_size": block, "reason": choice.reason}
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)
-    precision = torch.get_float32_matmul_precision()
     try:
-        # TF32 and bfloat16 products would fall below the rounding floor that every certificate assumes.
-        torch.set_float32_matmul_precision("highest")
-        return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+        with full_precision(operator.device):
+            return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
     finally:
-        torch.set_float32_matmul_precision(precision)
         bar.close()
 
 
 def _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings) -> SVDResult:
-    with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):
-        if choice.method == "exact":
-            return exact(counted, rank, tol, seed=seed, settings=settings)
-        # All triplets by iteration: the basis grows until the range is exhausted.
-        target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
-        limit = max_products or 8 * min(counted.shape) + 1000
-        settings |= {"tol": target}
-        if choice.method == "subspace":
-            return subspace(
-                counted, rank, target, oversampling=block, max_products=limit, seed=seed, start=start, settings=settings
-            )
-        basis = default_basis(rank, block) if max_basis is None and rank is not None else max_basis
-        return krylov(
-            counted, rank, target, block=block, max_basis=basis, max_products=limit, seed=seed, start=start,
-            settings={**settings, "max_basis": basis},
-        )  # fmt: skip
+    if choice.method == "exact":
+        return exact(counted, rank, tol, seed=seed, settings=settings)
+    # All triplets by iteration: the basis grows until the range is exhausted.
+    target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
+    limit = max_products or 8 * min(counted.shape) + 1000
+    settings |= {"tol": target}
+    if choice.method == "subspace":
+        return subspace(
+            counted, rank, target, oversampling=block, max_products=limit, seed=seed, start=start, settings=settings
+        )
+    basis = default_basis(rank, block) if max_basis is None and rank is not None else max_basis
+    return krylov(
+        counted, rank, target, block=block, max_basis=basis, max_products=limit, seed=seed, start=start,
+        settings={**settings, "max_basis": basis},
+    )  # fmt: skip
 
 
 def _checked(

@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIZE = 32
-CLASSES = 10
+CLASSES = tuple("0123456789")
+MEAN, STD = 0.3056, 0.3237  # of the training pixels; an image in [0, 1] is normalised as (image − MEAN) / STD
 SPLIT_SEED = 0
 HELD_OUT = 360
-LAST_CONV_LAYER = "features.18"  # the last max-pool: what the classifier reads
-PENULTIMATE_LAYER = "classifier.1"  # the last hidden ReLU
+LAST_CONV_LAYER = "features.18"  # the last max-pool, which the classifier reads; (1, 64, 2, 2)
+PENULTIMATE_LAYER = "classifier.1"  # the last hidden ReLU; (1, 64)
 CHECKPOINT = Path(__file__).with_name("digits.safetensors")
 
 
 class DigitsNet(nn.Module):
-    """Convolution, batch norm, ReLU and max-pooling as in VGG, for images (1, 1, 32, 32); 10 logits out.
+    """Convolution, batch norm, ReLU and max-pooling as in VGG: images (N, 1, 32, 32) to logits (N, 10).
+
+    Layers are named as torchvision names VGG's, `features.N` and `classifier.N`.
 
     >>> import torch
     >>> DigitsNet().eval()(torch.zeros(1, 1, 32, 32)).shape
@@ -38,7 +41,7 @@ class DigitsNet(nn.Module):
             channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Linear(64 * 4, 64), nn.ReLU(inplace=True), nn.Dropout(0.3),
-                                        nn.Linear(64, CLASSES))
+                                        nn.Linear(64, len(CLASSES)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
@@ -46,15 +49,23 @@ class DigitsNet(nn.Module):
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N, 1, 32, 32): `raw` in [0, 1] for display, `x` normalised for the net; `y` (N,) their digits."""
+    """Images for the net, their digits, and the images as they were.
+
+    Attributes:
+        x: (N, 1, 32, 32), normalised.
+        y: (N,), 0 to 9.
+        raw: (N, 1, 32, 32) in [0, 1], for display.
+        index: (N,) rows of scikit-learn's data set.
+    """
 
     x: Tensor
     y: Tensor
     raw: Tensor
+    index: Tensor
 
 
 def digits_data() -> tuple[Digits, Digits]:
-    """(train, held-out): the 8 × 8 images of scikit-learn upsampled to 32 × 32, split once and for all.
+    """(train, held-out): 1,437 and 360 images of 8 × 8 pixels upsampled to 32 × 32, split once and for all.
 
     Raises ImportError naming the extra where scikit-learn is missing.
     """
@@ -65,32 +76,41 @@ def digits_data() -> tuple[Digits, Digits]:
     bunch = load_digits()
     small = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(bunch.target)
+    raw = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    x = (raw - MEAN) / STD
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     held, train = order[:HELD_OUT], order[HELD_OUT:]
-    raw = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-    mean, std = raw[train].mean(), raw[train].std()
-    x = (raw - mean) / std
-    return Digits(x[train], labels[train], raw[train]), Digits(x[held], labels[held], raw[held])
+    return Digits(x[train], labels[train], raw[train], train), Digits(x[held], labels[held], raw[held], held)
 
 
-def load_digits_net() -> DigitsNet:
-    """The trained net in eval mode."""
-    from safetensors.torch import load_file
+def checkpoint_info(path: Path = CHECKPOINT) -> dict:
+    """What a checkpoint says of itself.
 
-    net = DigitsNet()
-    net.load_state_dict(load_file(CHECKPOINT))
-    return net.eval()
-
-
-def checkpoint_info() -> dict:
-    """What the checkpoint says of itself: seed, epochs, held-out accuracy, versions."""
+    Keys: classes, mean, std, split_seed, held_out (images), held_out_accuracy, seed, epochs, batch, torch.
+    """
     from safetensors import safe_open
 
-    with safe_open(CHECKPOINT, framework="pt") as file:
-        return json.loads(file.metadata()["specxai"])
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("specxai", "{}"))
+
+
+def load_digits_net(path: Path = CHECKPOINT) -> DigitsNet:
+    """The trained net in eval mode; the shipped one unless another checkpoint is given.
+
+    Raises ValueError for a checkpoint whose classes or normalisation are not this module's.
+    """
+    from safetensors.torch import load_file
+
+    info = checkpoint_info(path)
+    for name, own in (("classes", list(CLASSES)), ("mean", MEAN), ("std", STD)):
+        if info.get(name) != own:
+            raise ValueError(f"{path.name} was trained with {name} {info.get(name)!r}; this version expects {own!r}")
+    net = DigitsNet()
+    net.load_state_dict(load_file(path))
+    return net.eval()
 
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: Digits) -> float:
-    """Share of images whose largest logit is their digit."""
+    """Share of images whose largest logit is their digit, the net in eval mode."""
     return (net(data.x).argmax(1) == data.y).double().mean().item()

@@ -161,10 +161,23 @@ def test_settings_of_torch_are_kept_and_do_not_harm(kit):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             result = specxai.svd(DenseOperator(matrix), rank=6, method="krylov")
         assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
     kit.check(matrix, result)
     assert not result.U.requires_grad
+
+
+def test_per_backend_precision_is_kept():
+    # torch.get_float32_matmul_precision raises in this state.
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        specxai.svd(DenseOperator(torch.eye(4)), rank=2)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
 
 
 @pytest.mark.gpu
