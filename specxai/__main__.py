@@ -1,0 +1,5 @@
+"""`python -m specxai`."""
+
+from specxai.cli import entry
+
+entry()
