@@ -3,151 +3,141 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
 
 from specxai.plots import heatmap
+from specxai.plots.heatmap import INK, PERCENTILE, SOFT
+from specxai.plots.spectrum import draw_reduced, draw_spectrum, draw_waterfall, legend_handles, waterfall_steps
 
-RED, BLUE, GREY = "#b2182b", "#2166ac", "#6b6b6b"
+__all__ = ["certificate", "plot_explanation", "save", "waterfall_steps"]
 
 
-def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, image: np.ndarray | None = None,
-                     title: str | None = None) -> Figure:
+def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, image=None,
+                     mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None,
+                     dim: int | Sequence[int] | None = None, title: str | None = None) -> Figure:
     """Input, leading singular vectors by λ and by reduced contribution, full and reduced spectrum, waterfall.
 
-    e       an Explanation
-    path    where to write the figure (any format matplotlib knows), by way of a temporary name
-    top     vectors per row
-    image   the input as people see it, (h, w) or (h, w, 3); default: the input itself, rescaled
+    e          an Explanation
+    path       where to write the figure (any format matplotlib knows), by way of a temporary name
+    top        vectors per row
+    image      the input as people see it: (h, w), (h, w, 3) or (C, h, w)
+    mean, std  per channel: undo the input's normalisation when there is no `image`
+    dim        axes of the input to contract (23); default the first, channels, and none for an input of one axis
+    title      first line above the figure; text only, never parsed as a formula
 
-    The maps of the first row are c^k = Σ_c φ_k x (23), of the second the contributions ψ_k λ_k c^k (25); red is
-    positive, the half range is the 98th percentile of |c| along the row.
+    The maps of the first row are c^k = Σ_c φ_k x (23), which add up to φ_k·x; of the second the contributions
+    α_k ĉ^k = ψ_k λ_k c^k (25), which add up to α_k.  Never absolute values.  One scale along a row: ± the 98th
+    percentile of |c|, printed beside it.  pyplot is not touched, so this is safe in threads and servers.
     """
-    top = max(1, min(top, len(e))) if len(e) else 1
-    figure = Figure(figsize=(3.1 * (top + 2), 8.4), layout="constrained", facecolor="white")
-    grid = GridSpec(3, top + 2, figure=figure, height_ratios=[1, 1, 0.95])
-    _input(figure.add_subplot(grid[0, 0]), e, image)
-    _balance(figure.add_subplot(grid[1, 0]), e)
-    maps = e.contract(dim=0).numpy() if e.x.ndim == 3 else (e.right_vectors * e.x).numpy()
-    by_value, reduction = e.top(top, by="lambda"), e.reduce()
-    contributions = (e.psi * e.S).numpy().reshape(-1, *(1,) * (maps.ndim - 1)) * maps
-    _row(figure, grid, 0, [maps[k] for k in by_value],
-         [rf"$\lambda_{{{k}}}$ = {e.S[k]:.3g},  $\alpha$ = {e.alpha[k]:+.3g}" for k in by_value],
-         "singular vectors by λ:  $\\phi_k \\cdot x$ per point")
-    dominant = e.top(top, by="reduced")
-    _row(figure, grid, 1, [contributions[k] for k in dominant],
-         [rf"$k$ = {k},  $\hat\alpha$ = {v:+.3g}  ({s:.0%})" for k, v, s in
-          zip(dominant, reduction.values[:top], reduction.shares[:top], strict=False)],
-         "top reduced contributions:  $\\psi_k \\lambda_k\\, \\phi_k \\cdot x$ per point")
-    _spectrum(figure.add_subplot(grid[0, top + 1]), e)
-    _reduced(figure.add_subplot(grid[1, top + 1]), reduction)
-    _waterfall(figure.add_subplot(grid[2, :]), e)
-    figure.suptitle((title or f"{e.target_label} = {e.output:.4g} at layer {e.layer}") + "\n" + certificate(e),
-                    fontsize=12)
+    dim = (0 if e.x.ndim > 1 else ()) if dim is None else dim
+    columns = max(1, min(top, len(e)))
+    figure = Figure(figsize=(2.45 * (columns + 1) + 1.4, 9.4), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+    maps, spectra = figure.subfigures(2, 1, height_ratios=[1.5, 1.0], hspace=0.03)
+    reduction = e.reduce()
+    _maps(maps, e, reduction, columns, dim, (image, mean, std))
+    left, middle, right = spectra.subplots(1, 3, width_ratios=[1.25, 0.85, 1.2])
+    draw_spectrum(left, e)
+    draw_reduced(middle, e, reduction, columns)
+    draw_waterfall(right, e)
+    heading = title or f"{e.target_label} = {e.output:.4g} at layer {e.layer}"
+    # A user's text may hold $ signs; they are not ours to typeset.
+    figure.suptitle(heading + "\n" + certificate(e), fontsize=11.5, color=INK, parse_math=False)
+    figure.legend(handles=legend_handles(), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
     if path is not None:
         save(figure, path)
     return figure
 
 
 def certificate(e) -> str:
-    """The sums and checks of an explanation in one line."""
-    return (f"Σα {float(e.alpha.sum()):+.4g}   bias {e.bias:+.4g}   bypass {e.bypass:+.3g}   "
-            f"remainder {e.remainder:+.2g}   exactness {e.exactness:.0e}   completeness {e.completeness:.0e}")
+    """The sums and checks of an explanation in two lines: value = sum of all terms; how far to trust it.
+
+    """
+    terms = [("Σα", float(e.alpha.sum())), ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
+    parts = [f"{'−' if value < 0 else '+' if place else ''} {abs(value):.4g} {name}".strip()
+             for place, (name, value) in enumerate(terms)]
+    checks = [f"exactness {e.exactness:.0e}", f"completeness {e.completeness:.0e}",
+              f"{len(e)} components by {e.method}", f"gates {e.gates}"]
+    return f"{e.output:.5g} = " + " ".join(parts) + "\n" + "  ·  ".join(checks)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure under a temporary name, then rename: no reader ever sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(draft, dpi=130)
-    draft.replace(path)
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        figure.savefig(draft, dpi=130)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _input(axes, e, image) -> None:
-    axes.set_title("input", fontsize=10)
-    if image is None:
-        x = e.x.numpy()
-        if x.ndim not in (2, 3):
-            axes.plot(x.ravel(), color=GREY, lw=1)
-            return
-        image = heatmap.display_image(x)
-    axes.imshow(image, cmap="gray", interpolation="nearest")
-    axes.set_axis_off()
+def _maps(figure, e, reduction, columns: int, dim, picture) -> None:
+    """Two rows of maps: the input and the vectors of largest λ; all contributions and the largest survivors."""
+    grid = figure.subplots(2, columns + 1, squeeze=False)
+    heatmap.draw_input(grid[0, 0], e.x.float().numpy(), *picture)
+    leading, dominant = e.top(columns, by="lambda"), e.top(columns, by="reduced")
+    scale = (e.psi * e.S).numpy()
+    vectors = _contract(e, leading, dim)
+    contributions = [scale[k] * c for k, c in zip(dominant, _contract(e, dominant, dim), strict=True)]
+    everything = _total(e, dim)
+    names = [f"φ, k = {int(e.indices[k])}:  λ = {e.S[k]:.3g}\nsum of map  φ·x = {e.projections[k]:.3g}"
+             for k in leading]
+    _row(figure, grid[0], vectors, names, "φ·x per point", first=None)
+    names = [f"k = {int(e.indices[k])}:  α = {e.alpha[k]:+.3g}\n{_survives(value, share, len(group))}"
+             for k, value, share, group in zip(dominant, reduction.values.tolist(), reduction.shares.tolist(),
+                                               reduction.members, strict=False)]
+    _row(figure, grid[1], contributions, names, "contribution per point",
+         first=(everything, f"all {len(e)} components\nΣα = {float(e.alpha.sum()):+.4g}"))
 
 
-def _balance(axes, e) -> None:
-    """Where the output comes from: all contributions, bias, bypass, remainder."""
-    names = ["Σα", "bias", "bypass", "remainder"]
-    values = [float(e.alpha.sum()), e.bias, e.bypass, e.remainder]
-    axes.barh(names[::-1], values[::-1], color=[RED if v >= 0 else BLUE for v in values[::-1]])
-    axes.axvline(0, color="0.6", lw=0.6)
-    axes.set_title("terms of the output", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+def _survives(value: float, share: float, members: int) -> str:
+    """What is left of a component after cancelling."""
+    if members == 1:
+        return f"nothing cancels: {share:.0%} of Σα"
+    return f"{value:+.3g} left of {members}: {share:.0%} of Σα"
 
 
-def _row(figure, grid, row: int, maps, titles, label: str) -> None:
-    half = heatmap.half_range(maps)
-    drawn, shown = [], None
-    for column, (values, title) in enumerate(zip(maps, titles, strict=True)):
-        axes = figure.add_subplot(grid[row, column + 1])
-        shown = heatmap.draw(axes, values, half) or shown
-        axes.set_title(title, fontsize=10)
-        drawn.append(axes)
-    if not drawn:
-        return
-    drawn[len(drawn) // 2].set_xlabel(label, fontsize=9)
+def _row(figure, axes, maps, names, label: str, first) -> None:
+    """Maps at one scale with one colour bar; `first` goes into the cell that the input has in the other row."""
+    cells = list(zip(axes[1:], maps, names, strict=False))
+    if first is not None:
+        cells.insert(0, (axes[0], *first))
+    half = heatmap.half_range([values for _, values, _ in cells])
+    shown = None
+    for cell, values, name in cells:
+        shown = heatmap.draw(cell, values, half) or shown
+        cell.set_title(name, fontsize=9, color=INK)
+    for empty in axes[1 + len(maps):]:
+        empty.set_axis_off()
     if shown is not None:
-        bar = figure.colorbar(shown, ax=drawn, shrink=0.7, aspect=25, pad=0.01)
-        bar.set_label(f"red positive, ±{half:.2g} = 98th pct", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        bar = figure.colorbar(shown, ax=list(axes), shrink=0.86, aspect=22, pad=0.015, extend="both")
+        bar.set_label(f"{label}\n±{half:.3g}, the {PERCENTILE}th percentile of |c|", fontsize=8, color=INK)
+        bar.ax.tick_params(labelsize=7.5, color="0.7")
+        bar.outline.set(color="0.75", linewidth=0.6)
+    elif cells:
+        cells[-1][0].annotate(f"{label}; {PERCENTILE}th percentile of |c| in the row: {half:.3g}", (1, -0.16),
+                              xycoords="axes fraction", ha="right", va="top", fontsize=8, color=SOFT)
 
 
-def _spectrum(axes, e) -> None:
-    k = np.arange(len(e))
-    axes.bar(k, e.alpha.numpy(), color=np.where(e.alpha.numpy() >= 0, RED, BLUE), width=1.0)
-    axes.set_xlabel("k", fontsize=9)
-    axes.set_ylabel("α", fontsize=9)
-    twin = axes.twinx()
-    twin.plot(k, e.S.numpy(), color="0.25", lw=1.2)
-    twin.set_ylabel("λ (line)", fontsize=9)
-    twin.set_ylim(bottom=0)
-    axes.set_title(f"full spectrum, {len(e)} components", fontsize=10)
-    for each in (axes, twin):
-        each.tick_params(labelsize=8)
+def _contract(e, positions: list[int], dim) -> list[np.ndarray]:
+    """c^k at some positions only: contracting all would cost a pass over every singular vector."""
+    maps = e[positions].contract(dim).float().numpy() if positions else []
+    for values in maps:
+        if values.ndim > 2:
+            raise ValueError(f"the maps have shape {values.shape} after contracting axes {dim}: pass dim= with more "
+                             f"axes of the input {tuple(e.x.shape)}, so that one or two are left")
+    return list(maps)
 
 
-def _reduced(axes, reduction) -> None:
-    values = np.asarray(reduction.values)
-    axes.bar(np.arange(len(values)), values, color=np.where(values >= 0, RED, BLUE), width=0.9)
-    axes.set_title(f"reduced spectrum, {len(values)} terms", fontsize=10)
-    axes.set_xlabel("rank", fontsize=9)
-    axes.set_ylabel(r"$\hat\alpha$", fontsize=9)
-    axes.tick_params(labelsize=8)
+def _total(e, dim) -> np.ndarray:
+    """Σ_k α_k ĉ^k, the map of everything that goes through the layer's components."""
+    from specxai.spectral.contraction import combine, contract
 
-
-def waterfall_steps(e, top: int = 10) -> list[tuple[str, float]]:
-    """(label, amount) from zero to the output: largest contributions, the others, bias, bypass, remainder."""
-    leading = e.top(top, by="alpha")
-    others = float(e.alpha.sum()) - float(e.alpha[leading].sum())
-    steps = [(f"α{int(e.indices[k])}", float(e.alpha[k])) for k in leading]
-    if len(e) > len(leading):
-        steps.append((f"{len(e) - len(leading)} other α", others))
-    return [*steps, ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
-
-
-def _waterfall(axes, e) -> None:
-    total = 0.0
-    steps = waterfall_steps(e)
-    for place, (_, amount) in enumerate(steps):
-        axes.bar(place, amount, bottom=total, color=RED if amount >= 0 else BLUE, width=0.75)
-        axes.plot([place - 0.38, place + 1.38], [total + amount] * 2, color="0.5", lw=0.7)
-        total += amount
-    axes.bar(len(steps), e.output, color="0.35", width=0.75)
-    axes.axhline(0, color="0.6", lw=0.6)
-    axes.set_xticks(range(len(steps) + 1), [name for name, _ in steps] + ["output"], fontsize=9)
-    axes.set_title("from zero to the output: red adds, blue takes away", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    row = combine(e.psi * e.S, e.right_vectors)
+    return contract(row[None], e.x.double(), dim)[0].numpy()

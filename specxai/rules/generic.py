@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from specxai.capture.program import references, substitute
+from specxai.capture.program import Ref, references
 from specxai.rules.base import Gate, LinearNode, Site, Term
 
 
@@ -17,86 +18,69 @@ def generic(site: Site) -> LinearNode:
     A transposed vjp needs no forward mode, which fused attention, cdist and recurrent layers do not have.  Probes run
     one by one: correct for every op, and slow.  Treated as smooth: its offset is f(z) − Σ J_i z_i.
     """
-    inputs = sorted({i for i in references((site.step.args, dict(site.step.kwargs))) if i in site.active})
-    values = _values(site, inputs)
-    terms = tuple(_term(site, inputs, values, which) for which in range(len(inputs)) if
-                  values[which].is_floating_point())
+    template = (site.step.args, dict(site.step.kwargs))
+    values = dict(_pairs(template, (site.args, site.kwargs)))
+    inputs = sorted({i for i in references(template) if i in site.active and values[i].is_floating_point()})
+    terms = tuple(_term(site, template, i, values[i].detach()) for i in inputs)
     offset = site.value.detach().clone()
     for term in terms:
-        offset -= term.apply(values[inputs.index(term.input)].detach().unsqueeze(0))[0]
-    gate = Gate(terms[0].input, None, None) if terms else None
+        offset -= term.apply(values[term.input].detach().unsqueeze(0))[0]
+    gate = Gate(inputs[0], None, None) if inputs else None
     return LinearNode(terms, offset=offset, gate=gate, generic=str(site.step.target).removesuffix(".default"))
 
 
-def _values(site: Site, inputs: list[int]) -> list[Any]:
-    found: dict[int, Any] = {}
+def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
+    def call() -> tuple[Tensor, Tensor]:
+        """A fresh leaf in the place of value `index`, and the op's result at it."""
+        leaf = z.clone().requires_grad_()
+        args, kwargs = _with(template, (site.args, site.kwargs), index, leaf)
+        # Fused attention has no second derivative; its plain form does.
+        with sdpa_kernel(SDPBackend.MATH):
+            result = site.step.target(*args, **kwargs)
+        return leaf, result[site.output] if isinstance(result, (list, tuple)) else result
 
-    def walk(template, value):
-        from specxai.capture.program import Ref
-
-        if isinstance(template, Ref):
-            found[template.index] = value
-        elif isinstance(template, (list, tuple)):
-            for t, v in zip(template, value, strict=True):
-                walk(t, v)
-        elif isinstance(template, dict):
-            for key in template:
-                walk(template[key], value[key])
-
-    walk(site.step.args, site.args)
-    walk(dict(site.step.kwargs), site.kwargs)
-    return [found[i] for i in inputs]
-
-
-def _term(site: Site, inputs: list[int], values: list[Any], which: int) -> Term:
-    table: dict[int, Any] = {}
-
-    class Lookup(dict):
-        def __missing__(self, key):
-            return table[key]
-
-    z = values[which].detach()
-
-    def call(point: Tensor) -> Tensor:
-        now = Lookup({index: value for index, value in zip(inputs, values, strict=True)})
-        now[inputs[which]] = point
-        args, kwargs = _fill(site.step.args, site.args, now), _fill(dict(site.step.kwargs), site.kwargs, now)
-        result = site.step.target(*args, **kwargs)
-        return result[site.output] if isinstance(result, (list, tuple)) else result
+    def rows(value: Tensor | None, leaf: Tensor, block: Tensor, shape: torch.Size) -> Tensor:
+        """Each row of the block pulled from `value` back to `leaf`; zero where nothing connects them."""
+        if value is None or not value.requires_grad:
+            return block.new_zeros(block.shape[0], *shape)
+        pulled = [torch.autograd.grad(value, leaf, row, retain_graph=True, allow_unused=True)[0] for row in block]
+        return torch.stack([block.new_zeros(shape) if row is None else row for row in pulled])
 
     def adjoint(block: Tensor) -> Tensor:
         with torch.enable_grad():
-            leaf = z.clone().requires_grad_()
-            value = call(leaf)
-            if not value.requires_grad:
-                return block.new_zeros(block.shape[0], *z.shape)
-            rows = [torch.autograd.grad(value, leaf, row, retain_graph=True, allow_unused=True)[0] for row in block]
-        return torch.stack([torch.zeros_like(z) if row is None else row for row in rows])
+            leaf, value = call()
+            return rows(value, leaf, block, z.shape).detach()
 
     def apply(block: Tensor) -> Tensor:
         with torch.enable_grad():
-            leaf = z.clone().requires_grad_()
-            value = call(leaf)
-            if not value.requires_grad:
-                return block.new_zeros(block.shape[0], *value.shape)
+            leaf, value = call()
             dummy = torch.zeros_like(value).requires_grad_()
-            pulled = torch.autograd.grad(value, leaf, dummy, create_graph=True, allow_unused=True)[0]
-            if pulled is None or not pulled.requires_grad:
-                return block.new_zeros(block.shape[0], *value.shape)
-            rows = [torch.autograd.grad(pulled, dummy, row, retain_graph=True, allow_unused=True)[0] for row in block]
-        return torch.stack([torch.zeros_like(value.detach()) if row is None else row for row in rows])
+            pulled = None
+            if value.requires_grad:
+                pulled = torch.autograd.grad(value, leaf, dummy, create_graph=True, allow_unused=True)[0]
+            return rows(pulled, dummy, block, value.shape).detach()
 
-    return Term(inputs[which], apply, adjoint, flops=4 * site.value.numel())
+    return Term(index, apply, adjoint, flops=4 * site.value.numel())
 
 
-def _fill(template, value, now):
-    """The arguments as they were, with the points in `now` in the places that depend on x."""
-    from specxai.capture.program import Ref
-
+def _pairs(template: Any, value: Any):
+    """(step, value) of every reference in an argument template."""
     if isinstance(template, Ref):
-        return now[template.index] if dict.__contains__(now, template.index) else value
+        yield template.index, value
+    elif isinstance(template, (list, tuple)):
+        for t, v in zip(template, value, strict=True):
+            yield from _pairs(t, v)
+    elif isinstance(template, dict):
+        for key in template:
+            yield from _pairs(template[key], value[key])
+
+
+def _with(template: Any, value: Any, index: int, point: Tensor) -> Any:
+    """The argument values, with `point` wherever the template refers to step `index`."""
+    if isinstance(template, Ref):
+        return point if template.index == index else value
     if isinstance(template, (list, tuple)):
-        return [_fill(t, v, now) for t, v in zip(template, value, strict=True)]
+        return type(template)(_with(t, v, index, point) for t, v in zip(template, value, strict=True))
     if isinstance(template, dict):
-        return {key: _fill(template[key], value[key], now) for key in template}
+        return {key: _with(template[key], value[key], index, point) for key in template}
     return value

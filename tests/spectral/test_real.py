@@ -6,8 +6,8 @@ import torch
 import specxai
 from specxai.spectral import Explanation, explain
 
-local = pytest.importorskip("specxai.local")
-pytest.importorskip("specxai.svd")
+
+
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Spectra and the waterfall: which components there are, which matter, and how they add up to the output."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from specxai.plots.heatmap import INK, RED, SOFT, signs
+
+
+def draw_spectrum(axes: Axes, e) -> None:
+    """λ_k as a grey area (right axis) behind the α_k as bars (left axis); both zeros at the same height."""
+    axes.set_title(f"full spectrum: {len(e)} components", fontsize=10, color=INK)
+    _style(axes)
+    if not len(e):
+        axes.text(0.5, 0.5, "no components", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    k, alpha, values = e.indices.numpy(), e.alpha.numpy(), e.S.numpy()
+    axes.bar(k, alpha, color=signs(alpha), width=0.9, zorder=3)
+    axes.axhline(0, color="0.5", lw=0.6, zorder=4)
+    low, high = min(0.0, float(alpha.min())), max(0.0, float(alpha.max()))
+    span = (high - low) or 1.0
+    low, high = low - 0.06 * span, high + 0.06 * span
+    axes.set_ylim(low, high)
+    axes.set_xlabel("k, by descending λ", fontsize=9, color=INK)
+    axes.set_ylabel(r"contribution $\alpha_k$ (bars)", fontsize=9, color=INK)
+    twin = axes.twinx()
+    # Behind the bars, which need a transparent background to let it through.
+    twin.set_zorder(axes.get_zorder() - 1)
+    axes.patch.set_visible(False)
+    twin.fill_between(k, values, step="mid", color="0.88", lw=0)
+    twin.step(k, values, where="mid", color="0.62", lw=1)
+    # The axes' zeros coincide: where α has a negative part the λ axis goes below zero by the same share.
+    top = float(values.max()) * 1.06 or 1.0
+    twin.set_ylim(top * low / max(high, 1e-300) if high > 0.15 * span else -top * 0.9, top)
+    if high <= 0.15 * span:
+        axes.set_ylim(low, -low / 0.9)
+    twin.set_yticks([tick for tick in twin.get_yticks() if 0 <= tick <= top])
+    twin.set_ylabel(r"singular value $\lambda_k$ (grey)", fontsize=9, color=SOFT)
+    twin.tick_params(labelsize=8, colors=SOFT)
+    twin.spines[["top", "left", "bottom"]].set_visible(False)
+    twin.spines["right"].set_color("0.75")
+
+
+def draw_reduced(axes: Axes, e, reduction, top: int = 3, most: int = 24) -> None:
+    """Contributions left after opposite ones have cancelled (21), the first `top` with the k of their component."""
+    values = np.asarray(reduction.values)
+    axes.set_title(f"reduced spectrum: {_count(len(values), 'survivor')} of {len(e)}", fontsize=10, color=INK)
+    _style(axes)
+    if not len(values):
+        axes.text(0.5, 0.5, "nothing left", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    shown = values[:most]
+    axes.bar(np.arange(len(shown)), shown, color=signs(shown), width=0.8)
+    axes.axhline(0, color="0.5", lw=0.6)
+    up = shown[0] >= 0
+    axes.set_ylim(*((0, 1.14 * shown[0]) if up else (1.14 * shown[0], 0)))
+    if len(shown) < 6:  # a few bars are not to fill the panel like walls
+        axes.set_xlim(-0.7, 5.3)
+    for place, (value, position) in enumerate(zip(shown[:top], reduction.dominant, strict=False)):
+        axes.annotate(f"{int(e.indices[position])}", (place, value), xytext=(0, 2 if up else -2),
+                      textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=7.5, color=INK)
+    axes.set_xticks([])
+    hidden = len(values) - len(shown)
+    axes.set_xlabel("survivors by size; k above the first" + (f"; {hidden} more" if hidden else ""), fontsize=9,
+                    color=INK)
+    axes.set_ylabel(r"$\hat\alpha$ after cancelling", fontsize=9, color=INK)
+
+
+def waterfall_steps(e, top: int = 8) -> list[tuple[str, float]]:
+    """(label, amount) from zero to the output: largest contributions, the others, bias, bypass, remainder.
+
+    >>> # the amounts of the steps add up to the output, whatever `top` is
+    """
+    leading = e.top(top, by="alpha")
+    others = float(e.alpha.sum()) - float(e.alpha[leading].sum())
+    steps = [(f"α{subscript(int(e.indices[k]))}", float(e.alpha[k])) for k in leading]
+    if len(e) > len(leading):
+        steps.append((f"{len(e) - len(leading)} other α", others))
+    return [*steps, ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
+
+
+def draw_waterfall(axes: Axes, e, top: int = 8) -> None:
+    """Horizontal bars, each starting where the one above ended, down to the output."""
+    steps = waterfall_steps(e, top)
+    starts = np.concatenate([[0.0], np.cumsum([amount for _, amount in steps])])
+    reach = [*starts, e.output]
+    span = (max(reach) - min(reach)) or 1.0
+    for place, (_, amount) in enumerate(steps):
+        axes.barh(place, amount, left=starts[place], color=signs([amount]), height=0.68)
+        axes.plot([starts[place + 1]] * 2, [place - 0.34, place + 1.34], color="0.55", lw=0.7)
+        _amount(axes, place, max(starts[place], starts[place + 1]), f"{amount:+.3g}", span)
+    axes.barh(len(steps), e.output, color="0.35", height=0.68)
+    _amount(axes, len(steps), max(0.0, e.output), f"{e.output:.4g}", span, weight="bold")
+    axes.axvline(0, color="0.5", lw=0.6)
+    axes.set_xlim(min(reach) - 0.04 * span, max(reach) + 0.2 * span)
+    axes.set_ylim(len(steps) + 0.6, -0.6)
+    axes.set_yticks(range(len(steps) + 1), [*(name for name, _ in steps), "output"])
+    axes.set_title("from zero to the output", fontsize=10, color=INK)
+    _style(axes)
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.spines["left"].set_visible(False)
+
+
+def legend_handles() -> list[Patch]:
+    """What the two colours mean, everywhere."""
+    return [Patch(color=RED, label="red > 0: raises the output"),
+            Patch(color=signs([-1])[0], label="blue < 0: lowers the output")]
+
+
+def subscript(number: int) -> str:
+    """Digits as subscripts.
+
+    >>> subscript(42)
+    '₄₂'
+    """
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def _amount(axes: Axes, place: int, right: float, text: str, span: float, weight: str = "normal") -> None:
+    axes.text(right + 0.012 * span, place, text, va="center", fontsize=8, color=INK, fontweight=weight)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.75")
+    axes.tick_params(labelsize=8, color="0.75")
