@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tqdm.auto import tqdm
@@ -34,8 +35,8 @@ class Settings:
     """folder for the pictures, results and report.html"""
     digits: int = 4
     """how many images, of different digits; one the net gets wrong is added if there is any"""
-    rank: int | None = None
-    """singular triplets per explanation; all of them by default"""
+    rank: int | Literal["all", "none"] = "none"
+    """singular triplets per explanation; all of them by default ("none": no limit)"""
     seed: int = 0
     """of the solver's probes"""
 
@@ -57,17 +58,17 @@ def main(settings: Settings) -> Path:
     predicted = net(held.x).argmax(1)
     captured = specxai.capture(net, held.x[:1])
     settings.out.mkdir(parents=True, exist_ok=True)
-    entries = []
+    entries, rank = [], None if settings.rank in ("all", "none") else settings.rank
     for i in tqdm(choose(held, predicted, settings.digits), desc="explaining", unit="image", disable=None):
         local = captured.linearize(held.x[i : i + 1])
         truth, image = int(held.y[i]), held.raw[i, 0].numpy()
         for layer, place in ((LAST_CONV_LAYER, "last conv"), (PENULTIMATE_LAYER, "penultimate")):
-            e = specxai.explain(local, layer=layer, rank=settings.rank, seed=settings.seed)
+            e = specxai.explain(local, layer=layer, rank=rank, seed=settings.seed)
             name = f"image{i:03d}-{place.replace(' ', '-')}"
             heading = f"A {truth} read as {int(predicted[i])}: {place} layer {layer}"
-            e.plot(settings.out / f"{name}.png", image=image, title=heading)
+            figure = e.plot(settings.out / f"{name}.png", image=image, title=heading)
             e.save(settings.out / f"{name}.safetensors")
-            entries.append(Entry(e, heading, image, f"held-out image {i}; logit of class {int(predicted[i])}"))
+            entries.append(Entry(e, heading, image, f"held-out image {i}; logit of class {int(predicted[i])}", figure))
             tqdm.write(f"image {i:3d}  {truth} read as {int(predicted[i])}  {layer:12s} logit {e.output:8.4f} = "
                        f"Σα {float(e.alpha.sum()):+.4f}  bias {e.bias:+.4f}  remainder {e.remainder:+.1e}  "
                        f"(exactness {e.exactness:.0e}, {len(e)} components)")
@@ -76,8 +77,8 @@ def main(settings: Settings) -> Path:
     (settings.out / "settings.json").write_text(json.dumps(stored, indent=2) + "\n")
     report = write_report(
         settings.out / "report.html", entries, "Handwritten digits, taken apart",
-        f"A small VGG-style net ({accuracy(net, held):.1%} correct on {len(held.y)} held-out images) decides what digit "
-        "it sees. Each panel takes one decision apart into spectral contributions of the network's own local map.",
+        f"A small VGG-style net ({accuracy(net, held):.1%} correct on {len(held.y)} held-out images) decides what "
+        "digit it sees. Each panel takes one decision apart into spectral contributions of the network's own map.",
         stored)
     print(f"report: {report}")
     return report

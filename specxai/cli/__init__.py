@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 from typing import Annotated
 
 from specxai.cli.settings import ExplainSettings, InfoSettings, ReproduceSettings
@@ -17,19 +18,15 @@ Examples:
 """
 
 
-class UsageError(Exception):
-    """Something the user can mend; the message says how."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for errors of use)."""
     import tyro
 
-    Command = (
-        Annotated[ExplainSettings, tyro.conf.subcommand("explain", description=ExplainSettings.__doc__)]
-        | Annotated[InfoSettings, tyro.conf.subcommand("info", description=InfoSettings.__doc__)]
-        | Annotated[ReproduceSettings, tyro.conf.subcommand("reproduce", description=ReproduceSettings.__doc__)]
-    )
+    def command(name: str, kind: type):
+        return Annotated[kind, tyro.conf.subcommand(name, description=cleandoc(kind.__doc__))]
+
+    Command = command("explain", ExplainSettings) | command("info", InfoSettings) | command(
+        "reproduce", ReproduceSettings)
     settings = tyro.cli(Command, prog="specxai", description=DESCRIPTION, args=argv,
                         config=(tyro.conf.OmitSubcommandPrefixes,))
     try:
@@ -41,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every error of the library names cause and remedy; a traceback would bury it.
         if getattr(settings, "debug", False):
             raise
-        print(f"specxai: {error} (--debug shows where)", file=sys.stderr)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"specxai: {reason} (--debug shows where)", file=sys.stderr)
         return 2
     return 0
 

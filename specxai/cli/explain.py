@@ -7,6 +7,8 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 import specxai
 from specxai.cli.models import load
 from specxai.cli.settings import ExplainSettings
@@ -17,39 +19,63 @@ def run(settings: ExplainSettings) -> None:
     subject = load(settings.model, settings.weights, settings.image, settings.size, settings.seed)
     local = specxai.linearize(subject.model, subject.x, gates=settings.gates, backend=settings.backend)
     if "list" in settings.layer:
-        print("\n".join(local.layers))
+        print("\n".join(f"{name:<32} {tuple(local.split(name).shape)}" for name in local.layers))
         return
     # Heavy imports only once there is something to draw.
     from specxai.plots.report import Entry, write_report
 
-    layers = [local.split(layer).layer for layer in settings.layer] or [default_layer(local)]
+    layers = [local.split(layer).layer for layer in settings.layer] or [default_layer(local, subject.model)]
     if subject.note:
         print(subject.note)
     print(local.report())
     settings.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for layer in layers:
-        rank = None if settings.rank == "all" else settings.rank
+        rank = None if settings.rank in ("all", "none") else settings.rank
         e = specxai.explain(local, layer=layer, target=settings.target, rank=rank, tol=settings.tol,
-                            method=settings.method, seed=settings.seed, progress=settings.progress)
-        print(f"\n{e.summary()}")
+                            method=settings.method, seed=settings.seed, progress=None if settings.progress else False)
+        label = name_of(e.target_label, subject.labels)
+        print(f"\n{e.summary()}" + (f"\n  {e.target_label} is {label!r}" if label else ""))
         stem = "layer-" + re.sub(r"[^\w.#-]", "_", layer)
-        heading = f"{subject.name}: {e.target_label} at layer {layer}"
-        e.plot(settings.out / f"{stem}.png", image=subject.image, title=heading)
+        heading = f"{subject.name}: {e.target_label}" + (f", “{label}”," if label else "") + f" at layer {layer}"
+        figure = e.plot(settings.out / f"{stem}.png", image=subject.image, title=heading)
         e.save(settings.out / f"{stem}.safetensors")
-        entries.append(Entry(e, heading, subject.image, subject.note))
+        entries.append(Entry(e, heading, subject.image, subject.note, figure))
     stored = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
     stored["specxai"] = specxai.__version__
+    stored["layer"] = layers  # those that were used, the default too
     (settings.out / "settings.json").write_text(json.dumps(stored, indent=2) + "\n")
     report = write_report(settings.out / "report.html", entries, f"Spectral explanation of {subject.name}",
                           settings=stored)
     print(f"\nreport: {report}")
 
 
-def default_layer(local) -> str:
-    """The last layer whose output still has spatial axes: the paper's choice (section 2.1)."""
-    for layer in reversed(local.layers):
-        shape = local.split(layer).shape
-        if len(shape) == 4 and shape[2] * shape[3] > 1:
-            return layer
-    return local.layers[max(0, len(local.layers) - 2)]
+def name_of(target_label: str, labels: tuple[str, ...]) -> str:
+    """The class name of "output[7]", where the outputs have names."""
+    found = re.fullmatch(r"output\[(\d+)\]", target_label)
+    return labels[int(found[1])] if found and int(found[1]) < len(labels) else ""
+
+
+def default_layer(local, model: torch.nn.Module) -> str:
+    """The paper's choice (section 2.1): the end of the last convolutional stage, before pooling to the classifier.
+
+    From the last convolution on: its norm, gate and max-pool, and what adds the skip; a block that merely ends there
+    carries the same values under another name.
+    """
+    names, modules = local.layers, dict(model.named_modules())
+    kinds = [modules.get(name.partition("#")[0]) for name in names]
+    last = max((i for i, m in enumerate(kinds) if isinstance(m, torch.nn.modules.conv._ConvNd)), default=None)
+    if last is None or (len(names) > 12 and last < len(names) // 4):  # a patch embedding is no convolutional stage
+        raise ValueError("this model has no convolutional stage at its end, so there is no default layer: pass --layer "
+                         "NAME (--layer list shows the names)")
+    chosen, conv = names[last], names[last].partition("#")[0]
+    for name, module in zip(names[last + 1:], kinds[last + 1:], strict=True):
+        if type(module).__name__.startswith(_STAGE):
+            chosen = name
+        elif not conv.startswith(name.partition("#")[0] + "."):
+            break
+    return chosen
+
+
+_STAGE = ("BatchNorm", "FrozenBatchNorm", "GroupNorm", "ReLU", "LeakyReLU", "GELU", "SiLU", "Hardswish", "ELU",
+          "MaxPool", "Identity", "Dropout")

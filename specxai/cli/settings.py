@@ -16,21 +16,23 @@ class ExplainSettings:
     Examples:
         specxai explain --model digits --image 3
         specxai explain --model torchvision:vgg11_bn --weights vgg.safetensors --image cat.jpg --layer features.28
+        specxai explain --model torchvision:resnet18 --weights DEFAULT --image cat.jpg --layer layer3 layer4
         specxai explain --model net.py:make_net --image scan.png --layer list
     """
 
     model: str = "digits"
-    """digits, torchvision:NAME, timm:NAME, or FILE.py:FACTORY (runs your file; FACTORY() returns the module)"""
+    """digits, torchvision:NAME, timm:NAME, or FILE.py:FACTORY: runs your file, whose FACTORY() returns the module or
+    (module, {size, mean, std, labels})"""
     image: str = "0"
     """an image file, or with --model digits the number of a held-out image"""
     weights: str | None = None
     """.safetensors, .pt or .pth file (never unpickled), or DEFAULT for the package's own; random if left out"""
     layer: tuple[str, ...] = ()
-    """layer names, or "list" to print them; default: the last layer whose output has spatial axes"""
+    """layer names, or "list" to print them; default: the end of the last convolutional stage"""
     target: int | None = None
     """index of the output to explain; the predicted class by default"""
-    rank: int | Literal["all"] = 50
-    """singular triplets, or "all"; a whole decomposition is exact"""
+    rank: int | Literal["all", "none"] = 50
+    """singular triplets; "all" (or "none", no limit) for the whole decomposition, which is exact"""
     tol: float | None = None
     """stop when the decomposition is this good instead"""
     method: Literal["auto", "exact", "krylov", "subspace"] = "auto"
@@ -39,14 +41,14 @@ class ExplainSettings:
     """tangent: the true Jacobian; frozen: every non-linearity is a factor held at its value"""
     backend: Literal["auto", "reference", "native"] = "auto"
     """what runs the products"""
-    size: int = 224
-    """side of the square that torchvision and timm models are given"""
+    size: int | None = None
+    """side of the square that the model is given; its own by default"""
     seed: int = 0
     """of the solver's probes, and of random weights"""
     out: Path = Path("out")
     """folder for pictures, results, settings.json and report.html"""
-    progress: bool | None = None
-    """progress bars; by default only on a terminal"""
+    progress: bool = True
+    """progress bars, where the output is a terminal and the run is long"""
     debug: bool = False
     """show the traceback of an error"""
 

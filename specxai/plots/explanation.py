@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 
 from specxai.plots import heatmap
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
-from specxai.plots.spectrum import draw_reduced, draw_spectrum, draw_waterfall, legend_handles, waterfall_steps
+from specxai.plots.spectrum import (
+    draw_reduced,
+    draw_spectrum,
+    draw_waterfall,
+    legend_handles,
+    signed,
+    subscript,
+    waterfall_steps,
+)
 
 __all__ = ["certificate", "plot_explanation", "save", "waterfall_steps"]
 
@@ -34,19 +42,20 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     percentile of |c|, printed beside it.  pyplot is not touched, so this is safe in threads and servers.
     """
     dim = (0 if e.x.ndim > 1 else ()) if dim is None else dim
-    columns = max(1, min(top, len(e)))
-    figure = Figure(figsize=(2.45 * (columns + 1) + 1.4, 9.4), layout="constrained", facecolor="white")
+    top = max(1, top)
+    figure = Figure(figsize=(max(11.2, 2.45 * (top + 1) + 1.4), 9.4), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
     maps, spectra = figure.subfigures(2, 1, height_ratios=[1.5, 1.0], hspace=0.03)
     reduction = e.reduce()
-    _maps(maps, e, reduction, columns, dim, (image, mean, std))
-    left, middle, right = spectra.subplots(1, 3, width_ratios=[1.25, 0.85, 1.2])
+    _maps(maps, e, reduction, top, dim, (image, mean, std))
+    left, middle, right = spectra.subplots(1, 3, width_ratios=[1.25, 0.8, 1.15], gridspec_kw={"wspace": 0.09})
     draw_spectrum(left, e)
-    draw_reduced(middle, e, reduction, columns)
+    draw_reduced(middle, e, reduction, top)
     draw_waterfall(right, e)
     heading = title or f"{e.target_label} = {e.output:.4g} at layer {e.layer}"
     # A user's text may hold $ signs; they are not ours to typeset.
-    figure.suptitle(heading + "\n" + certificate(e), fontsize=11.5, color=INK, parse_math=False)
+    figure.suptitle(heading, fontsize=13.5, fontweight="bold", color=INK, parse_math=False)
+    maps.suptitle(certificate(e), fontsize=10.5, color=INK, parse_math=False)
     figure.legend(handles=legend_handles(), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
     if path is not None:
         save(figure, path)
@@ -54,15 +63,13 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
 
 
 def certificate(e) -> str:
-    """The sums and checks of an explanation in two lines: value = sum of all terms; how far to trust it.
-
-    """
+    """Two lines: the output as the sum of all its terms, none left out, and how far to trust it."""
     terms = [("Σα", float(e.alpha.sum())), ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
-    parts = [f"{'−' if value < 0 else '+' if place else ''} {abs(value):.4g} {name}".strip()
+    parts = [f"{'−' if value < 0 else '+' if place else ''} {name} {abs(value):.{2 if abs(value) < 1e-3 else 4}g}"
              for place, (name, value) in enumerate(terms)]
     checks = [f"exactness {e.exactness:.0e}", f"completeness {e.completeness:.0e}",
-              f"{len(e)} components by {e.method}", f"gates {e.gates}"]
-    return f"{e.output:.5g} = " + " ".join(parts) + "\n" + "  ·  ".join(checks)
+              f"{e.method} SVD, {len(e)} components" if len(e) else "no components", f"{e.gates} gates"]
+    return f"{e.output:.5g}  =  " + "  ".join(parts).strip() + "\n" + "   ·   ".join(checks)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
@@ -77,52 +84,61 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _maps(figure, e, reduction, columns: int, dim, picture) -> None:
+def _maps(figure, e, reduction, top: int, dim, picture) -> None:
     """Two rows of maps: the input and the vectors of largest λ; all contributions and the largest survivors."""
-    grid = figure.subplots(2, columns + 1, squeeze=False)
-    heatmap.draw_input(grid[0, 0], e.x.float().numpy(), *picture)
-    leading, dominant = e.top(columns, by="lambda"), e.top(columns, by="reduced")
+    grid = figure.subplots(2, top + 1, squeeze=False)
+    leading, dominant = e.top(top, by="lambda"), e.top(top, by="reduced")
     scale = (e.psi * e.S).numpy()
-    vectors = _contract(e, leading, dim)
-    contributions = [scale[k] * c for k, c in zip(dominant, _contract(e, dominant, dim), strict=True)]
     everything = _total(e, dim)
-    names = [f"φ, k = {int(e.indices[k])}:  λ = {e.S[k]:.3g}\nsum of map  φ·x = {e.projections[k]:.3g}"
-             for k in leading]
-    _row(figure, grid[0], vectors, names, "φ·x per point", first=None)
-    names = [f"k = {int(e.indices[k])}:  α = {e.alpha[k]:+.3g}\n{_survives(value, share, len(group))}"
+    heatmap.draw_input(grid[0, 0], e.x.float().numpy(), *picture, flat=everything.ndim < 2)
+    names = [f"λ{_k(e, k)} = {e.S[k]:.3g}\nthe map adds up to φ·x = {e.projections[k]:.3g}" for k in leading]
+    _row(figure, grid[0], _contract(e, leading, dim), names, "by λ", "φ·x per point")
+    contributions = [scale[k] * c for k, c in zip(dominant, _contract(e, dominant, dim), strict=True)]
+    names = [f"α{_k(e, k)} = {signed(float(e.alpha[k]))}\n{_survives(value, share, len(group))}"
              for k, value, share, group in zip(dominant, reduction.values.tolist(), reduction.shares.tolist(),
                                                reduction.members, strict=False)]
-    _row(figure, grid[1], contributions, names, "contribution per point",
-         first=(everything, f"all {len(e)} components\nΣα = {float(e.alpha.sum()):+.4g}"))
+    _row(figure, grid[1], contributions, names, "by α after cancelling", "contribution ψλ(φ·x) per point",
+         first=(everything, f"all {len(e)} components\nΣα = {signed(float(e.alpha.sum()))}") if len(e) else None)
+    if not len(e):
+        grid[1, 0].set_axis_off()
+
+
+def _k(e, position: int) -> str:
+    """The place in the spectrum as a subscript."""
+    return subscript(int(e.indices[position]))
 
 
 def _survives(value: float, share: float, members: int) -> str:
     """What is left of a component after cancelling."""
     if members == 1:
         return f"nothing cancels: {share:.0%} of Σα"
-    return f"{value:+.3g} left of {members}: {share:.0%} of Σα"
+    return f"{signed(value)} left of {members}: {share:.0%} of Σα"
 
 
-def _row(figure, axes, maps, names, label: str, first) -> None:
+def _row(figure, axes, maps, names, order: str, label: str, first=None) -> None:
     """Maps at one scale with one colour bar; `first` goes into the cell that the input has in the other row."""
     cells = list(zip(axes[1:], maps, names, strict=False))
     if first is not None:
         cells.insert(0, (axes[0], *first))
-    half = heatmap.half_range([values for _, values, _ in cells])
-    shown = None
-    for cell, values, name in cells:
-        shown = heatmap.draw(cell, values, half) or shown
-        cell.set_title(name, fontsize=9, color=INK)
     for empty in axes[1 + len(maps):]:
         empty.set_axis_off()
+    if not cells:
+        return
+    values = [values for _, values, _ in cells]
+    half, limit, shown = heatmap.half_range(values), max(float(np.abs(v).max()) for v in values) or 1.0, None
+    for cell, values, name in cells:
+        shown = heatmap.draw(cell, values, half, limit) or shown
+        cell.set_title(name, fontsize=9, color=INK)
+    if len(maps):
+        axes[1].set_ylabel(order, fontsize=9, color=SOFT)
+    note = f"±{half:.3g}, the {PERCENTILE}th percentile of |c|"
     if shown is not None:
         bar = figure.colorbar(shown, ax=list(axes), shrink=0.86, aspect=22, pad=0.015, extend="both")
-        bar.set_label(f"{label}\n±{half:.3g}, the {PERCENTILE}th percentile of |c|", fontsize=8, color=INK)
+        bar.set_label(f"{label}\n{note}", fontsize=8, color=INK, labelpad=7)
         bar.ax.tick_params(labelsize=7.5, color="0.7")
         bar.outline.set(color="0.75", linewidth=0.6)
-    elif cells:
-        cells[-1][0].annotate(f"{label}; {PERCENTILE}th percentile of |c| in the row: {half:.3g}", (1, -0.16),
-                              xycoords="axes fraction", ha="right", va="top", fontsize=8, color=SOFT)
+    else:
+        cells[-1][0].set_xlabel(f"{label}\n{note}", fontsize=8, color=SOFT)
 
 
 def _contract(e, positions: list[int], dim) -> list[np.ndarray]:

@@ -30,15 +30,16 @@ def signs(values: np.ndarray) -> list[str]:
     return np.where(np.asarray(values) >= 0, RED, BLUE).tolist()
 
 
-def draw(axes: Axes, values: np.ndarray, half: float):
-    """One map: an image (h, w), or bars for a one-dimensional input.  Returns the image, None for bars."""
+def draw(axes: Axes, values: np.ndarray, half: float, limit: float):
+    """One map: an image (h, w) at ±half, or bars for a one-dimensional input.  Returns the image, None for bars.
+
+    Bars reach to ±limit, the row's largest: cut off at the percentile as colours are, they would be read as shorter.
+    """
     if values.ndim == 2:
         image = axes.imshow(values, cmap=PALETTE, norm=CenteredNorm(0, half), interpolation="nearest")
         _frame(axes)
         return image
     values = np.atleast_1d(values).ravel()
-    # Bars are not clipped at the percentile as colours are: a bar cut short would be read as its length.
-    limit = max(half, float(np.abs(values).max(initial=0)))
     axes.bar(np.arange(len(values)), values, width=0.8 if len(values) <= 64 else 1.0, color=signs(values))
     axes.axhline(0, color="0.6", lw=0.6)
     axes.set_ylim(-1.05 * limit, 1.05 * limit)
@@ -47,17 +48,20 @@ def draw(axes: Axes, values: np.ndarray, half: float):
     return None
 
 
-def draw_input(axes: Axes, x: np.ndarray, image=None, mean=None, std=None) -> None:
+def draw_input(axes: Axes, x: np.ndarray, image=None, mean=None, std=None, flat: bool = False) -> None:
     """The input as people see it: `image` if given, else x with its normalisation undone, else x stretched to 0..1.
 
-    x         (C, h, w) or (h, w); anything else is drawn as a line of its entries
+    x         (C, h, w) or (h, w); anything else is drawn as bars, and with `flat` (C, n) as C lines
     image     (h, w), (h, w, 3) or a channels-first array or tensor (C, h, w)
     """
     note = "input"
     if image is not None:
         picture = channels_last(np.asarray(image))
-    elif x.ndim not in (2, 3):
-        axes.bar(np.arange(x.size), x.ravel(), width=0.8 if x.size <= 64 else 1.0, color=SOFT)
+    elif flat or x.ndim not in (2, 3):
+        if flat and x.ndim > 1:
+            axes.plot(x.reshape(-1, x.shape[-1]).T, lw=0.8)
+        else:
+            axes.bar(np.arange(x.size), x.ravel(), width=0.8 if x.size <= 64 else 1.0, color=SOFT)
         axes.axhline(0, color="0.6", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)

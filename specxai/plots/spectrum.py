@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from specxai.plots.heatmap import INK, RED, SOFT, signs
+from specxai.plots.heatmap import BLUE, INK, RED, SOFT, signs
 
 
 def draw_spectrum(axes: Axes, e) -> None:
@@ -23,6 +24,7 @@ def draw_spectrum(axes: Axes, e) -> None:
     span = (high - low) or 1.0
     low, high = low - 0.06 * span, high + 0.06 * span
     axes.set_ylim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("k, by descending λ", fontsize=9, color=INK)
     axes.set_ylabel(r"contribution $\alpha_k$ (bars)", fontsize=9, color=INK)
     twin = axes.twinx()
@@ -58,12 +60,12 @@ def draw_reduced(axes: Axes, e, reduction, top: int = 3, most: int = 24) -> None
     axes.set_ylim(*((0, 1.14 * shown[0]) if up else (1.14 * shown[0], 0)))
     if len(shown) < 6:  # a few bars are not to fill the panel like walls
         axes.set_xlim(-0.7, 5.3)
-    for place, (value, position) in enumerate(zip(shown[:top], reduction.dominant, strict=False)):
-        axes.annotate(f"{int(e.indices[position])}", (place, value), xytext=(0, 2 if up else -2),
-                      textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=7.5, color=INK)
+    largest = ", ".join(str(int(e.indices[position])) for position in reduction.dominant[:top])
+    axes.text(0.97, 0.96 if up else 0.04, f"largest: k = {largest}", transform=axes.transAxes, ha="right",
+              va="top" if up else "bottom", fontsize=8, color=SOFT)
     axes.set_xticks([])
     hidden = len(values) - len(shown)
-    axes.set_xlabel("survivors by size; k above the first" + (f"; {hidden} more" if hidden else ""), fontsize=9,
+    axes.set_xlabel("by size" + (f"; {hidden} smaller not drawn" if hidden else ""), fontsize=9,
                     color=INK)
     axes.set_ylabel(r"$\hat\alpha$ after cancelling", fontsize=9, color=INK)
 
@@ -71,7 +73,7 @@ def draw_reduced(axes: Axes, e, reduction, top: int = 3, most: int = 24) -> None
 def waterfall_steps(e, top: int = 8) -> list[tuple[str, float]]:
     """(label, amount) from zero to the output: largest contributions, the others, bias, bypass, remainder.
 
-    >>> # the amounts of the steps add up to the output, whatever `top` is
+    Whatever `top` is, the amounts add up to the output.
     """
     leading = e.top(top, by="alpha")
     others = float(e.alpha.sum()) - float(e.alpha[leading].sum())
@@ -90,12 +92,13 @@ def draw_waterfall(axes: Axes, e, top: int = 8) -> None:
     for place, (_, amount) in enumerate(steps):
         axes.barh(place, amount, left=starts[place], color=signs([amount]), height=0.68)
         axes.plot([starts[place + 1]] * 2, [place - 0.34, place + 1.34], color="0.55", lw=0.7)
-        _amount(axes, place, max(starts[place], starts[place + 1]), f"{amount:+.3g}", span)
+        _amount(axes, place, max(starts[place], starts[place + 1]), signed(amount), span)
     axes.barh(len(steps), e.output, color="0.35", height=0.68)
-    _amount(axes, len(steps), max(0.0, e.output), f"{e.output:.4g}", span, weight="bold")
+    _amount(axes, len(steps), max(0.0, e.output), f"{e.output:.4g}".replace("-", "−", 1), span, weight="bold")
     axes.axvline(0, color="0.5", lw=0.6)
-    axes.set_xlim(min(reach) - 0.04 * span, max(reach) + 0.2 * span)
+    axes.set_xlim(min(reach) - 0.04 * span, max(reach) + 0.24 * span)
     axes.set_ylim(len(steps) + 0.6, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks(range(len(steps) + 1), [*(name for name, _ in steps), "output"])
     axes.set_title("from zero to the output", fontsize=10, color=INK)
     _style(axes)
@@ -104,9 +107,17 @@ def draw_waterfall(axes: Axes, e, top: int = 8) -> None:
 
 
 def legend_handles() -> list[Patch]:
-    """What the two colours mean, everywhere."""
-    return [Patch(color=RED, label="red > 0: raises the output"),
-            Patch(color=signs([-1])[0], label="blue < 0: lowers the output")]
+    """What the two colours mean, in maps and bars alike."""
+    return [Patch(color=RED, label="red > 0: adds"), Patch(color=BLUE, label="blue < 0: takes away")]
+
+
+def signed(value: float) -> str:
+    """A number with its sign; rounding errors with two digits.
+
+    >>> signed(-1.23456), signed(1.23456e-7)
+    ('−1.23', '+1.2e-07')
+    """
+    return f"{value:+.{2 if abs(value) < 1e-3 else 3}g}".replace("-", "−", value < 0)
 
 
 def subscript(number: int) -> str:

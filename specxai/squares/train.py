@@ -14,8 +14,9 @@ from torch import Tensor
 from specxai.squares.data import SIDE, SIZE
 from specxai.squares.model import WIDTHS, SquaresNet
 
-LEARNING_RATE = 1e-3
-# Pixels that no square reaches never move their first-layer weights; decay keeps that initial noise out of J.
+LEARNING_RATE = 2e-3
+# Pixels that no square reaches never move their first-layer weights; decay takes that initial noise out of J.
+# Biases are not decayed, as is usual.
 WEIGHT_DECAY = 1e-2
 
 
@@ -60,7 +61,9 @@ def train(images: Tensor, test: Tensor, bias: bool, settings: Settings,
         net = SquaresNet(bias, settings.size, settings.widths)
     order = torch.Generator().manual_seed(settings.seed)
     steps = settings.epochs * -(-len(images) // settings.batch)
-    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": WEIGHT_DECAY},
+              {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     losses = []
     with torch.enable_grad():

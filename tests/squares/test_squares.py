@@ -1,0 +1,105 @@
+"""The rotated squares: the data, the nets, and a tiny run from nothing to figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from specxai.squares import reproduce
+from specxai.squares.analysis import analyse, data_spectrum
+from specxai.squares.data import rotated_squares, split, squares
+from specxai.squares.model import SquaresNet
+from tolerances import RELATIVE
+
+TINY = {"images": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)}
+
+
+def test_squares_have_their_area_at_every_angle():
+    images = squares(torch.linspace(0, math.pi / 2, 50))
+    assert images.shape == (50, 64, 64)
+    assert images.min() == 0
+    assert images.max() == 1
+    torch.testing.assert_close(images.sum((1, 2)), torch.full((50,), 32.0**2), rtol=2e-3, atol=0)
+
+
+def test_square_turns_about_the_centre():
+    images = rotated_squares(30, torch.Generator().manual_seed(1))
+    at = torch.arange(64.0) - 31.5
+    distance = (at[:, None] ** 2 + at**2).sqrt()
+    assert (images[:, distance < 15] == 1).all()  # inside the inscribed circle
+    assert (images[:, distance > 16 * math.sqrt(2) + 1] == 0).all()  # outside the circumscribed one
+    torch.testing.assert_close(images, images.flip(1, 2))  # half a turn changes nothing
+
+
+def test_quarter_turn_repeats_and_other_angles_do_not():
+    same, other = squares(torch.tensor([0.3, 0.3 + math.pi / 2])), squares(torch.tensor([0.3, 0.8]))
+    torch.testing.assert_close(same[0], same[1], rtol=0, atol=1e-4)
+    assert (other[0] - other[1]).norm() > 5
+
+
+def test_square_that_cannot_turn_is_refused():
+    with pytest.raises(ValueError, match="side 60"):
+        squares(torch.zeros(1), 64, 60)
+
+
+def test_split_is_fixed_by_its_seed():
+    train, test = split(8, 3, seed=5, size=16, side=8)
+    assert (len(train), len(test)) == (8, 3)
+    assert torch.equal(split(8, 3, seed=5, size=16, side=8)[1], test)
+    assert not torch.equal(split(8, 3, seed=6, size=16, side=8)[1], test)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_analysis_sums_to_the_output(bias):
+    net = SquaresNet(bias, 16, TINY["widths"]).eval()
+    x = squares(torch.tensor([0.4]), 16, 8)[0]
+    a = analyse(net, x)
+    close = {"rtol": 20 * RELATIVE[torch.float32], "atol": 1e-5}
+    rebuilt = (a.spectrum.coefficients[:, None, None] * a.spectrum.left).sum(0)
+    torch.testing.assert_close(rebuilt, a.linear, **close)
+    whole = a.linear + sum(a.layers.values(), torch.zeros(16, 16))
+    torch.testing.assert_close(whole, net(x[None])[0].detach(), **close)
+    assert len(a.layers) == (len(TINY["widths"]) * 2 if bias else 0)
+    assert (a.spectrum.coefficients >= 0).all()
+    assert len(a.spectrum.values) <= TINY["widths"][-1]
+    torch.testing.assert_close(a.spectrum.contraction.sum((1, 2)) * a.spectrum.values, a.spectrum.coefficients, **close)
+
+
+def test_data_spectrum_is_the_matrix_s_own():
+    images, test = split(20, 1, seed=0, size=16, side=8)
+    spectrum = data_spectrum(images, test[0])
+    expected = torch.linalg.svdvals(images.flatten(1).double())
+    torch.testing.assert_close(spectrum.values[:8].double(), expected[:8], rtol=1e-5, atol=1e-5)
+
+
+def test_tiny_run_writes_everything_and_reuses_it(tmp_path):
+    result = reproduce(tmp_path, epochs=3, seed=1, progress=False, **TINY)
+    paths = {name: path for name, path in result.items() if name != "figures"}
+    assert set(paths) == {"figure8", "figure9", "numbers", "without_bias", "with_bias"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths.values())  # no drafts left
+    assert paths["figure8"].read_bytes()[:4] == b"\x89PNG"
+    assert set(result["figures"]) == {"figure8", "figure9"}
+    numbers = json.loads(paths["numbers"].read_text())
+    assert numbers["settings"]["epochs"] == 3
+    for kind in ("without_bias", "with_bias"):
+        assert len(numbers[kind]["loss"]) == 3
+        assert numbers[kind]["exactness"] < 1e-5
+        assert sum(numbers[kind]["operator"]["energy_shares"]) == pytest.approx(1)
+        assert sum(numbers[kind]["output_shares"].values()) == pytest.approx(1, abs=1e-4)  # J x + Σ β_l = f(x)
+    stamp = paths["with_bias"].stat().st_mtime_ns
+    reproduce(tmp_path, epochs=3, seed=1, progress=False, reuse=True, **TINY)
+    assert paths["with_bias"].stat().st_mtime_ns == stamp
+    assert json.loads(paths["numbers"].read_text()) == numbers
+    reproduce(tmp_path, epochs=2, seed=1, progress=False, reuse=True, **TINY)  # other settings: trained anew
+    assert len(json.loads(paths["numbers"].read_text())["with_bias"]["loss"]) == 2
+
+
+@pytest.mark.parametrize("settings, message", [({"epochs": 0}, "epochs is 0"), ({"sample": 9}, "sample 9"),
+                                               ({"batch": 100}, "batch of 100")])
+def test_settings_out_of_range_are_refused_before_anything_is_trained(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        reproduce(tmp_path / "new", progress=False, **{**TINY, **settings})
+    assert not (tmp_path / "new").exists()
