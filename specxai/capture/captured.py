@@ -114,7 +114,8 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
 
 
 def _verify(captured: Captured, model: nn.Module, example: Tensor) -> None:
-    tolerance = 1e-3 if example.dtype == torch.float32 else 1e-9 if example.dtype == torch.float64 else 3e-2
+    # Not rounding: torch's own derivatives hold single-precision constants (hardsigmoid: 3e-8).
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(example.dtype, 3e-2)
     x = example.clone().requires_grad_()
     with torch.enable_grad():
         eager = _single(model(x), captured)

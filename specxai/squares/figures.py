@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
@@ -61,7 +60,8 @@ def figure9(net: Analysis) -> Figure:
          [f"{name}   |β| = {part.norm():.3g}" for name, part in decoder.items()][-COLUMNS:]),
     ], "(a) top singular vectors by λ, and biases of the decoder", same=(1, 2))
     _rows(bottom, [("sums", [net.linear, net.bias, net.output, net.x],
-                    [f"J x,  norm {net.linear.norm():.3g}", f"b,  norm {net.bias.norm():.3g}  (encoder's {encoder.norm():.2g})",
+                    [f"J x,  norm {net.linear.norm():.3g}",
+                     f"b,  norm {net.bias.norm():.3g}  (encoder's {encoder.norm():.2g})",
                      "f(x) = J x + b", "input x"])], "(b) the affine map at x")
     return figure
 

@@ -7,9 +7,6 @@ import specxai
 from specxai.spectral import Explanation, explain
 
 
-
-
-
 @pytest.fixture
 def solver():
     """The real one: overrides the dense stand-in."""

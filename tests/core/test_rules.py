@@ -1,0 +1,159 @@
+"""Every rule against torch: J·v by torch.func.jvp, Jᵀ·u by autograd, the adjoint identity, and the bias two ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import specxai
+
+IMAGE, LINE, VECTOR = (1, 4, 9, 10), (1, 4, 12), (1, 6)
+
+
+class Call(nn.Module):
+    """A function as a model, with a weighted layer before it so that its input is no leaf."""
+
+    def __init__(self, function, shape):
+        super().__init__()
+        self.function = function
+        self.before = nn.Linear(shape[-1], shape[-1])
+
+    def forward(self, x):
+        return self.function(self.before(x))
+
+
+CASES = {
+    "conv2d": (nn.Conv2d(4, 6, 3, stride=2, padding=1), IMAGE),
+    "conv2d grouped dilated": (nn.Conv2d(4, 8, 3, dilation=2, padding=(2, 1), groups=2, bias=False), IMAGE),
+    "conv2d same, even kernel": (nn.Conv2d(4, 3, (2, 4), padding="same"), IMAGE),
+    "conv2d valid": (nn.Conv2d(4, 3, 3, padding="valid"), IMAGE),
+    "conv2d depthwise": (nn.Conv2d(4, 4, 3, groups=4, padding=1), IMAGE),
+    "conv1d": (nn.Conv1d(4, 5, 3, stride=2, dilation=2), LINE),
+    "conv1d same": (nn.Conv1d(4, 5, 4, padding="same"), LINE),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 3, 3, stride=2, output_padding=1), IMAGE),
+    "conv_transpose1d": (nn.ConvTranspose1d(4, 2, 3, stride=2), LINE),
+    "linear": (nn.Linear(10, 3), IMAGE),
+    "addmm": (lambda z: torch.addmm(torch.arange(3.0).to(z), z, torch.ones(6, 3).to(z)), VECTOR),
+    "matmul": (lambda z: torch.eye(9, dtype=z.dtype)[:4] @ z, IMAGE),
+    "matmul right": (lambda z: z @ torch.linspace(0, 1, 20, dtype=z.dtype).reshape(10, 2), IMAGE),
+    "batch norm": (nn.BatchNorm2d(4), IMAGE),
+    "batch norm 1d": (nn.BatchNorm1d(6, affine=False), VECTOR),
+    "relu": (nn.ReLU(inplace=True), IMAGE),
+    "leaky relu": (nn.LeakyReLU(0.2), IMAGE),
+    "prelu": (nn.PReLU(4), IMAGE),
+    "relu6": (lambda z: F.relu6(8 * z), IMAGE),
+    "hardtanh": (nn.Hardtanh(-0.3, 0.5), IMAGE),
+    "clamp": (lambda z: z.clamp(-0.2, 0.4), IMAGE),
+    "clamp min": (lambda z: z.clamp(min=0.1), IMAGE),
+    "abs": (torch.abs, IMAGE),
+    "hardsigmoid": (lambda z: F.hardsigmoid(6 * z), IMAGE),
+    "sigmoid": (torch.sigmoid, IMAGE),
+    "tanh": (torch.tanh, IMAGE),
+    "gelu": (F.gelu, IMAGE),
+    "max pool": (nn.MaxPool2d(3, 2, 1, ceil_mode=True), IMAGE),
+    "max pool dilated": (nn.MaxPool2d(2, 1, dilation=2), IMAGE),
+    "max pool 1d": (nn.MaxPool1d(3, 2), LINE),
+    "max pool 3d": (nn.MaxPool3d(2), (1, 2, 4, 6, 6)),
+    "adaptive max pool": (nn.AdaptiveMaxPool2d((4, 3)), IMAGE),
+    "avg pool": (nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
+    "avg pool 1d": (nn.AvgPool1d(3, 1), LINE),
+    "adaptive avg pool": (nn.AdaptiveAvgPool2d((4, 3)), IMAGE),
+    "adaptive avg pool 1": (nn.AdaptiveAvgPool2d(1), IMAGE),
+    "dropout": (nn.Dropout(0.5), IMAGE),
+    "constants": (lambda z: (2 - z) / 3 + z * torch.arange(10.0).to(z) - 0.5 - (-z).mul(4), IMAGE),
+    "sub alpha": (lambda z: torch.sub(z, z.flip(2), alpha=3), IMAGE),
+    "residual": (lambda z: z + F.relu(z) - 0.5 * z, IMAGE),
+    "residual broadcast": (lambda z: z + z.mean((2, 3), keepdim=True), IMAGE),
+    "gate": (lambda z: z * torch.sigmoid(z.mean((2, 3), keepdim=True)), IMAGE),
+    "cat": (lambda z: torch.cat([z, 2 * z, torch.ones_like(z[:, :1])], 1), IMAGE),
+    "stack": (lambda z: torch.stack([z, F.relu(z)], 2), IMAGE),
+    "split": (lambda z: torch.cat(z.split([1, 3], 1)[::-1], 1), IMAGE),
+    "chunk": (lambda z: torch.mul(z.chunk(2, 1)[1], 3), IMAGE),
+    "unbind": (lambda z: z.unbind(1)[2] - z.unbind(1)[0], IMAGE),
+    "slice": (lambda z: z[:, 1:4:2, ::3, -2:], IMAGE),
+    "select": (lambda z: z[:, 2], IMAGE),
+    "index": (lambda z: z[:, [3, 0, 0]], IMAGE),
+    "pad": (lambda z: F.pad(z, (1, 2, 0, -3), value=0.7), IMAGE),
+    "reflect pad": (nn.ReflectionPad2d((1, 2, 3, 0)), IMAGE),
+    "replicate pad": (nn.ReplicationPad2d(1), IMAGE),
+    "permute": (lambda z: z.permute(0, 3, 1, 2), IMAGE),
+    "transpose": (lambda z: z.transpose(1, 3), IMAGE),
+    "view": (lambda z: z.reshape(1, 2, 2, -1).flatten(1).unflatten(1, (10, 36)).unsqueeze(0).squeeze(0), IMAGE),
+    "expand": (lambda z: z[:, :1].expand(1, 5, 9, 10), IMAGE),
+    "pixel shuffle": (nn.PixelShuffle(2), IMAGE),
+    "mean": (lambda z: z.mean((1, -1)), IMAGE),
+    "mean all": (lambda z: z.mean().reshape(1), IMAGE),
+    "sum": (lambda z: z.sum(2, keepdim=True), IMAGE),
+}
+GENERIC = {
+    "cumsum": (lambda z: z.cumsum(-1), IMAGE),
+    "layer norm": (lambda z: F.layer_norm(z, (10,)), IMAGE),
+    "softmax": (lambda z: z.softmax(1), IMAGE),
+    "attention": (lambda z: F.scaled_dot_product_attention(z, z, z), IMAGE),
+    "bilinear upsampling": (lambda z: F.interpolate(z, scale_factor=2, mode="bilinear"), IMAGE),
+    "division by itself": (lambda z: z / (2 + z.abs().sum(1, keepdim=True)), IMAGE),
+}
+
+
+def build(function, shape) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(1)
+    if isinstance(function, nn.Module):
+        for buffer in function.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+    return Call(function, shape).eval().double(), torch.randn(shape, dtype=torch.float64)
+
+
+def check(model: nn.Module, x: torch.Tensor) -> specxai.Local:
+    local = specxai.linearize(model, x)
+    m, n = local.jacobian.shape
+    V, U = torch.randn(n, 3, dtype=x.dtype), torch.randn(m, 3, dtype=x.dtype)
+    JV, JU = local.jacobian @ V, local.jacobian.T @ U
+    leaf = x.clone().requires_grad_()
+    dense = torch.func.jacrev(model)(leaf).reshape(m, n).detach()
+    scale = max(1.0, dense.norm().item())
+    assert (JV - dense @ V).norm() <= 1e-12 * scale * V.norm()
+    assert (JU - dense.T @ U).norm() <= 1e-12 * scale * U.norm()
+    assert ((V * JU).sum() - (JV * U).sum()).abs() <= 1e-11 * scale * V.norm() * U.norm()
+    assert local.exactness <= 1e-12
+    total = sum(local.bias_contributions().values(), torch.zeros_like(local.output))
+    assert (total - local.bias).norm() <= 1e-12 * max(1.0, local.output.norm().item())
+    return local
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule(name):
+    local = check(*build(*CASES[name]))
+    assert local.generic_nodes == []
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_generic_node_is_right_and_named(name):
+    local = check(*build(*GENERIC[name]))
+    assert local.generic_nodes
+    assert all(node in local.report() for node in local.generic_nodes)
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, F.gelu, F.silu, torch.relu, F.leaky_relu])
+def test_frozen_policy_has_no_offset(function):
+    model, x = build(function, VECTOR)
+    local = specxai.linearize(model, x, gates="frozen")
+    assert set(local.bias_contributions()) == {"before"}
+    assert local.exactness <= 1e-14
+    assert (local.output - local.bias - (local.jacobian @ x.flatten()).view_as(local.output)).norm() <= 1e-14
+
+
+def test_frozen_product_holds_the_activated_factor():
+    model, x = build(lambda z: F.silu(z[:, :3]) * z[:, 3:], VECTOR)
+    local = specxai.linearize(model, x, gates="frozen")
+    z = model.before(x).detach()
+    expected = torch.diag(F.silu(z[0, :3])) @ model.before.weight[3:].detach()
+    assert (local.jacobian.to_dense() - expected).norm() <= 1e-14
+
+
+def test_zero_input_to_frozen_sigmoid_is_finite():
+    local = specxai.linearize(nn.Sequential(nn.Sigmoid()).eval(), torch.zeros(1, 3), gates="frozen")
+    assert torch.isfinite(local.jacobian.to_dense()).all()
+    assert local.exactness <= 1e-7
