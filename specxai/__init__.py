@@ -19,14 +19,13 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported on first use, so that `import specxai` stays light.
 _EXPORTS = {
-    "capture": "specxai.capture",
     "linearize": "specxai.local",
     "Local": "specxai.local",
     "LinearOperator": "specxai.operators",
     "explain": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
-_MODULES = ("svd",)
+_MODULES = ("capture", "svd")  # callable packages
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
@@ -34,9 +33,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         return importlib.import_module(f"specxai.{name}")
     if name in _EXPORTS:
-        value = getattr(importlib.import_module(_EXPORTS[name]), name)
-        globals()[name] = value  # a sub-package of the same name must not shadow the function
-        return value
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'specxai' has no attribute {name!r}")
 
 

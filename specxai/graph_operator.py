@@ -54,7 +54,7 @@ class GraphOperator(LinearOperator):
         found = self._cut
         if found is None or found.width >= min(self.shape):
             return None
-        common = dict(dtype=self.dtype, device=self.device, max_memory=self.max_memory)
+        common = {"dtype": self.dtype, "device": self.device, "max_memory": self.max_memory}
         right = GraphOperator(self._graph, self._sources, found.steps, held=self._held, columns=self._columns,
                               rows=found.units, **common)
         left = GraphOperator(self._graph, found.steps, self._targets, held=self._held, columns=found.units,

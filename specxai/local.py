@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from specxai import regions
 from specxai.backends import choose
 from specxai.capture import Captured, capture
-from specxai.capture.program import is_getitem, substitute
+from specxai.capture.program import is_getitem, references, substitute
 from specxai.graph_operator import GraphOperator
 from specxai.operators import LinearOperator
-from specxai.rules import LinearNode, Site, linear_node
+from specxai.rules import Gate, LinearNode, Site, linear_node
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 POLICIES = ("tangent", "frozen")
@@ -129,8 +129,7 @@ class Local:
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
         program = self.captured.program
         with torch.no_grad():
-            self.graph.reverse({program.output: weights.reshape(1, *self.output.shape)}, [program.input], taps=taps,
-                               through=True)
+            self.graph.reverse({program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
         return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
                           for i in ids if taps[i]) for name, ids in names.items()}
 
@@ -180,10 +179,24 @@ class Local:
         """
         return regions.first_flip(self.graph, self.named_gates(), direction, self.input)
 
-    def named_gates(self) -> list[tuple[str, object]]:
-        """(layer, gate) of every non-linearity."""
+    def named_gates(self) -> list[tuple[str, Gate]]:
+        """(layer, gate) of every non-linearity, and of every comparison that the model computes with."""
         steps = self.captured.program.steps
-        return [(steps[i].layer, node.gate) for i, node in self.graph.nodes.items() if node.gate is not None]
+        gates = [(steps[i].layer, node.gate) for i, node in self.graph.nodes.items() if node.gate is not None]
+        return gates + self._decisions
+
+    @cached_property
+    def _decisions(self) -> list[tuple[str, Gate]]:
+        """Masks and indices computed from the input: constant on a linear region, so a gate's pattern each."""
+        program, found = self.captured.program, []
+        for step in program.steps:
+            value = self._values[step.index]
+            if step.kind != "call" or not isinstance(value, Tensor) or value.is_floating_point():
+                continue
+            source = next((i for i in references((step.args, dict(step.kwargs))) if i in program.active), None)
+            if source is not None:
+                found.append((step.layer, Gate(source, value, None)))
+        return found
 
     @property
     def generic_nodes(self) -> list[str]:
@@ -220,7 +233,7 @@ class Local:
 
     def _offset_layers(self) -> dict[str, list[int]]:
         names: dict[str, list[int]] = {}
-        relevant = self.graph._ancestors([self.captured.program.output])
+        relevant = self.graph.ancestors([self.captured.program.output])
         for index, node in self.graph.nodes.items():
             if node.offset is not None and index in relevant:
                 names.setdefault(self.captured.program.steps[index].layer, []).append(index)

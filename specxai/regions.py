@@ -38,7 +38,7 @@ def _piecewise(gates: list[tuple[str, Any]], crossing: bool) -> None:
     missing = sorted({name for name, gate in gates if gate.crossing is None})
     if crossing and missing:
         raise ValueError(f"the distance to a flip is not known for {', '.join(missing[:5])}: adaptive and 3-d "
-                         "max-pooling have no crossing rule; same_region still works")
+                         "max-pooling and comparisons have no crossing rule; same_region still works")
 
 
 def differing(ours: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> dict[str, Tensor]:

@@ -6,12 +6,14 @@ reads them; its live inputs are those that the gate before it lets through.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from specxai import native
 from specxai.backends.reference import Graph
-from specxai.rules import LinearNode
+from specxai.rules import LinearNode, Term
 
 
 def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[bool, str]:
@@ -26,6 +28,21 @@ def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     return True, f"{native.simd_level()} kernels"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A fully connected node's weight (out, in), and the units that gates let through on either side.
+
+    rows     output units kept by the gate that alone reads the stage, None for all
+    cols     input units kept by the gate before it, None for all
+    before   the steps from that gate's output to the stage's input
+    """
+
+    weight: Tensor
+    rows: Tensor | None
+    cols: Tensor | None
+    before: frozenset[int]
+
+
 class NativeGraph(Graph):
     """`Graph` whose fully connected stages skip dead rows and columns."""
 
@@ -35,40 +52,34 @@ class NativeGraph(Graph):
         for index, node in nodes.items():
             for term in node.terms:
                 readers.setdefault(term.input, []).append(index)
-        self._stages: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._stages: dict[int, Stage] = {}
         for index, node in nodes.items():
             if node.dense is None or shapes[index].numel() != node.dense.weight.shape[0]:
                 continue  # one site only: a stage applied along an axis stays the reference's
-            rows = _open(nodes, readers.get(index, []), index)
-            cols = _passed(nodes, node.terms[0].input)
-            self._stages[id(node)] = (node.dense.weight.detach().contiguous(), rows, cols)
+            cols, before = _passed(nodes, node.terms[0].input)
+            self._stages[index] = Stage(node.dense.weight.detach().contiguous(),
+                                        _open(nodes, readers.get(index, [])), cols, before)
 
-    def apply(self, node: LinearNode, term, block: Tensor) -> Tensor:
-        stage = self._stages.get(id(node))
+    def apply(self, index: int, term: Term, block: Tensor, exposed: set[int]) -> Tensor:
+        return self._run(index, term, block, exposed, transpose=False)
+
+    def adjoint(self, index: int, term: Term, block: Tensor, exposed: set[int]) -> Tensor:
+        return self._run(index, term, block, exposed, transpose=True)
+
+    def _run(self, index: int, term: Term, block: Tensor, exposed: set[int], transpose: bool) -> Tensor:
+        stage = self._stages.get(index)
         if stage is None:
-            return term.apply(block)
-        weight, rows, cols = stage
+            return term.adjoint(block) if transpose else term.apply(block)
+        rows = None if index in exposed else stage.rows
+        cols = None if exposed & stage.before else stage.cols
+        taken, given = (rows, cols) if transpose else (cols, rows)
         units = block.reshape(block.shape[0], -1).T
-        units = (units if cols is None else units[cols]).contiguous()
-        out = native.gated_linear(weight, units, rows=rows, cols=cols)
-        if rows is not None:
-            out = units.new_zeros(weight.shape[0], out.shape[1]).index_copy_(0, rows, out)
-        return out.T.reshape(block.shape[0], *self._output_shape(node, block, weight))
-
-    def adjoint(self, node: LinearNode, term, block: Tensor) -> Tensor:
-        stage = self._stages.get(id(node))
-        if stage is None:
-            return term.adjoint(block)
-        weight, rows, cols = stage
-        units = block.reshape(block.shape[0], -1).T
-        units = (units if rows is None else units[rows]).contiguous()
-        out = native.gated_linear(weight, units, rows=rows, cols=cols, transpose=True)
-        if cols is not None:
-            out = units.new_zeros(weight.shape[1], out.shape[1]).index_copy_(0, cols, out)
-        return out.T.reshape(block.shape[0], *self.shapes[term.input])
-
-    def _output_shape(self, node: LinearNode, block: Tensor, weight: Tensor) -> tuple[int, ...]:
-        return (*self.shapes[node.terms[0].input][:-1], weight.shape[0])
+        units = (units if taken is None else units[taken]).contiguous()
+        out = native.gated_linear(stage.weight, units, rows=rows, cols=cols, transpose=transpose)
+        shape = self.shapes[term.input if transpose else index]
+        if given is not None:
+            out = units.new_zeros(shape.numel(), out.shape[1]).index_copy_(0, given, out)
+        return out.T.reshape(block.shape[0], *shape)
 
 
 def _mask(node: LinearNode) -> Tensor | None:
@@ -76,21 +87,21 @@ def _mask(node: LinearNode) -> Tensor | None:
     return None if node.scale is None or node.gate is None else node.scale.reshape(-1) != 0
 
 
-def _open(nodes, readers: list[int], index: int) -> Tensor | None:
-    """Output units that a following gate keeps, None where something else reads the stage."""
-    if len(readers) != 1:
-        return None
-    mask = _mask(nodes[readers[0]])
+def _open(nodes, readers: list[int]) -> Tensor | None:
+    """Units of a stage that a following gate keeps, None where something else reads the stage."""
+    mask = _mask(nodes[readers[0]]) if len(readers) == 1 else None
     return None if mask is None else mask.nonzero().flatten()
 
 
-def _passed(nodes, index: int) -> Tensor | None:
-    """Input units that can be non-zero, seen through copies and views."""
+def _passed(nodes, index: int) -> tuple[Tensor | None, frozenset[int]]:
+    """Units of a stage's input that can be non-zero, seen through copies and views, and the steps seen through."""
+    seen = set()
     while index in nodes:
         node = nodes[index]
+        seen.add(index)
         if (mask := _mask(node)) is not None:
-            return mask.nonzero().flatten()
-        if len(node.terms) != 1 or node.flops or node.dense is not None or node.scale is not None:
-            return None
+            return mask.nonzero().flatten(), frozenset(seen)
+        if len(node.terms) != 1 or not node.view:
+            break
         index = node.terms[0].input
-    return None
+    return None, frozenset()

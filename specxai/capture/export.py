@@ -15,6 +15,9 @@ from specxai.capture.names import MARK, marked, module_names
 from specxai.capture.program import Program, Ref, Step, references
 from specxai.errors import CaptureError
 
+# Read the shape of their argument only.
+_SHAPE_ONLY = {getattr(torch.ops.aten, name).default for name in (
+    "ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros", "new_full", "new_empty")}
 _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
@@ -62,12 +65,14 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
     paths: list[str] = []
     inputs: list[int] = []
     outputs: list[int] = []
+    floating: set[int] = set()
 
     def template(value: Any) -> Any:
         if isinstance(value, fx.Node):
             return Ref(where[value])
         if isinstance(value, (list, tuple)):
-            return type(value)(template(item) for item in value) if type(value) in (list, tuple) else list(map(template, value))
+            items = [template(item) for item in value]
+            return tuple(items) if type(value) is tuple else items
         if isinstance(value, dict):
             return {key: template(item) for key, item in value.items()}
         return value
@@ -80,13 +85,15 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
         if node.target is MARK:
             source, name = node.args
             where[node] = where[source]
-            path, _, number = name.rpartition("#")
+            path, _, _ = name.rpartition("#")
             name = name if calls[path] > 1 else path
             layers[name] = where[source]
             order.append((name, len(steps)))
             continue
         index = len(steps)
         where[node] = index
+        if _floating(node.meta.get("val")):
+            floating.add(index)
         stack = list(node.meta.get("nn_module_stack", {}).values())
         paths.append(re.sub(r"@\d+$", "", stack[-1][0]) if stack else "")
         if node.op == "placeholder":
@@ -104,7 +111,7 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
             steps.append(Step(index, node.name, "call", node.target, template(tuple(node.args)),
                               template(dict(node.kwargs)), source=_source(node)))
     _name_steps(steps, paths, order)
-    active = _active(steps, inputs)
+    active = _active(steps, inputs, floating)
     outputs = [index for index in outputs if index in active]
     if len(outputs) != 1:
         raise CaptureError(f"the model returns {len(outputs)} tensors that depend on its input; SpecXAI explains one. "
@@ -125,12 +132,22 @@ def _name_steps(steps: list[Step], paths: list[str], order: list[tuple[str, int]
                                next(names, path or step.name), step.source)
 
 
-def _active(steps: list[Step], inputs: list[int]) -> set[int]:
+def _active(steps: list[Step], inputs: list[int], floating: set[int]) -> set[int]:
+    """Steps that change continuously with the input: not masks and indices, nor what is made of their shapes."""
     active = set(inputs)
     for step in steps:
+        if step.index not in floating or step.target in _SHAPE_ONLY:
+            continue
         if any(index in active for index in references((step.args, dict(step.kwargs)))):
             active.add(step.index)
     return active
+
+
+def _floating(value: Any) -> bool:
+    """Is the (traced) value of a node a floating-point tensor, or several with one among them?"""
+    if isinstance(value, (list, tuple)):
+        return any(map(_floating, value))
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _source(node: fx.Node) -> str:

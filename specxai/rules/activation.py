@@ -31,23 +31,29 @@ def prelu(site: Site) -> LinearNode | None:
     return _pieces(site, [0.0], [weight.detach(), 1.0])
 
 
-@rule("hardtanh.default", "clamp.default", "relu6.default", "clamp_min.default", "clamp_max.default")
-def hardtanh(site: Site) -> LinearNode | None:
-    name = str(site.step.target)
-    if "relu6" in name:
-        low, high = 0.0, 6.0
-    elif "clamp_min" in name:
-        low, high = site.args[1], None
-    elif "clamp_max" in name:
-        low, high = None, site.args[1]
-    else:
-        hard = "hardtanh" in name
-        low, high = site.arg(1, "min", -1.0 if hard else None), site.arg(2, "max", 1.0 if hard else None)
-        if hard:
-            low, high = site.arg(1, "min_val", -1.0), site.arg(2, "max_val", 1.0)
-    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-    # torch's clamp passes the gradient at the bounds, hardtanh does not.
-    return _pieces(site, [low, high], [0.0, 1.0, 0.0], closed="clamp" in name)
+@rule("relu6.default")
+def relu6(site: Site) -> LinearNode:
+    return _clipped(site, 0.0, 6.0)
+
+
+@rule("hardtanh.default")
+def hardtanh(site: Site) -> LinearNode:
+    return _clipped(site, site.arg(1, "min_val", -1.0), site.arg(2, "max_val", 1.0))
+
+
+@rule("clamp.default")
+def clamp(site: Site) -> LinearNode:
+    return _clipped(site, site.arg(1, "min"), site.arg(2, "max"), closed=True)
+
+
+@rule("clamp_min.default")
+def clamp_min(site: Site) -> LinearNode:
+    return _clipped(site, site.arg(1, "min"), None, closed=True)
+
+
+@rule("clamp_max.default")
+def clamp_max(site: Site) -> LinearNode:
+    return _clipped(site, None, site.arg(1, "max"), closed=True)
 
 
 @rule("abs.default")
@@ -74,11 +80,18 @@ def smooth(site: Site) -> LinearNode | None:
         value = site.step.target(leaf, *site.args[1:], **site.kwargs)
         slope = torch.autograd.grad(value.sum(), leaf)[0]
     value = value.detach()
-    offset = value - slope * z
+    offset: Tensor | None = value - slope * z
     if site.policy == "frozen":
-        slope = torch.where(z == 0, slope, value / z)
-        offset = torch.where(z == 0, offset, torch.zeros_like(offset))
+        at_zero = z == 0  # no ratio there: the tangent
+        slope = torch.where(at_zero, slope, value / z)
+        offset = torch.where(at_zero, offset, 0) if at_zero.any() else None
     return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
+
+
+def _clipped(site: Site, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
+    """min(max(z, low), high).  `closed`: torch's clamp passes the gradient at the bounds, hardtanh does not."""
+    breaks = [-math.inf if low is None else low, math.inf if high is None else high]
+    return _pieces(site, breaks, [0.0, 1.0, 0.0], closed=closed)
 
 
 def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = False) -> LinearNode:

@@ -6,14 +6,14 @@ block at a value of shape S is a tensor (k, *S).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specxai.capture.program import Ref, Step
+from specxai.capture.program import Ref, Step, references
 
 Block = Callable[[Tensor], Tensor]
 
@@ -56,6 +56,8 @@ class LinearNode:
     dense     set for a fully connected stage
     generic   the op's name where no rule exists and torch differentiates it
     resets    a later product is not 'gated' by what lies before this node (convolution, linear)
+    scale     set where the node is diagonal
+    view      the units of its one input, in the same order
     """
 
     terms: tuple[Term, ...]
@@ -64,7 +66,8 @@ class LinearNode:
     dense: DenseStage | None = None
     generic: str = ""
     resets: bool = False
-    scale: Tensor | None = None  # set where the node is diagonal
+    scale: Tensor | None = None
+    view: bool = False
 
     @property
     def flops(self) -> int:
@@ -100,8 +103,6 @@ class Site:
 
     def only(self, position: int = 0) -> bool:
         """Does the call depend on x through argument `position` alone?"""
-        from specxai.capture.program import references
-
         mine = self.ref(position)
         used = [i for i in references((self.step.args, dict(self.step.kwargs))) if i in self.active]
         return mine is not None and used == [mine]
@@ -136,6 +137,26 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, **node: Any) -> LinearNode:
     """A node with the single term A at argument `position`."""
     return LinearNode((Term(site.ref(position), apply, adjoint, flops),), **node)
+
+
+def selection(site: Site, rows: Tensor) -> LinearNode:
+    """A node whose unit i is unit `rows[i]` of its one input."""
+    own, shape = site.args[0].shape, site.value.shape
+
+    def apply(block: Tensor) -> Tensor:
+        return block.reshape(block.shape[0], -1).index_select(1, rows).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], own.numel())
+        return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
+
+    return one(site, apply, adjoint)
+
+
+def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A stride, padding, … as one number per spatial axis."""
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * dims if len(value) == 1 else value
 
 
 def expand_to(block: Tensor, shape: torch.Size) -> Tensor:

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import LinearNode, Site, one, rule
+from specxai.rules.base import LinearNode, Site, one, per_axis, rule
 
 
 @rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def convolution(site: Site) -> LinearNode | None:
     weight = site.args[1]
     dims = weight.ndim - 2
-    stride = _tuple(site.arg(3, "stride", 1), dims)
-    dilation = _tuple(site.arg(5, "dilation", 1), dims)
+    stride = per_axis(site.arg(3, "stride", 1), dims)
+    dilation = per_axis(site.arg(5, "dilation", 1), dims)
     padding, extra = _padding(site.arg(4, "padding", 0), weight, dilation, dims)
     return _node(site, stride, padding, dilation, False, (0,) * dims, site.arg(6, "groups", 1), extra)
 
@@ -22,8 +22,8 @@ def convolution(site: Site) -> LinearNode | None:
 @rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
 def transposed(site: Site) -> LinearNode | None:
     dims = site.args[1].ndim - 2
-    return _node(site, _tuple(site.arg(3, "stride", 1), dims), _tuple(site.arg(4, "padding", 0), dims),
-                 _tuple(site.arg(7, "dilation", 1), dims), True, _tuple(site.arg(5, "output_padding", 0), dims),
+    return _node(site, per_axis(site.arg(3, "stride", 1), dims), per_axis(site.arg(4, "padding", 0), dims),
+                 per_axis(site.arg(7, "dilation", 1), dims), True, per_axis(site.arg(5, "output_padding", 0), dims),
                  site.arg(6, "groups", 1))
 
 
@@ -31,8 +31,8 @@ def transposed(site: Site) -> LinearNode | None:
 def general(site: Site) -> LinearNode | None:
     _, _, _, stride, padding, dilation, is_transposed, output_padding, groups = site.args
     dims = site.args[1].ndim - 2
-    return _node(site, *(_tuple(v, dims) for v in (stride, padding, dilation)), is_transposed,
-                 _tuple(output_padding, dims), groups)
+    return _node(site, *(per_axis(v, dims) for v in (stride, padding, dilation)), is_transposed,
+                 per_axis(output_padding, dims), groups)
 
 
 def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, groups, extra=None):
@@ -69,18 +69,12 @@ def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, 
     return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True)
 
 
-def _tuple(value, dims: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * dims
-    return tuple(value) * dims if len(value) == 1 else tuple(value)
-
-
 def _padding(padding, weight: Tensor, dilation, dims: int):
     """(symmetric padding, extra asymmetric padding or None) for numbers and for "same" and "valid"."""
     if padding == "valid":
         return (0,) * dims, None
     if padding != "same":
-        return _tuple(padding, dims), None
+        return per_axis(padding, dims), None
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if all(total % 2 == 0 for total in totals):
         return tuple(total // 2 for total in totals), None

@@ -68,6 +68,21 @@ def div(site: Site) -> LinearNode | None:
     return LinearNode((scaled(site, 0, 1 / _constant(site.args[1])),))
 
 
+@rule("where.self", "where.ScalarSelf", "where.ScalarOther")
+def where(site: Site) -> LinearNode | None:
+    """A choice between two values, made at x."""
+    if site.ref(0) is not None:
+        return None
+    mask, terms, offset = site.args[0], [], None
+    for position, chosen in ((1, mask), (2, ~mask)):
+        if site.ref(position) is not None:
+            terms.append(scaled(site, position, chosen))
+        else:
+            part = torch.where(chosen, _constant(site.args[position]), 0.0).to(site.value).expand(site.value.shape)
+            offset = part if offset is None else offset + part
+    return LinearNode(tuple(terms), offset=offset)
+
+
 @rule("neg.default")
 def neg(site: Site) -> LinearNode:
     return LinearNode((scaled(site, 0, -1.0),))
@@ -82,7 +97,7 @@ def identity(site: Site) -> LinearNode | None:
         return None
     if not site.value.is_floating_point() or site.output:
         return None
-    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype))
+    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype), view=True)
 
 
 @rule("detach.default")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, one, rule
+from specxai.rules.base import Gate, LinearNode, Site, one, per_axis, rule
 
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -20,9 +20,9 @@ def max_pool(site: Site) -> LinearNode | None:
         return None
     z = site.args[0].detach()
     dims = int(str(site.step.target).split("max_pool")[1][0])
-    kernel = _tuple(site.args[1], dims)
-    stride = _tuple(site.arg(2, "stride") or kernel, dims)
-    padding, dilation = (_tuple(site.arg(at, name, default), dims) for at, name, default in
+    kernel = per_axis(site.args[1], dims)
+    stride = per_axis(site.arg(2, "stride") or kernel, dims)
+    padding, dilation = (per_axis(site.arg(at, name, default), dims) for at, name, default in
                          ((3, "padding", 0), (4, "dilation", 1)))
     ceil_mode = bool(site.arg(5, "ceil_mode", False))
     _, winners = _WITH_INDICES[dims](z, kernel, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=True)
@@ -107,9 +107,3 @@ def average_pool(site: Site) -> LinearNode:
         return grad.reshape(block.shape[0], *own)
 
     return one(site, apply, adjoint, flops=site.args[0].numel())
-
-
-def _tuple(value, dims: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * dims
-    return tuple(value) * dims if len(value) == 1 else tuple(value)

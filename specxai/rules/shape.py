@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specxai.capture.program import Ref
-from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum_to
+from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, selection, sum_to
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
@@ -15,7 +15,7 @@ from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum
       "view_copy.default")
 def reshape(site: Site) -> LinearNode:
     own, shape = site.args[0].shape, site.value.shape
-    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own))
+    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), view=True)
 
 
 @rule("permute.default", "transpose.int", "t.default", "numpy_T.default", "mT.default", "movedim.int",
@@ -46,17 +46,7 @@ def gather(site: Site) -> LinearNode | None:
     own = site.args[0]
     numbers = torch.arange(own.numel(), device=own.device).reshape(own.shape)
     rows = site.step.target(numbers, *site.args[1:], **site.kwargs)
-    rows = (rows[site.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1)
-    shape = site.value.shape
-
-    def apply(block: Tensor) -> Tensor:
-        return block.reshape(block.shape[0], -1).index_select(1, rows).reshape(block.shape[0], *shape)
-
-    def adjoint(block: Tensor) -> Tensor:
-        out = block.new_zeros(block.shape[0], own.numel())
-        return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own.shape)
-
-    return one(site, apply, adjoint)
+    return selection(site, (rows[site.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1))
 
 
 @rule("cat.default", "stack.default")
@@ -92,38 +82,33 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     return Term(index, apply, adjoint)
 
 
-@rule("constant_pad_nd.default", "pad.default")
-def pad(site: Site) -> LinearNode | None:
-    pads = list(site.args[1])
-    value = site.arg(3, "value") if "pad.default" in str(site.step.target) else site.arg(2, "value", 0)
-    if "pad.default" in str(site.step.target) and "constant_pad" not in str(site.step.target) and \
-            site.arg(2, "mode", "constant") != "constant":
-        return gather_padding(site, pads)
-    own = site.args[0].shape
+@rule("constant_pad_nd.default")
+def constant_pad(site: Site) -> LinearNode:
+    return _constant_pad(site, site.arg(2, "value", 0))
+
+
+@rule("pad.default")
+def pad(site: Site) -> LinearNode:
+    if site.arg(2, "mode", "constant") == "constant":
+        return _constant_pad(site, site.arg(3, "value"))
+    return copy_pad(site)
+
+
+def _constant_pad(site: Site, value: float | None) -> LinearNode:
+    own, pads = site.args[0], list(site.args[1])
     back = [-amount for amount in pads]
-    offset = F.pad(torch.zeros_like(site.args[0]), pads, value=value) if value else None
-    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back).reshape(b.shape[0], *own), offset=offset)
+    offset = F.pad(torch.zeros_like(own), pads, value=value) if value else None
+    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back), offset=offset)
 
 
 @rule("reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
       "replication_pad2d.default")
 def copy_pad(site: Site) -> LinearNode:
-    return gather_padding(site, None)
-
-
-def gather_padding(site: Site, pads) -> LinearNode:
-    """Reflection, replication, circular: each output is one of the inputs, found on the inputs' numbers."""
+    """Reflection, replication, circular: each output is one of the inputs; the call on the inputs' numbers says which."""
     own = site.args[0]
     # These calls take floating-point numbers only; float64 counts exactly to 2^53.
     numbers = torch.arange(own.numel(), device=own.device, dtype=torch.float64).reshape(own.shape)
-    rows = site.step.target(numbers, *site.args[1:], **site.kwargs).long().reshape(-1)
-    shape = site.value.shape
-
-    def adjoint(block: Tensor) -> Tensor:
-        out = block.new_zeros(block.shape[0], own.numel())
-        return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own.shape)
-
-    return one(site, lambda b: b.reshape(b.shape[0], -1)[:, rows].reshape(b.shape[0], *shape), adjoint)
+    return selection(site, site.step.target(numbers, *site.args[1:], **site.kwargs).long().reshape(-1))
 
 
 @rule("expand.default", "broadcast_to.default", "expand_copy.default")

@@ -1,0 +1,181 @@
+"""The affine map: J, L, R, bypass and both ways to the bias, against torch.func on whole nets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import specxai
+from nets import NETS, build
+
+
+@pytest.fixture(params=NETS)
+def net(request) -> tuple[nn.Module, torch.Tensor]:
+    return build(request.param)
+
+
+def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    jacobian = torch.func.jacrev(model)(x)
+    return jacobian.reshape(-1, x.numel()).detach()
+
+
+def test_jacobian_is_torchs(net):
+    model, x = net
+    local = specxai.linearize(model, x)
+    wanted = dense(model, x)
+    assert local.jacobian.shape == wanted.shape
+    assert (local.jacobian.to_dense() - wanted).norm() <= 1e-13 * wanted.norm()
+    assert (local.jacobian.T.to_dense() - wanted.T).norm() <= 1e-13 * wanted.norm()
+    assert torch.equal(local.output, model(x).detach())
+
+
+def test_bias_both_ways(net):
+    model, x = net
+    local = specxai.linearize(model, x)
+    parts = local.bias_contributions()
+    assert all(part.shape == local.output.shape for part in parts.values())
+    assert (sum(parts.values()) - local.bias).norm() <= 1e-13 * local.output.norm()
+    assert local.exactness <= 1e-13
+    for target in (1, (0, 1), torch.tensor([[1.0, -1.0] + [0.0] * (local.output.numel() - 2)])):
+        weights = torch.zeros_like(local.output)
+        weights[0, 1] = 1
+        weights = target.to(weights) if isinstance(target, torch.Tensor) else weights
+        got = local.bias_contributions(target)
+        assert got == pytest.approx({name: float((weights * part).sum()) for name, part in parts.items()}, abs=1e-13)
+
+
+def test_layers_with_a_bias_are_the_ones_named():
+    model, x = build("skip")
+    # The batch norm's shift, the head, and the constant subtracted in the model's own forward().
+    assert set(specxai.linearize(model, x).bias_contributions()) == {"stem", "body.1", "head", "sub"}
+
+
+def test_exactness_sees_a_wrong_offset(net):
+    local = specxai.linearize(*net)
+    node = next(n for n in reversed(local.graph.nodes.values()) if n.offset is not None)
+    object.__setattr__(node, "offset", node.offset + 0.1)
+    assert local.exactness > 1e-3
+
+
+def test_split_at_every_layer(net):
+    model, x = net
+    local = specxai.linearize(model, x)
+    wanted, around = dense(model, x), 0
+    for layer in local.layers:
+        s = local.split(layer)
+        assert s.shape == s.value.shape
+        assert s.right.shape == (s.value.numel(), x.numel())
+        assert s.left.shape == (local.output.numel(), s.value.numel())
+        total = s.left.to_dense() @ s.right.to_dense()
+        if s.bypass is not None:
+            around += 1
+            total = total + s.bypass.to_dense()
+        assert (total - wanted).norm() <= 1e-13 * wanted.norm(), layer
+    assert (around > 0) == (type(model).__name__ in ("Skip", "Branches"))
+
+
+def test_bypass_is_what_is_left_when_the_layer_is_held():
+    model, x = build("branches")
+    s = specxai.linearize(model, x).split("deep")
+    with torch.no_grad():
+        slope = torch.ones(1, 3).to(x)
+        gate = torch.where(model.right(x) > 0, slope, 0.01 * slope).flatten()
+        wanted = model.head.weight[:, 5:] @ torch.diag(gate) @ model.right.weight
+    assert (s.bypass.to_dense() - wanted).norm() <= 1e-14
+
+
+def test_module_objects_name_layers():
+    model, x = build("skip")
+    local = specxai.linearize(model, x)
+    assert local.split(model.body[1]).layer == "body.1"
+    with pytest.raises(specxai.errors.LayerError, match="called 3 times; name one of relu#1, relu#2, relu#3"):
+        local.split(model.relu)
+    with pytest.raises(ValueError, match="this ReLU is not a layer"):
+        local.split(nn.ReLU())
+    with pytest.raises(ValueError, match=r"no layer 'bdy.1' .* did you mean body.1"):
+        local.split("bdy.1")
+
+
+def test_run_tail_is_the_real_network():
+    model, x = build("skip")
+    local = specxai.linearize(model, x)
+    z = torch.randn_like(local.split("relu#2").value)
+    with torch.no_grad():
+        wanted = model.head(torch.relu(model.pool(z) - 0.1).flatten(1))
+    assert torch.allclose(local.run_tail("relu#2", z), wanted, rtol=1e-14)
+    assert torch.allclose(local.run_tail("relu#2", z.flatten()), wanted, rtol=1e-14)
+    with pytest.raises(ValueError, match="the layer's output is"):
+        local.run_tail("relu#2", z[:, :1])
+
+
+def test_spectral_ablation():
+    """Removing the top singular directions of R from z moves the real output as J says, within the region."""
+    model, x = build("skip")
+    local = specxai.linearize(model, x)
+    split = local.split("stem")
+    U, S, Vh = torch.linalg.svd(split.right.to_dense(), full_matrices=False)
+    z, size = split.value.flatten(), 1e-6
+    step = size * U[:, :3] @ (S[:3] * (Vh[:3] @ x.flatten()))
+    moved = local.run_tail("stem", z - step)
+    predicted = local.output - (split.left @ step).reshape(local.output.shape)
+    assert (moved - predicted).norm() <= 1e-14 * local.output.norm() < 1e-5 * (moved - local.output).norm()
+    # Far outside the region the prediction fails: the test can tell.
+    far = local.run_tail("stem", z - 1e7 * step)
+    linear = local.output - 1e7 * (split.left @ step).reshape(local.output.shape)
+    assert (far - linear).norm() > 1e-3 * (far - local.output).norm()
+
+
+def test_products_within_a_memory_bound_are_the_same():
+    model, x = build("convolutional")
+    wide = specxai.linearize(model, x)
+    bound = wide.jacobian.probe_bytes * 3
+    narrow = specxai.linearize(model, x, max_memory=bound)
+    assert narrow.jacobian.block_size == 3 < wide.jacobian.block_size
+    V = torch.randn(x.numel(), 10, dtype=x.dtype)
+    assert torch.allclose(narrow.jacobian @ V, wide.jacobian @ V, rtol=1e-13)
+    assert narrow.bias_contributions().keys() == wide.bias_contributions().keys()
+
+
+def test_report_says_what_runs(net):
+    local = specxai.linearize(*net)
+    text = local.report()
+    for wanted in (local.model_name, f"backend {local.backend}", "exactness", "GFLOP", "generic nodes", "none"):
+        assert wanted in text
+    assert local.model_name in repr(local)
+
+
+def test_output_of_any_shape():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
+    local = specxai.linearize(model, torch.randn(1, 1, 5, 4))
+    assert local.bias.shape == local.output.shape == (1, 2, 3, 2)
+    assert local.jacobian.output_shape == (1, 2, 3, 2)
+    assert local.jacobian.input_shape == (1, 1, 5, 4)
+
+
+def test_constant_models_have_a_zero_jacobian():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return 0 * x + 3
+
+    local = specxai.linearize(Constant().eval(), torch.randn(1, 4))
+    assert not local.jacobian.to_dense().any()
+    assert torch.equal(local.bias, torch.full((1, 4), 3.0))
+
+
+@pytest.mark.parametrize("target, message", [
+    (9, "outside the output"), ((0, 9), "outside the output"), (torch.ones(3), "3 weights"),
+])
+def test_bad_targets(target, message):
+    with pytest.raises(ValueError, match=message):
+        specxai.linearize(*build("perceptron")).bias_contributions(target)
+
+
+def test_bad_policy_and_memory():
+    model, x = build("perceptron")
+    with pytest.raises(ValueError, match="unknown gate policy 'soft'; choose tangent"):
+        specxai.linearize(model, x, gates="soft")
+    with pytest.raises(ValueError, match="must be positive"):
+        specxai.linearize(model, x, max_memory=0)
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; choose auto, reference, native"):
+        specxai.linearize(model, x, backend="cuda")
