@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from specxai.capture.export import export_program
+from specxai.capture.export import export_program, first_line
 from specxai.capture.program import Program
 from specxai.errors import CaptureError
+
+NOT_FINITE = "the input holds NaN or infinity, where there is no affine map; give a finite one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,9 @@ class Captured:
     dtype: torch.dtype
     device: torch.device
     model_name: str
+
+    def __repr__(self) -> str:
+        return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
 
     @property
     def layers(self) -> list[str]:
@@ -47,7 +53,7 @@ class Captured:
                 raise ValueError(f"x has {what} {got}, but the model was captured for {wanted}; convert x, or capture "
                                  "the model again with an example like it")
         if not torch.isfinite(x).all():
-            raise ValueError("x holds NaN or infinity; the affine map at such a point means nothing")
+            raise ValueError(NOT_FINITE)
 
 
 def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
@@ -70,10 +76,12 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
     _check_model(model)
     _check_example(model, example)
     example = example.detach()
+    x = example.clone().requires_grad_()
+    output = _run(model, x)
     captured = Captured(export_program(model, example), example.shape, example.dtype, example.device,
                         type(model).__name__)
     if verify:
-        _verify(captured, model, example)
+        _verify(captured, x, output)
     return captured
 
 
@@ -102,39 +110,51 @@ def _check_model(model: nn.Module) -> None:
 def _check_example(model: nn.Module, example: Tensor) -> None:
     if not isinstance(example, Tensor) or not example.is_floating_point():
         kind = getattr(example, "dtype", type(example).__name__)
-        raise TypeError(f"the input must be one floating-point tensor, got {kind}; for token models pass embeddings")
+        raise TypeError(f"the input must be one floating-point tensor, got {kind}; a map of tokens is not linear in "
+                        "them: wrap the part of the model after its embedding layer, and pass the embeddings")
     if example.ndim == 0 or example.shape[0] != 1:
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
                          "map belongs to one input (try x[:1])")
-    for name, parameter in model.named_parameters():
+    if not torch.isfinite(example).all():
+        raise ValueError(NOT_FINITE)
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if parameter.is_floating_point() and parameter.dtype != example.dtype:
             raise ValueError(f"the input is {example.dtype} but parameter {name} is {parameter.dtype}; convert one")
         if parameter.device != example.device:
-            raise ValueError(f"the input is on {example.device} but parameter {name} is on {parameter.device}")
+            raise ValueError(f"the input is on {example.device} but parameter {name} is on {parameter.device}; move "
+                             f"one: x.to({str(parameter.device)!r}) or model.to({str(example.device)!r})")
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ValueError(f"parameter {name} holds NaN or infinity; load weights that are finite")
 
 
-def _verify(captured: Captured, model: nn.Module, example: Tensor) -> None:
+def _run(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's own output: the first tensor that depends on x.  Raises CaptureError where it fails."""
+    try:
+        with torch.enable_grad():
+            output = model(x.clone())  # not the leaf itself: an in-place first layer may write to it
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} itself fails on an input of shape {tuple(x.shape)}: {first_line(error)}. Give it "
+            "the input that it is used with; a model of several inputs needs a wrapper that takes one tensor"
+        ) from error
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise CaptureError(f"{type(model).__name__} returns {type(output).__name__}, which holds no tensor to explain")
+    return next((leaf for leaf in tensors if leaf.requires_grad), tensors[0])
+
+
+def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
     # Not rounding: torch's own derivatives hold single-precision constants (hardsigmoid: 3e-8).
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(example.dtype, 3e-2)
-    x = example.clone().requires_grad_()
-    with torch.enable_grad():
-        eager = _single(model(x), captured)
-    local = captured.linearize(example)
-    _compare("output", local.output, eager.detach(), tolerance)
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(x.dtype, 3e-2)
+    local = captured.linearize(x.detach())
+    _compare("output", local.output, output.detach(), tolerance)
     # A seed of its own: verifying must not move the caller's random state.
-    probe = torch.randn(eager.shape, generator=torch.Generator().manual_seed(0)).to(eager)
-    expected = (torch.autograd.grad(eager, x, probe, allow_unused=True)[0] if eager.requires_grad else None)
+    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    expected = None
+    if output.requires_grad:
+        expected = torch.autograd.grad(output, x, probe, allow_unused=True)[0]
     expected = torch.zeros_like(x) if expected is None else expected
     _compare("product with Jᵀ", local.jacobian.rmatvec(probe.flatten()), expected.flatten(), tolerance)
-
-
-def _single(output, captured: Captured) -> Tensor:
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output)
-              if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if len(leaves) == 1:
-        return leaves[0]
-    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return tensors[0]
 
 
 def _compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from specxai.capture.names import MARK, marked, module_names
 from specxai.capture.program import Program, Ref, Step, references
@@ -28,18 +32,35 @@ def export_program(model: nn.Module, example: Tensor) -> Program:
     NumPy inside.
     """
     try:
-        with warnings.catch_warnings(), marked(model) as calls:
-            warnings.simplefilter("ignore")
+        with _quiet(), marked(model) as calls:
             exported = torch.export.export(model, (example,), strict=False)
             _stop_gradients(exported.graph_module)
             exported = exported.run_decompositions({})
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:300]
         raise CaptureError(
-            f"torch.export could not trace {type(model).__name__}: {reason}. Branches on tensor values, `.item()` and "
-            "NumPy code inside forward() are the usual causes; pass the part of the model without them"
+            f"torch.export could not trace {type(model).__name__}: {first_line(error)}. Branches on tensor values, "
+            "`.item()` and NumPy code inside forward() are the usual causes; pass the part of the model without them"
         ) from error
     return _translate(exported, calls, module_names(model))
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without torch's further pages."""
+    return str(error).strip().split("\n")[0][:300].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, and none of the dumps that torch logs and prints before it raises: the error says enough."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _stop_gradients(module: fx.GraphModule) -> None:
@@ -80,7 +101,10 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
     order: list[tuple[str, int]] = []  # (layer name, number of steps when its call ended)
     for node in exported.graph.nodes:
         if node.op == "output":
-            outputs = list(references(template(node.args[0])))
+            # Beside the user's outputs there may be writes to the input and to buffers.
+            specs = exported.graph_signature.output_specs
+            outputs = list(references([template(value) for value, spec in zip(node.args[0], specs, strict=True)
+                                       if spec.kind is OutputKind.USER_OUTPUT]))
             continue
         if node.target is MARK:
             source, name = node.args
@@ -114,8 +138,8 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
     active = _active(steps, inputs, floating)
     outputs = [index for index in outputs if index in active]
     if len(outputs) != 1:
-        raise CaptureError(f"the model returns {len(outputs)} tensors that depend on its input; SpecXAI explains one. "
-                           "Wrap the model in a module whose forward() returns the tensor of interest")
+        raise CaptureError(f"the model returns {len(outputs)} floating-point tensors that depend on its input; SpecXAI "
+                           "explains one. Wrap the model in a module whose forward() returns the tensor of interest")
     return Program(tuple(steps), constants, inputs[0], outputs[0],
                    {name: index for name, index in layers.items() if index in active}, modules, frozenset(active))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,7 +63,7 @@ def test_perceptrons_of_any_width(widths, probes, seed, shift):
     """From all gates dead (shift −3) to all alive, one probe to more than a block."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         layers[-2].bias.data += shift
     model, x = nn.Sequential(*layers[:-1]).eval().double(), torch.randn(1, widths[0], dtype=torch.float64)
@@ -96,7 +98,7 @@ def test_a_forced_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(RuntimeError, match="'native' cannot run here: it was not built; use backend='auto'"):
         specxai.linearize(model, x, backend="native")
     assert specxai.linearize(model, x).backend == "reference"
-    assert dict((name, ok) for name, ok, _ in backends.describe()) == {"reference": True, "native": False}
+    assert {name: ok for name, ok, _ in backends.describe()} == {"reference": True, "native": False}
 
 
 def test_other_dtypes_run_on_the_reference():

@@ -1,0 +1,66 @@
+"""Options of the benchmarks, what every row records, and one subject in memory at a time."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves it off; fresh.py, a script, has it as well
+
+from peers import Subject, find
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("specxai benchmarks")
+    group.addoption("--full", action="store_true", help="the long cases too, and three rounds instead of one")
+    group.addoption("--cases", default="", help="names of cases, with commas; the default is all")
+    group.addoption("--no-memory", action="store_true", help="skip the peaks of memory, each of which repeats its work")
+    group.addoption("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+
+
+@pytest.fixture(scope="session")
+def options(request):
+    """--full, --cases, --no-memory and --threads."""
+    torch.set_num_threads(request.config.option.threads)
+    return request.config.option
+
+
+@pytest.fixture(scope="session")
+def subject_of(options):
+    """Case name -> Subject.  Only the last one is kept: a model and its activations can be large."""
+    kept: dict[str, Subject] = {}
+
+    def get(name: str) -> Subject:
+        if options.cases and name not in options.cases.split(","):
+            pytest.skip("not among --cases")
+        if name not in kept:
+            kept.clear()
+            kept[name] = find(name)
+        return kept[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def truths():
+    """Case name -> singular values in float64, once a dense Jacobian has been built."""
+    return {}
+
+
+@pytest.fixture
+def record(benchmark, options):
+    """Add to the row's `extra_info`, after where it ran."""
+    benchmark.extra_info.update(threads=options.threads, torch=torch.__version__, cpu=_cpu())
+    return benchmark.extra_info.update
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,113 @@
+"""Tables of ratios from a run's JSON.
+
+    python benchmarks/table.py run.json                 # Markdown on stdout
+    python benchmarks/table.py run.json --save NAME     # and benchmarks/results/NAME.json, NAME.md
+
+A ratio is the peer's median over the row's, both of the same run: above 1 the row is faster than that peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import groupby
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+AGAINST = ("torch.func matrix-free", "torch.func dense", "bare torch.export", "forward pass", "import torch")
+COLUMNS = ("peer", "median", "rounds", "error", "worst residual / λ₁", "true error of λ / λ₁", "products", "GFLOP/s",
+           "peak MB")
+NOTES = """\
+Medians; a ratio is the peer's median over the row's, so that above 1 the row is faster.  *error*: the bound of
+‖R − UΣVᵀ‖_F / ‖R‖_F for an SVD (what a truncation leaves out counts), the relative difference between the two ways to
+the bias for a capture.  *true error*: against a dense SVD in float64, where that fits.  *GFLOP/s* counts the operator's
+dense operations over all the time.  *peak MB*: beyond the model, in a process of its own, fixing the gates included.
+"""
+
+
+def load(path: Path) -> dict:
+    """{"machine": where it ran, "rows": one a benchmark}, from pytest-benchmark's JSON or from a saved one."""
+    run = json.loads(path.read_text())
+    if "rows" in run:
+        return run
+    rows = [
+        {"group": b["group"], "median": b["stats"]["median"], "iqr": b["stats"]["iqr"], "rounds": b["stats"]["rounds"],
+         **b["extra_info"]}
+        for b in run["benchmarks"]
+    ]  # fmt: skip
+    if not rows:
+        raise SystemExit(f"{path} holds no benchmark: was every one skipped?")
+    machine = {key: rows[0][key] for key in ("cpu", "threads", "torch")}
+    return {"machine": {**machine, "python": run["machine_info"]["python_version"], "date": run["datetime"][:10]},
+            "rows": rows}  # fmt: skip
+
+
+def markdown(run: dict) -> str:
+    machine = run["machine"]
+    parts = [f"# Benchmarks, {machine['date']}\n\n{machine['cpu']}, {machine['threads']} threads, torch "
+             f"{machine['torch']}, Python {machine['python']}.\n\n{NOTES}"]  # fmt: skip
+    parts += [section(list(rows)) for _, rows in groupby(run["rows"], key=lambda row: row["group"])]
+    return "\n".join(parts)
+
+
+def section(rows: list[dict]) -> str:
+    """The table of one group: what is compared with each other."""
+    first = rows[0]
+    about = first["text"]
+    if "shape" in first:
+        m, n = first["shape"]
+        about = (f"R {m:,} × {n:,} ({first['layer'] or 'whole map'}), {first['gflop_per_product']:.3g} GFLOP a product; "
+                 f"{about}")  # fmt: skip
+    medians = {row["peer"]: row["median"] for row in rows}
+    against = [peer for peer in AGAINST if peer in medians]
+    table = [[row["peer"], seconds(row["median"]), row["rounds"], number(row.get("error")),
+              number(row.get("residual")), number(row.get("values_error")), products(row), rate(row),
+              number(row.get("peak_mb"), "{:,.0f}"), *(f"{medians[peer] / row['median']:.2f}×" for peer in against)]
+             for row in rows]  # fmt: skip
+    heads = [*COLUMNS, *(f"× {peer}" for peer in against)]
+    # A column that nothing in this group fills is left out.
+    kept = [i for i in range(len(heads)) if any(line[i] != "–" for line in table)]
+    lines = ["| " + " | ".join(str(line[i]) for i in kept) + " |" for line in (heads, ["---"] * len(heads), *table)]
+    lines += [f"\n{peer}: {why}" for peer, why in first.get("left_out", {}).items()]
+    if any("seconds_fresh" in row for row in rows):
+        fresh = {row["peer"]: row["seconds_fresh"] for row in rows}
+        base = fresh.get("bare torch.export")
+        lines.append("\nIn a fresh process: " + ", ".join(
+            f"{peer} {seconds(value)}" + (f" ({base / value:.2f}×)" if base else "") for peer, value in fresh.items()))
+    return f"## {first['group']}\n\n{about}\n\n" + "\n".join(lines) + "\n"
+
+
+def products(row: dict) -> str:
+    if "products" not in row:
+        return "–"
+    return f"{row['products']} ({row['method']}, {row['rank']} triplets" + ("" if row["converged"] else "*") + ")"
+
+
+def rate(row: dict) -> str:
+    return f"{row['gflop'] / row['median']:.3g}" if "gflop" in row else "–"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def number(value: float | None, form: str = "{:.1e}") -> str:
+    return "–" if value is None else form.format(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="what pytest --benchmark-json wrote, or a saved result")
+    parser.add_argument("--save", metavar="NAME", help="keep the rows and the table in benchmarks/results/")
+    arguments = parser.parse_args()
+    run = load(arguments.run)
+    text = markdown(run)
+    print(text)
+    if arguments.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / f"{arguments.save}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

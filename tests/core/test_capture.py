@@ -1,0 +1,175 @@
+"""Capture: layer names however modules are called, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import specxai
+from nets import build
+from specxai.errors import CaptureError
+
+
+class Wrapped(nn.Module):
+    """A model of one function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function, self.first = function, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.function(self.first(x))
+
+
+def linearized(function, n: int = 3) -> specxai.Local:
+    return specxai.linearize(Wrapped(function).eval(), torch.randn(1, n))
+
+
+def test_names_follow_execution_and_number_repeated_calls():
+    model, x = build("skip")
+    assert specxai.capture(model, x).layers == [
+        "stem", "relu#1", "body.0", "body.1", "body", "relu#2", "pool", "relu#3", "head"]
+
+
+def test_layer_values_are_the_modules_outputs():
+    model, x = build("skip")
+    seen: dict[str, list[torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        # A copy: the in-place ReLU overwrites what the layer before it returned.
+        module.register_forward_hook(lambda m, i, out, path=path: seen.setdefault(path, []).append(out.clone()))
+    model(x)
+    local = specxai.linearize(model, x)
+    for layer in local.layers:
+        path, _, call = layer.partition("#")
+        assert torch.equal(local.split(layer).value, seen[path][int(call or 1) - 1].detach()), layer
+
+
+def test_a_module_registered_twice_is_called_once_each():
+    shared = nn.Linear(3, 3)
+    model = nn.ModuleDict({"a": shared, "b": shared})
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x):
+            return self.parts["b"](F.relu(self.parts["a"](x)))
+
+    local = specxai.linearize(Twice().eval(), torch.randn(1, 3))
+    assert local.layers == ["parts.a#1", "parts.a#2"]
+    assert local.exactness <= 1e-6
+
+
+def test_weights_are_not_copied():
+    model, x = build("perceptron")
+    captured = specxai.capture(model, x)
+    before = captured.linearize(x).output
+    with torch.no_grad():
+        model[5].bias.add_(1)
+    assert torch.allclose(captured.linearize(x).output, before + 1)
+
+
+def test_a_further_input_traces_nothing(monkeypatch):
+    model, x = build("skip")
+    captured = specxai.capture(model, x)
+    monkeypatch.setattr(torch.export, "export", None)
+    x2 = torch.randn_like(x)
+    assert torch.allclose(captured.linearize(x2).output, model(x2))
+    assert torch.allclose(specxai.linearize(captured, x2).output, model(x2))
+
+
+def test_capture_leaves_no_trace():
+    model, x = build("skip")
+    kept, state = x.clone(), torch.get_rng_state()
+    specxai.linearize(model, x)
+    assert torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_in_place_first_layer_does_not_write_to_x():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).eval(), -torch.ones(1, 4)
+    specxai.linearize(model, x)
+    assert torch.equal(x, -torch.ones(1, 4))
+
+
+def test_wrappers_are_seen_through():
+    model, x = build("perceptron", torch.float32)
+    assert specxai.capture(torch.compile(model), x).layers == specxai.capture(model, x).layers
+    assert specxai.capture(nn.DataParallel(model), x).layers == specxai.capture(model, x).layers
+
+
+def test_gradients_stop_where_the_model_stops_them():
+    def stopped(z):
+        with torch.no_grad():
+            scale = z.norm()
+        return z / scale.detach() + scale
+
+    local = linearized(stopped)
+    wanted = torch.func.jacrev(local_function := Wrapped(stopped).eval())(torch.ones(1, 3))
+    got = specxai.linearize(local_function, torch.ones(1, 3))
+    assert torch.allclose(got.jacobian.to_dense(), wanted.reshape(3, 3), atol=1e-6)
+    assert local.exactness <= 1e-6
+    assert "gradient stopped" in local.report()
+
+
+def test_outputs_in_containers():
+    assert linearized(lambda z: {"logits": 2 * z}).output.shape == (1, 3)
+    assert linearized(lambda z: (z, z.argmax(1))).output.shape == (1, 3)
+
+
+class Lying(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        return z * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3
+
+
+def branch(z):
+    return z if z.sum() > 0 else -z
+
+
+@pytest.mark.parametrize("function, message", [
+    (branch, r"could not trace Wrapped: .*; pass the part of the model without them"),
+    (lambda z: (z, 2 * z), "returns 2 floating-point tensors .* Wrap the model"),
+    (lambda z: z.argmax(1), "returns 0 floating-point tensors"),
+    (lambda z: "text", "returns str, which holds no tensor"),
+    (lambda z: z * torch.rand(3), "output differs .* randomness in forward"),
+    (Lying.apply, "product with Jᵀ differs .* custom autograd.Function"),
+    (lambda z: torch.tensor(z.detach().numpy()), "could not trace|depend on its input"),
+], ids=["branch", "two outputs", "integer", "no tensor", "random", "lying derivative", "numpy"])
+def test_what_cannot_be_captured(function, message, capfd):
+    with pytest.raises(CaptureError, match=message) as raised:
+        linearized(function)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verification_may_be_skipped():
+    model = Wrapped(Lying.apply).eval()
+    assert specxai.capture(model, torch.randn(1, 3), verify=False).layers == ["first"]
+
+
+def test_an_input_the_model_cannot_take():
+    with pytest.raises(CaptureError, match=r"Wrapped itself fails on an input of shape \(1, 7\): mat1 and mat2"):
+        linearized(F.relu, n=7)
+
+
+@pytest.mark.parametrize("x, message", [
+    (torch.zeros(1, 5), r"x has shape \(1, 5\), but the model was captured for \(1, 6\)"),
+    (torch.zeros(1, 6, dtype=torch.float32), "x has dtype torch.float32, but"),
+    (torch.full((1, 6), torch.nan, dtype=torch.float64), "the input holds NaN or infinity"),
+])
+def test_a_further_input_must_be_like_the_first(x, message):
+    captured = specxai.capture(*build("perceptron"))
+    with pytest.raises(ValueError, match=message):
+        captured.linearize(x)
+    with pytest.raises(TypeError, match="got list"):
+        captured.linearize([0.0])
