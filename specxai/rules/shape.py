@@ -104,7 +104,7 @@ def _constant_pad(site: Site, value: float | None) -> LinearNode:
 @rule("reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
       "replication_pad2d.default")
 def copy_pad(site: Site) -> LinearNode:
-    """Reflection, replication, circular: each output is one of the inputs; the call on the inputs' numbers says which."""
+    """Reflection, replication, circular: the call on the inputs' numbers says which one each output is."""
     own = site.args[0]
     # These calls take floating-point numbers only; float64 counts exactly to 2^53.
     numbers = torch.arange(own.numel(), device=own.device, dtype=torch.float64).reshape(own.shape)
