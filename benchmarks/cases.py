@@ -72,14 +72,17 @@ class Case:
 
 
 def vision(name: str, size: int = 224, closed: tuple[str, ...] = ()) -> tuple[nn.Module, Tensor]:
-    """A torchvision model with seeded weights; the gates after the layers `closed` open for a tenth of their units."""
+    """A torchvision model with seeded weights.
+
+    The ReLUs after the layers `closed` open for a tenth of their units, as fully connected ones do in trained nets.
+    """
     torch.manual_seed(WEIGHTS_SEED)
     model = getattr(import_vision("torchvision.models"), name)(weights=None)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(WEIGHTS_SEED))
     _randomise(model)
     _calibrate(model, images)
     for layer in closed:
-        _close(model, layer, images)
+        _shift(model, layer, images, share=0.1)
     return model.eval(), torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(INPUT_SEED))
 
 
@@ -88,6 +91,8 @@ def autoencoder() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(WEIGHTS_SEED)
     model = SquaresNet(bias=True)
     _randomise(model)
+    # The bottleneck all open: a random one would be narrower than 8.
+    _shift(model, "encoder.6", squares(torch.linspace(0, 1.5, 16)), share=1.0)
     return model.eval(), squares(torch.tensor([0.3]))
 
 
@@ -120,8 +125,8 @@ def _calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def _close(model: nn.Module, layer: str, images: Tensor, share: float = 0.1) -> None:
-    """Shift a layer's bias until `share` of its outputs are positive, as the fully connected layers of trained nets."""
+def _shift(model: nn.Module, layer: str, images: Tensor, share: float) -> None:
+    """Shift a layer's bias until `share` of its outputs are positive."""
     module, seen = model.get_submodule(layer), []
     # Cloned, as an in-place ReLU follows.
     hook = module.register_forward_hook(lambda _, inputs, output: seen.append(output.clone()))

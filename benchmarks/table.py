@@ -22,6 +22,7 @@ Medians; a ratio is the peer's median over the row's, so that above 1 the row is
 ‖R − UΣVᵀ‖_F / ‖R‖_F for an SVD (what a truncation leaves out counts), the relative difference between the two ways to
 the bias for a capture.  *true error*: against a dense SVD in float64, where that fits.  *GFLOP/s* counts the operator's
 dense operations over all the time.  *peak MB*: beyond the model, in a process of its own, fixing the gates included.
+A star: stopped by the number of products, as equal products are meant to be, not by a tolerance.
 """
 
 
@@ -56,8 +57,8 @@ def section(rows: list[dict]) -> str:
     about = first["text"]
     if "shape" in first:
         m, n = first["shape"]
-        about = (f"R {m:,} × {n:,} ({first['layer'] or 'whole map'}), {first['gflop_per_product']:.3g} GFLOP a product; "
-                 f"{about}")  # fmt: skip
+        about = (f"R {m:,} × {n:,} ({first['layer'] or 'whole map'}), {first['gflop_per_product']:.3g} GFLOP a "
+                 f"product; {about}")  # fmt: skip
     medians = {row["peer"]: row["median"] for row in rows}
     against = [peer for peer in AGAINST if peer in medians]
     table = [[row["peer"], seconds(row["median"]), row["rounds"], number(row.get("error")),
