@@ -94,6 +94,7 @@ class Answer:
 
     values: Tensor
     error: float
+    estimate: float
     residual: float
     products: int
     converged: bool
@@ -196,12 +197,12 @@ class Subject:
 
     def answer(self, result) -> Answer:
         if not isinstance(result, tuple):
-            return Answer(result.S, result.relative_error, _ratio(result.residuals.max(), result.S[0]), result.products,
-                          result.converged, result.method)
+            return Answer(result.S, result.relative_error, _ratio(result.estimate, result.norm),
+                          _ratio(result.residuals.max(), result.S[0]), result.products, result.converged, result.method)
         J, U, S, Vt = result
         forward, adjoint = (J @ Vt.T - U * S).norm(dim=0).max(), (J.T @ U - Vt.T * S).norm(dim=0).max()
-        return Answer(S, _ratio((J - U * S @ Vt).norm(), J.norm()), _ratio(max(forward, adjoint), S[0]), J.shape[0],
-                      True, "gesdd")
+        error = _ratio((J - U * S @ Vt).norm(), J.norm())
+        return Answer(S, error, error, _ratio(max(forward, adjoint), S[0]), J.shape[0], True, "gesdd")
 
 
 def find(case: str, chunk: int | None = None) -> Subject:

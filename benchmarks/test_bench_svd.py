@@ -47,8 +47,9 @@ def test_svd(benchmark, options, subject_of, truths, record, case, question, pee
         case=case.name, question=question, text=QUESTIONS[question].text, peer=peer, layer=case.layer, shape=[m, n],
         left_out=left_out, products=answer.products, gflop_per_product=round(flops / 1e9, 4),
         gflop=round(flops * answer.products / 1e9, 2), rank=len(answer.values), method=answer.method,
-        converged=answer.converged, error=answer.error, residual=answer.residual,
-        values_error=None if truth is None else values_error(answer.values, truth), difference=difference,
+        converged=answer.converged, error=answer.error, estimate=answer.estimate,
+        residual=answer.residual, values_error=None if truth is None else values_error(answer.values, truth),
+        difference=difference,
         chunk=subject.chunk if peer.startswith("torch.func") else subject.reference.block_size, peak_mb=None,
     )  # fmt: skip
     del result
