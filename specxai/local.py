@@ -16,6 +16,7 @@ from specxai.capture.program import is_getitem, references, substitute
 from specxai.graph_operator import GraphOperator
 from specxai.operators import LinearOperator
 from specxai.rules import Gate, LinearNode, Site, linear_node
+from specxai.target import resolve_target
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 POLICIES = ("tangent", "frozen")
@@ -115,21 +116,19 @@ class Local:
         scale = self.output.double().norm().item()
         return error / scale if scale else error
 
-    def bias_contributions(self, target: int | Sequence[int] | Tensor | None = None) -> dict[str, Tensor | float]:
+    def bias_contributions(self, target=None) -> dict[str, Tensor] | dict[str, float]:
         """β_l of every layer with a bias, shift or smooth-gate offset of its own.  Eq. (9), right.
 
-        target   None for tensors in the output's shape; an index, a tuple of indices (with the batch axis) or
-                 weights over the outputs for numbers
+        target   None for tensors in the output's shape; else as for `specxai.explain`, for numbers
         """
         names = self._offset_layers()
         if target is None:
             parts = self._from_offsets(combined=False)
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
-        weights = self._weights(target)
+        weights, _ = resolve_target(target, self.output)
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
-        program = self.captured.program
         with torch.no_grad():
-            self.graph.reverse({program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
+            self.graph.reverse({self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
         return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
                           for i in ids if taps[i]) for name, ids in names.items()}
 
@@ -258,22 +257,6 @@ class Local:
                         inject[i][0 if combined else row] += self.graph.nodes[i].offset
                 parts.append(self.graph.forward({}, [output], inject=inject)[0].flatten(1))
         return torch.cat(parts)
-
-    def _weights(self, target: int | Sequence[int] | Tensor) -> Tensor:
-        if isinstance(target, Tensor):
-            if target.numel() != self.output.numel():
-                raise ValueError(f"target has {target.numel()} weights, the output {tuple(self.output.shape)} has "
-                                 f"{self.output.numel()}")
-            return target.to(self.output)
-        weights = torch.zeros_like(self.output)
-        try:
-            if isinstance(target, int):
-                weights.view(-1)[target] = 1
-            else:
-                weights[tuple(target)] = 1
-        except IndexError as error:
-            raise ValueError(f"target {target} is outside the output of shape {tuple(self.output.shape)}") from error
-        return weights
 
 
 def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, LinearNode]:

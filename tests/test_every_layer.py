@@ -41,9 +41,8 @@ def test_same_output_at_every_layer(name):
     model = make().eval()
     local = specxai.linearize(model, torch.randn(shape))
     around = 0
-    for place, layer in enumerate(local.layers[::step]):
-        # The identity L·R + bypass = J needs no component; a decomposition every tenth layer puts α into the sum.
-        e = specxai.explain(local, layer=layer, target=3, rank=2 if place % 10 == 0 else 0, tol=0.3)
+    for layer in local.layers[::step]:
+        e = specxai.explain(local, layer=layer, target=3, rank=1, tol=0.9, method="krylov")
         assert e.output == pytest.approx(local.output[0, 3].item(), rel=1e-6)
         assert e.completeness <= RELATIVE[torch.float32], (layer, e.completeness)
         around += e.settings["bypass"]

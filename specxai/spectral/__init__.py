@@ -10,7 +10,6 @@ from specxai.spectral.reduction import Reduction, reduce_alphas
 from specxai.spectral.store import load
 from specxai.spectral.surgery import Surgery
 from specxai.spectral.symbolic import Symbolic
-from specxai.spectral.target import resolve_target
 
 __all__ = ["Explanation", "Reduction", "Surgery", "Symbolic", "contract", "explain", "load", "reduce_alphas",
            "resolve_target"]

@@ -6,7 +6,7 @@ import torch
 
 from specxai.spectral.contraction import project
 from specxai.spectral.explanation import Explanation
-from specxai.spectral.target import resolve_target
+from specxai.target import resolve_target
 
 __all__ = ["explain"]
 
@@ -26,7 +26,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None, rank:
     layer     dotted name of a module ("features.12", "relu#2") or the module object
     target    None for the predicted class, an int, a tuple over the output's axes, weights (m,) or of the output's
               shape (a difference of logits), or a callable output -> one of these
-    rank      how many singular triplets; with `tol` None too, None means all of them (exact)
+    rank      at most how many singular triplets; with `tol` None too, None means all of them (exact)
     tol       relative error of the truncated R at which to stop, see `specxai.svd`
     method, seed, progress   as for `specxai.svd`
     gates     "tangent" (eq. 15, the true Jacobian) or "frozen" (eq. 14 with b = 0)
@@ -106,8 +106,8 @@ def fix_signs(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> torch
 
 
 def _check_request(rank, tol) -> None:
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
-        raise ValueError(f"rank={rank!r}: give a non-negative integer, or None for all components")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank={rank!r} is out of range: give at least 1, or None for all components")
     if tol is not None and not tol > 0:
         raise ValueError(f"tol={tol!r}: give a positive relative error; for an exact run leave both rank and tol None")
 
@@ -130,15 +130,15 @@ def _local(model, x, gates, backend):
 def _svd(right, rank, tol, method, seed, progress):
     import specxai
 
+    if 0 in right.shape:
+        return _Empty(right, seed)
     if rank is not None:
         rank = min(rank, *right.shape)
-    if rank == 0 or 0 in right.shape:
-        return _Empty(right, seed)
     return specxai.svd(right, rank=rank, tol=tol, method=method, seed=seed, progress=progress)
 
 
 class _Empty:
-    """The decomposition with no component: for rank=0, and for an operator without rows or columns."""
+    """The decomposition with no component, of an operator without rows or columns."""
 
     def __init__(self, right, seed):
         m, n = right.shape

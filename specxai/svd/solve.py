@@ -38,7 +38,8 @@ def svd(
 
     Args:
         operator: any `specxai.operators.LinearOperator`.
-        rank: how many triplets; None for as many as `tol` needs, or all.  Clipped to min(m, n).
+        rank: how many triplets, 1 to min(m, n); None for as many as `tol` needs, or all.  Fewer come back where the
+            rest are zero to rounding.
         tol: with a rank, every residual is brought to tol · λ₁ (default 1e-5; "exact" is exact anyway).  Without one,
             the rank grows until the bound of ‖R − U S Vᵀ‖_F is at most tol · ‖R‖_F.  Rounding in the operator's dtype
             limits both.  Neither rank nor tol: all triplets, by "exact".
@@ -68,7 +69,7 @@ def svd(
         >>> specxai.svd(R, rank=1).error >= 5**0.5
         True
     """
-    rank, max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
+    max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
     block = block_size or default_block(operator, rank)
     if method != "auto":
         choice = Choice(method, "asked for")
@@ -108,7 +109,8 @@ def _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, sta
 
 def _checked(
     operator, rank, tol, method, seed, block_size, max_basis, max_products, start
-) -> tuple[int | None, int | None]:
+) -> int | None:
+    """`max_basis`, raised to what a restart needs; ValueError and TypeError for what is out of range."""
     if not isinstance(operator, LinearOperator):
         raise TypeError(
             f"svd needs a specxai.operators.LinearOperator, got {type(operator).__name__}; "
@@ -118,6 +120,11 @@ def _checked(
         raise ValueError(f"svd works in float32 or float64, got {operator.dtype}; cast the model with .float()")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank must be a positive integer, or None for all; got {rank!r}")
+    if rank is not None and 0 < min(operator.shape) < rank:
+        raise ValueError(
+            f"rank {rank} is out of range for an operator of shape {operator.shape}: it has {min(operator.shape)} "
+            "singular values; give at most that, or None for all"
+        )
     if tol is not None and not (isinstance(tol, int | float) and math.isfinite(tol) and 0 <= tol < 1):
         raise ValueError(f"tol is relative and must lie in [0, 1), or be None; got {tol!r}")
     if method not in METHODS:
@@ -129,10 +136,7 @@ def _checked(
             raise ValueError(f"{name} must be at least 1, or None for the default; got {value!r}")
     if start is not None and (start.ndim != 2 or start.shape[0] != operator.shape[1]):
         raise ValueError(f"start must have shape ({operator.shape[1]}, j), got {tuple(start.shape)}")
-    if rank is not None:
-        rank = min(rank, min(operator.shape)) or None
-        if max_basis is not None and rank is not None:
-            block = block_size or default_block(operator, rank)
-            # A restart must leave room for the wanted pairs, a block of spares and a block of news.
-            max_basis = max(max_basis, rank + 3 * block)
-    return rank, max_basis
+    if max_basis is not None and rank is not None:
+        # A restart must leave room for the wanted pairs, a block of spares and a block of news.
+        max_basis = max(max_basis, rank + 3 * (block_size or default_block(operator, rank)))
+    return max_basis

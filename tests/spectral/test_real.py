@@ -72,3 +72,19 @@ def test_symbolic_in_the_same_region(case, tmp_path):
     near = x * (1 + 1e-7)
     for one in (e, Explanation.load(tmp_path / "e.safetensors")):
         assert one.symbolic(reduced=True).evaluate(near) == pytest.approx(float(model(near)[0, 1]), abs=1e-11)
+
+
+def test_no_components():
+    """A layer whose gates are all closed has no spectrum, and everything still answers."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4)).eval().double()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    e = explain(model, torch.rand(1, 6, dtype=torch.float64), layer="1", target=0, rank=3)
+    assert e.right_vectors.shape == (0, 6)
+    assert e.left_vectors.shape == (0, 5)
+    assert e.top(3) == []
+    assert e.table() == []
+    assert e.symbolic().evaluate(e.x) == pytest.approx(e.output)
+    assert e.surgery(scale={}, keep=[]).output_linear == pytest.approx(e.output)
+    assert "Explanation" in repr(e)
+    assert e.completeness <= 1e-15

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specxai.spectral import resolve_target
+from specxai.target import resolve_target
 
 row = torch.tensor([[1.0, 5.0, 2.0]])
 grid = torch.arange(12.0).reshape(1, 3, 2, 2)
