@@ -16,7 +16,7 @@ from peers import Subject, find
 
 def pytest_addoption(parser):
     group = parser.getgroup("specxai benchmarks")
-    group.addoption("--full", action="store_true", help="the long cases too, and three rounds instead of one")
+    group.addoption("--full", action="store_true", help="the long ones too, three rounds at least, every peak")
     group.addoption("--cases", default="", help="names of cases, with commas; the default is all")
     group.addoption("--no-memory", action="store_true", help="skip the peaks of memory, each of which repeats its work")
     group.addoption("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")

@@ -10,7 +10,7 @@ import fresh
 import pytest
 import torch
 from cases import CASES, QUESTIONS
-from peers import DENSE, PEERS, values_error
+from peers import DENSE, NATIVE, PEERS, values_error
 
 ROWS = [
     pytest.param(case, question, peer, case.rounds, question in case.long,
@@ -53,6 +53,6 @@ def test_svd(benchmark, options, subject_of, truths, record, case, question, pee
         chunk=subject.chunk if peer.startswith("torch.func") else subject.reference.block_size, peak_mb=None,
     )  # fmt: skip
     del result
-    if not options.no_memory:
+    if not options.no_memory and (peer != NATIVE or options.full):
         peak = fresh.measure("svd", case.name, question, peer, options.threads, subject.chunk)
         record(peak_mb=peak["peak_mb"])
