@@ -75,11 +75,9 @@ class Local:
                  max_memory: int | None = None) -> None:
         if gates not in POLICIES:
             raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
-        if max_memory is not None and max_memory <= 0:
-            raise ValueError(f"max_memory is {max_memory} bytes; it must be positive")
         self.captured, self.gates = captured, gates
         self.backend, graph = choose(backend, x.device, x.dtype)
-        self.max_memory = max_memory or DEFAULT_MEMORY
+        self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         self.input = x.detach()
         with torch.no_grad():
             self._values = captured.program.run(self.input)
@@ -87,6 +85,11 @@ class Local:
             shapes = {i: self._values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = graph(nodes, shapes, captured.program.input)
         self.output: Tensor = self._values[captured.program.output].detach()
+        # J's path holds every other operator's.
+        needed = self.jacobian.probe_bytes
+        if self.max_memory < needed:
+            raise ValueError(f"max_memory is {self.max_memory:,} bytes, but one product with one vector needs "
+                             f"{needed:,} ({needed / 2**20:.1f} MiB); give at least that")
 
     @property
     def layers(self) -> list[str]:
@@ -240,21 +243,16 @@ class Local:
 
     def _from_offsets(self, combined: bool) -> Tensor:
         """Offsets carried to the output: (layers, m), or their sum (1, m)."""
-        names, output = self._offset_layers(), self.captured.program.output
-        if not names:
+        rows, output = list(self._offset_layers().values()), self.captured.program.output
+        if not rows:
             return self.output.new_zeros(1 if combined else 0, self.output.numel())
-        width = len(names) if not combined else 1
-        chunk = width if combined else max(1, min(width, self.max_memory // max(1, self.jacobian.probe_bytes)))
-        parts = []
+        if combined:
+            rows = [[index for ids in rows for index in ids]]
+        parts, width = [], self.jacobian.block_size
         with torch.no_grad():
-            for start in range(0, width, chunk):
-                inject: dict[int, Tensor] = {}
-                rows = list(names.values())[start:start + chunk] if not combined else list(names.values())
-                for row, ids in enumerate(rows):
-                    for i in ids:
-                        if i not in inject:
-                            inject[i] = self.output.new_zeros(min(chunk, width - start), *self.graph.shapes[i])
-                        inject[i][0 if combined else row] += self.graph.nodes[i].offset
+            for start in range(0, len(rows), width):
+                inject = {index: (row, self.graph.nodes[index].offset)
+                          for row, ids in enumerate(rows[start:start + width]) for index in ids}
                 parts.append(self.graph.forward({}, [output], inject=inject)[0].flatten(1))
         return torch.cat(parts)
 

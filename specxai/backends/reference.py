@@ -46,31 +46,39 @@ class Graph:
         return wanted
 
     def forward(self, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),
-                inject: Mapping[int, Tensor] | None = None, taps: Mapping[int, list] | None = None) -> list[Tensor]:
+                inject: Mapping[int, tuple[int, Tensor]] | None = None, taps: Mapping[int, list] | None = None,
+                ) -> list[Tensor]:
         """Push blocks (k, *S) at the seeds to the targets.
 
         held     steps whose value is kept at zero
-        inject   blocks added where the node's own result is formed (offsets)
+        inject   step -> (row, tensor (*S)) added to that row of the block where the node's result is formed: offsets.
+                 Without seeds, k is one more than the last row
         taps     step -> list that the step's block is appended to
         """
         inject, taps, targets = inject or {}, taps or {}, list(targets)
         path = self.between(seeds, targets, held, entering=inject)
         last = self._last_use(path, targets)
         exposed = {*seeds, *inject, *targets, *taps}
+        some = next(iter(seeds.values())) if seeds else next(tensor for _, tensor in inject.values())
+        k = some.shape[0] if seeds else 1 + max(row for row, _ in inject.values())
         blocks: dict[int, Tensor] = dict(seeds)
         for index in path:
-            total = inject.get(index)
+            total = None
             for term in self.nodes[index].terms:
                 if term.input in blocks:
                     part = self.apply(index, term, blocks[term.input], exposed)
                     total = part if total is None else total + part
                 if last.get(term.input) == index:
                     blocks.pop(term.input, None)
+            if index in inject:
+                row, tensor = inject[index]
+                # A copy: a view of an input may still be read elsewhere.
+                total = tensor.new_zeros(k, *self.shapes[index]) if total is None else total.clone()
+                total[row] += tensor
             blocks[index] = total
             if index in taps:
                 taps[index].append(total)
-        some = next(iter((seeds or inject).values()))
-        return [blocks[t] if t in blocks else some.new_zeros(some.shape[0], *self.shapes[t]) for t in targets]
+        return [blocks[t] if t in blocks else some.new_zeros(k, *self.shapes[t]) for t in targets]
 
     def reverse(self, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
                 taps: Mapping[int, list] | None = None) -> list[Tensor]:

@@ -175,7 +175,9 @@ def test_bad_policy_and_memory():
     model, x = build("perceptron")
     with pytest.raises(ValueError, match="unknown gate policy 'soft'; choose tangent"):
         specxai.linearize(model, x, gates="soft")
-    with pytest.raises(ValueError, match="must be positive"):
-        specxai.linearize(model, x, max_memory=0)
+    needed = specxai.linearize(model, x).jacobian.probe_bytes
+    with pytest.raises(ValueError, match=f"max_memory is {needed - 1} bytes, .* needs {needed} "):
+        specxai.linearize(model, x, max_memory=needed - 1)
+    assert specxai.linearize(model, x, max_memory=needed).jacobian.block_size == 1
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose auto, reference, native"):
         specxai.linearize(model, x, backend="cuda")
