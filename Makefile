@@ -23,7 +23,9 @@ test: $(VENV)/.stamp-test
 	$(BIN)/pytest -q tests
 
 bench: $(VENV)/.stamp-test
-	$(BIN)/pytest -q benchmarks
+	mkdir -p build
+	$(BIN)/pytest -q benchmarks --benchmark-json=build/bench.json
+	$(BIN)/python benchmarks/table.py build/bench.json --save latest
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

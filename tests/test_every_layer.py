@@ -31,7 +31,9 @@ def vision(name: str) -> nn.Module:
 CASES = {
     "autoencoder": (autoencoder, (1, 64), 1),
     "alexnet": (lambda: vision("alexnet"), (1, 3, 64, 64), 1),
+    "vgg11_bn": (lambda: vision("vgg11_bn"), (1, 3, 32, 32), 1),
     "resnet18": (lambda: vision("resnet18"), (1, 3, 32, 32), 1),
+    "densenet121": (lambda: vision("densenet121"), (1, 3, 32, 32), 7),
 }
 
 
