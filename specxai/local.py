@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from specxai import regions
 from specxai.backends import choose
-from specxai.capture import Captured, capture
+from specxai.capture import Captured, recall
 from specxai.capture.program import is_getitem, references, substitute
 from specxai.graph_operator import GraphOperator
 from specxai.operators import LinearOperator
@@ -26,7 +26,8 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
               max_memory: int | None = None) -> Local:
     """The affine map of `model` at `x`.
 
-    model        an nn.Module in eval mode, or what `specxai.capture` made of one (then nothing is traced again)
+    model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
+                 shape, dtype and device, and again when it has changed
     x            the model's input, shape (1, ...)
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
     backend      "auto", "reference", "native"
@@ -39,7 +40,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     >>> torch.allclose(local.output.flatten(), local.jacobian @ x.flatten() + local.bias.flatten())
     True
     """
-    captured = model if isinstance(model, Captured) else capture(model, x)
+    captured = model if isinstance(model, Captured) else recall(model, x)
     return captured.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
 
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from specxai._callable import make_callable
-from specxai.capture.captured import Captured, capture
+from specxai.capture.captured import Captured, capture, recall
 from specxai.capture.program import Program, Ref, Step
 
-__all__ = ["Captured", "Program", "Ref", "Step", "capture"]
+__all__ = ["Captured", "Program", "Ref", "Step", "capture", "recall"]
 
 make_callable(__name__, capture)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +79,46 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
     _check_example(model, example)
     example = example.detach()
     x = example.clone().requires_grad_()
-    output = _run(model, x)
+    with torch.enable_grad():
+        output = _run(model, x)
     captured = Captured(export_program(model, example), example.shape, example.dtype, example.device,
                         type(model).__name__)
     if verify:
         _verify(captured, x, output)
     return captured
+
+
+# model -> (shape, dtype, device) -> (what the model was then, its capture)
+_RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Any, Captured]]] = WeakKeyDictionary()
+
+
+def recall(model: nn.Module, x: Tensor) -> Captured:
+    """The capture made for an input like x before, if the model is as it was then; else a new one, kept.
+
+    Modules, their settings, parameters and buffers, and the output at x are compared: two forward passes at most.
+    """
+    model = _unwrap(model)
+    _check_model(model)
+    _check_example(model, x)
+    key, state = (x.shape, x.dtype, x.device), _state(model)
+    kept = _RECALLED.setdefault(model, {})
+    if key in kept and kept[key][0] == state and _same_output(kept[key][1], model, x):
+        return kept[key][1]
+    kept[key] = state, capture(model, x)
+    return kept[key][1]
+
+
+def _state(model: nn.Module) -> tuple:
+    """What a trace depends on, apart from values: settings as the modules print them, and which tensors they hold."""
+    tensors = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    return repr(model), tensors
+
+
+def _same_output(captured: Captured, model: nn.Module, x: Tensor) -> bool:
+    """Whatever else may have changed in the model's code shows in its output."""
+    with torch.no_grad():
+        ours, theirs = captured.program.run(x.detach())[captured.program.output], _run(model, x.detach())
+    return ours.shape == theirs.shape and _difference(ours, theirs) <= _tolerance(x.dtype)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -101,7 +137,8 @@ def _check_model(model: nn.Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a TorchScript module has no Python code left to trace; pass the module it was made from")
-    training = [path or "the model" for path, module in model.named_modules() if module.training]
+    training = [f"module {path!r}" if path else "the model"
+                for path, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"{training[0]} is in training mode ({len(training)} modules are): dropout and batch norm "
                          "have no fixed map there; call model.eval() first")
@@ -130,8 +167,7 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
 def _run(model: nn.Module, x: Tensor) -> Tensor:
     """The model's own output: the first tensor that depends on x.  Raises CaptureError where it fails."""
     try:
-        with torch.enable_grad():
-            output = model(x.clone())  # not the leaf itself: an in-place first layer may write to it
+        output = model(x.clone())  # not the leaf itself: an in-place first layer may write to it
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} itself fails on an input of shape {tuple(x.shape)}: {first_line(error)}. Give it "
@@ -144,8 +180,7 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
-    # Not rounding: torch's own derivatives hold single-precision constants (hardsigmoid: 3e-8).
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(x.dtype, 3e-2)
+    tolerance = _tolerance(x.dtype)
     local = captured.linearize(x.detach())
     _compare("output", local.output, output.detach(), tolerance)
     # A seed of its own: verifying must not move the caller's random state.
@@ -157,9 +192,19 @@ def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
     _compare("product with Jᵀ", local.jacobian.rmatvec(probe.flatten()), expected.flatten(), tolerance)
 
 
-def _compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+def _tolerance(dtype: torch.dtype) -> float:
+    # Not rounding: torch's own derivatives hold single-precision constants (hardsigmoid: 3e-8).
+    return {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 3e-2)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """‖ours − theirs‖ relative to theirs, absolute where theirs is zero."""
     scale = theirs.norm().item()
-    error = (ours - theirs).norm().item() / scale if scale else ours.norm().item()
+    return (ours - theirs).norm().item() / (scale or 1.0)
+
+
+def _compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    error = _difference(ours, theirs)
     if not error <= tolerance:
         raise CaptureError(
             f"the captured graph's {what} differs from the model's by {error:.1e} (relative). A custom "

@@ -81,6 +81,70 @@ def test_a_further_input_traces_nothing(monkeypatch):
     assert torch.allclose(specxai.linearize(captured, x2).output, model(x2))
 
 
+@pytest.fixture
+def traces(monkeypatch):
+    """The models that are traced from here on."""
+    seen, export = [], torch.export.export
+
+    def counted(model, *args, **kwargs):
+        seen.append(model)
+        return export(model, *args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    return seen
+
+
+def test_linearize_traces_a_model_once(traces):
+    model, x = build("skip")
+    for _ in range(3):
+        x = torch.randn_like(x)
+        assert torch.equal(specxai.linearize(model, x).output, model(x).detach())
+    assert traces == [model]
+    specxai.linearize(model, torch.cat([x, x], 3)[..., :6])  # the same shape
+    assert len(traces) == 1
+
+
+def changed_weights(model):
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+
+
+def changed_setting(model):
+    model[1].negative_slope = 0.5
+
+
+def changed_module(model):
+    model[2] = nn.Linear(4, 2).double().eval()
+
+
+def changed_code(model):
+    model.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+@pytest.mark.parametrize("change, traced", [
+    (changed_weights, 1), (changed_setting, 2), (changed_module, 2), (changed_code, 2)])
+def test_a_changed_model_is_not_explained_as_it_was(change, traced, traces):
+    model = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 2)).eval().double()
+    x = torch.randn(1, 3, dtype=torch.float64)
+    specxai.linearize(model, x)
+    change(model)
+    local = specxai.linearize(model, x)
+    assert torch.allclose(local.output, model(x))
+    assert torch.allclose(local.jacobian.to_dense(), torch.func.jacrev(model)(x).reshape(2, 3))
+    assert len(traces) == traced
+
+
+def test_a_recalled_model_is_checked_again():
+    model, x = build("perceptron")
+    specxai.linearize(model, x)
+    with pytest.raises(ValueError, match="training mode"):
+        specxai.linearize(model.train(), x)
+    with torch.no_grad():
+        model.eval()[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"parameter 0.weight holds NaN"):
+        specxai.linearize(model, x)
+
+
 def test_capture_leaves_no_trace():
     model, x = build("skip")
     kept, state = x.clone(), torch.get_rng_state()
