@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -77,6 +78,7 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
     model = _unwrap(model)
     _check_model(model)
     _check_example(model, example)
+    _check_finite(model)
     example = example.detach()
     x = example.clone().requires_grad_()
     with torch.enable_grad():
@@ -145,23 +147,40 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_example(model: nn.Module, example: Tensor) -> None:
-    if not isinstance(example, Tensor) or not example.is_floating_point():
-        kind = getattr(example, "dtype", type(example).__name__)
-        raise TypeError(f"the input must be one floating-point tensor, got {kind}; a map of tokens is not linear in "
-                        "them: wrap the part of the model after its embedding layer, and pass the embeddings")
+    if not isinstance(example, Tensor):
+        raise TypeError(f"the input must be one floating-point tensor, got {type(example).__name__}")
+    if example.is_complex():
+        raise TypeError(f"the input is {example.dtype}, and complex maps have no rules here; give the model real and "
+                        "imaginary parts as channels of a real tensor")
+    if not example.is_floating_point():
+        raise TypeError(f"the input is {example.dtype}, and nothing is linear in integers.  For tokens, wrap the part "
+                        "of the model after its embedding layer and pass embeddings; for pixels, pass x.float() / 255")
     if example.ndim == 0 or example.shape[0] != 1:
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
                          "map belongs to one input (try x[:1])")
     if not torch.isfinite(example).all():
         raise ValueError(NOT_FINITE)
-    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-        if parameter.is_floating_point() and parameter.dtype != example.dtype:
-            raise ValueError(f"the input is {example.dtype} but parameter {name} is {parameter.dtype}; convert one")
-        if parameter.device != example.device:
-            raise ValueError(f"the input is on {example.device} but parameter {name} is on {parameter.device}; move "
-                             f"one: x.to({str(parameter.device)!r}) or model.to({str(example.device)!r})")
-        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise ValueError(f"parameter {name} holds NaN or infinity; load weights that are finite")
+    for name, tensor in _tensors(model):
+        if tensor.is_complex():
+            raise TypeError(f"{name} is {tensor.dtype}, and complex maps have no rules here")
+        if tensor.is_floating_point() and tensor.dtype != example.dtype:
+            raise ValueError(f"the input is {example.dtype} but {name} is {tensor.dtype}; convert one: "
+                             f"x.to({tensor.dtype}) or model.to({example.dtype})")
+        if tensor.device != example.device:
+            raise ValueError(f"the input is on {example.device} but {name} is on {tensor.device}; move one: "
+                             f"x.to({str(tensor.device)!r}) or model.to({str(example.device)!r})")
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in _tensors(model):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity; load weights that are finite")
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(what it is, tensor) of the model's parameters and buffers."""
+    yield from ((f"parameter {name}", tensor) for name, tensor in model.named_parameters())
+    yield from ((f"buffer {name}", tensor) for name, tensor in model.named_buffers())
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -92,8 +93,9 @@ class Program:
             return layer, self.layers[layer]
         if calls := self._calls(layer):
             raise LayerError(f"layer {layer!r} is called {len(calls)} times; name one of {', '.join(calls)}")
-        import difflib
-
+        if not self.layers:
+            raise LayerError(f"no layer {layer!r}: this model has no submodules to split at; wrap it, as in "
+                             "torch.nn.Sequential(model), whose layer '0' is the model")
         near = difflib.get_close_matches(str(layer), self.layers, n=5) or list(self.layers)[:8]
         raise LayerError(f"no layer {layer!r} in this model; did you mean {', '.join(near)}? "
                          f"`.layers` lists all {len(self.layers)}")

@@ -97,6 +97,11 @@ def test_module_objects_name_layers():
         local.split("bdy.1")
 
 
+def test_a_model_without_submodules_has_no_layers():
+    with pytest.raises(ValueError, match=r"no submodules to split at; wrap it"):
+        specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).split("weight")
+
+
 def test_run_tail_is_the_real_network():
     model, x = build("skip")
     local = specxai.linearize(model, x)
