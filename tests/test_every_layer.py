@@ -33,7 +33,7 @@ CASES = {
     "alexnet": (lambda: vision("alexnet"), (1, 3, 64, 64), 1),
     "vgg11_bn": (lambda: vision("vgg11_bn"), (1, 3, 32, 32), 1),
     "resnet18": (lambda: vision("resnet18"), (1, 3, 32, 32), 1),
-    "densenet121": (lambda: vision("densenet121"), (1, 3, 32, 32), 7),
+    "densenet121": (lambda: vision("densenet121"), (1, 3, 32, 32), 20),
 }
 
 
