@@ -65,6 +65,10 @@ class Split:
         """Shape of the layer's output."""
         return self.value.shape
 
+    def __repr__(self) -> str:
+        around = "no bypass" if self.bypass is None else "with a bypass"
+        return f"Split({self.layer!r}, {tuple(self.shape)}: {self.left!r} @ {self.right!r}, {around})"
+
 
 class Local:
     """The affine map at one input; made by `specxai.linearize`.
@@ -178,7 +182,8 @@ class Local:
     def first_flip(self, direction: Tensor) -> regions.Flip:
         """Smallest t > 0 at which x + t·direction meets a gate: exact, as the map is affine until then.
 
-        The result is a float (inf where no gate is ever met) that knows its `layer` and `unit`.
+        The result is a float that knows its `layer` and `unit`: inf where no gate is ever met, 0 where x lies on one,
+        as in a max-pool over a constant background, whose ties a step breaks.
         """
         return regions.first_flip(self.graph, self.named_gates(), direction, self.input)
 

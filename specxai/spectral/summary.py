@@ -30,7 +30,10 @@ def summary(e, n: int = 10) -> str:
     lines += [f"  {name:<13}{value:>+14.6g}" + (f"   {note}" if note else "") for name, value, note in through]
     lines.append(f"  {'= output':<13}{e.output:>+14.6g}   completeness {e.completeness:.1e}, "
                  f"exactness {e.exactness:.1e}")
-    error = "unknown" if e.error is None else f"{e.error:.2e}"
-    missed = "" if e.settings.get("svd", {}).get("converged", True) else ", tolerance NOT reached"
+    solver = e.settings.get("svd", {})
+    error = "unknown" if e.error is None else f"at most {e.error:.2g}"
+    if e.error is not None and solver.get("norm"):
+        error += f" of ‖R‖ = {solver['norm']:.3g}"
+    missed = "" if solver.get("converged", True) else ", tolerance NOT reached"
     lines.append(f"  svd {e.method}, seed {e.seed}, {e.products} products, error {error}{missed}, backend {e.backend}")
     return "\n".join(lines)
