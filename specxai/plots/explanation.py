@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from specxai.plots import heatmap
+from specxai.plots.files import replacing
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
 from specxai.plots.spectrum import (
     draw_reduced,
@@ -18,10 +18,9 @@ from specxai.plots.spectrum import (
     legend_handles,
     signed,
     subscript,
-    waterfall_steps,
 )
 
-__all__ = ["certificate", "plot_explanation", "save", "waterfall_steps"]
+DPI = 130
 
 
 def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, image=None,
@@ -50,7 +49,7 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     _maps(maps, e, reduction, top, dim, (image, mean, std))
     left, middle, right = spectra.subplots(1, 3, width_ratios=[1.25, 0.8, 1.15], gridspec_kw={"wspace": 0.09})
     draw_spectrum(left, e)
-    draw_reduced(middle, e, reduction, top)
+    draw_reduced(middle, e, reduction)
     draw_waterfall(right, e)
     heading = title or f"{e.target_label} = {e.output:.4g} at layer {e.layer}"
     # A user's text may hold $ signs; they are not ours to typeset.
@@ -58,7 +57,8 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     maps.suptitle(certificate(e), fontsize=10.5, color=INK, parse_math=False)
     figure.legend(handles=legend_handles(), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
     if path is not None:
-        save(figure, path)
+        with replacing(path) as draft:
+            figure.savefig(draft, dpi=DPI)
     return figure
 
 
@@ -69,19 +69,8 @@ def certificate(e) -> str:
              for place, (name, value) in enumerate(terms)]
     checks = [f"exactness {e.exactness:.0e}", f"completeness {e.completeness:.0e}",
               f"{e.method} SVD, {len(e)} components" if len(e) else "no components", f"{e.gates} gates"]
-    return f"{e.output:.5g}  =  " + "  ".join(parts).strip() + "\n" + "   ·   ".join(checks)
-
-
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure under a temporary name, then rename: no reader ever sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        figure.savefig(draft, dpi=130)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    output = f"{e.output:.5g}".replace("-", "−", e.output < 0)
+    return f"{output}  =  " + "  ".join(parts).strip() + "\n" + "   ·   ".join(checks)
 
 
 def _maps(figure, e, reduction, top: int, dim, picture) -> None:
@@ -92,12 +81,13 @@ def _maps(figure, e, reduction, top: int, dim, picture) -> None:
     everything = _total(e, dim)
     heatmap.draw_input(grid[0, 0], e.x.float().numpy(), *picture, flat=everything.ndim < 2)
     names = [f"λ{_k(e, k)} = {e.S[k]:.3g}\nthe map adds up to φ·x = {e.projections[k]:.3g}" for k in leading]
-    _row(figure, grid[0], _contract(e, leading, dim), names, "by λ", "φ·x per point")
+    _row(figure, grid[0], _contract(e, leading, dim), names, "strongest at the layer\n(largest λ)", "φ·x per point")
     contributions = [scale[k] * c for k, c in zip(dominant, _contract(e, dominant, dim), strict=True)]
     names = [f"α{_k(e, k)} = {signed(float(e.alpha[k]))}\n{_survives(value, share, len(group))}"
              for k, value, share, group in zip(dominant, reduction.values.tolist(), reduction.shares.tolist(),
                                                reduction.members, strict=False)]
-    _row(figure, grid[1], contributions, names, "by α after cancelling", "contribution ψλ(φ·x) per point",
+    _row(figure, grid[1], contributions, names, "most for the output\n(α after cancelling, % of Σα)",
+         "part of α per point",
          first=(everything, f"all {len(e)} components\nΣα = {signed(float(e.alpha.sum()))}") if len(e) else None)
     if not len(e):
         grid[1, 0].set_axis_off()
@@ -111,8 +101,8 @@ def _k(e, position: int) -> str:
 def _survives(value: float, share: float, members: int) -> str:
     """What is left of a component after cancelling."""
     if members == 1:
-        return f"nothing cancels: {share:.0%} of Σα"
-    return f"{signed(value)} left of {members}: {share:.0%} of Σα"
+        return f"nothing cancels ({share:.0%})"
+    return f"net of {members - 1} {'other' if members == 2 else 'others'}: {signed(value)} ({share:.0%})"
 
 
 def _row(figure, axes, maps, names, order: str, label: str, first=None) -> None:
@@ -130,15 +120,14 @@ def _row(figure, axes, maps, names, order: str, label: str, first=None) -> None:
         shown = heatmap.draw(cell, values, half, limit) or shown
         cell.set_title(name, fontsize=9, color=INK)
     if len(maps):
-        axes[1].set_ylabel(order, fontsize=9, color=SOFT)
-    note = f"±{half:.3g}, the {PERCENTILE}th percentile of |c|"
+        axes[1].set_ylabel(order, fontsize=9, color=INK)
     if shown is not None:
         bar = figure.colorbar(shown, ax=list(axes), shrink=0.86, aspect=22, pad=0.015, extend="both")
-        bar.set_label(f"{label}\n{note}", fontsize=8, color=INK, labelpad=7)
+        bar.set_label(f"{label}\n±{half:.3g}, the {PERCENTILE}th percentile of |c|", fontsize=8, color=INK, labelpad=7)
         bar.ax.tick_params(labelsize=7.5, color="0.7")
         bar.outline.set(color="0.75", linewidth=0.6)
     else:
-        cells[-1][0].set_xlabel(f"{label}\n{note}", fontsize=8, color=SOFT)
+        cells[-1][0].set_xlabel(label, fontsize=8, color=SOFT)
 
 
 def _contract(e, positions: list[int], dim) -> list[np.ndarray]:

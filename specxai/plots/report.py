@@ -7,39 +7,40 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from specxai.plots import interactive
+from specxai.plots import hover
 from specxai.plots.explanation import plot_explanation
+from specxai.plots.files import replacing
+from specxai.plots.spectrum import signed
 
 __all__ = ["Entry", "write_report"]
+
+_signed = partial(signed, digits=4)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One explanation in a report: its heading, the input as people see it, and a line of context.
 
-    figure   what `plot_explanation` drew of it already; drawn here if left out
+    picture   the PNG file that `plot_explanation` wrote of it already; drawn here if left out
     """
 
     explanation: object
     heading: str
     image: object = None
     note: str = ""
-    figure: Figure | None = None
+    picture: str | os.PathLike | None = None
 
 
 def write_report(path: str | os.PathLike, entries: Sequence, title: str, intro: str = "",
-                 settings: dict | None = None, *, images: Sequence | None = None, rows: int = 10,
-                 plotly: bool | None = None) -> Path:
+                 settings: dict | None = None, *, images: Sequence | None = None, rows: int = 10) -> Path:
     """Write the report and return its path.
 
     entries    what to show, in order: `Entry`s or plain Explanations
     images     the inputs of plain Explanations as people see them, in the same order
     rows       contributions in each table, the largest first
-    plotly     figures to hover over as well; None for where plotly is installed
 
     All text is escaped; the file is written under a temporary name and renamed.
     """
@@ -50,35 +51,23 @@ def write_report(path: str | os.PathLike, entries: Sequence, title: str, intro: 
     images = images or [None] * len(entries)
     entries = [e if isinstance(e, Entry) else Entry(e, f"{e.target_label} at {e.layer}", image)
                for e, image in zip(entries, images, strict=True)]
-    if plotly is None:
-        plotly = interactive.available()
     environment = Environment(loader=PackageLoader("specxai.plots", "."), autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("report.html.j2")
-    html = template.render(title=title, intro=intro, settings=settings or {}, signed=_signed,
-                           items=[_item(entry, rows, plotly) for entry in entries],
-                           script=interactive.script() if plotly and entries else "")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    html = template.render(title=title, intro=intro, settings=settings or {}, signed=_signed, box=hover,
+                           items=[_item(entry, rows) for entry in entries])
+    with replacing(path) as draft:
         draft.write_text(html, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
-def _item(entry: Entry, rows: int, plotly: bool) -> dict:
+def _item(entry: Entry, rows: int) -> dict:
     e = entry.explanation
-    figure = entry.figure or plot_explanation(e, image=entry.image, title=entry.heading)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
     table = sorted(e.table(), key=lambda row: -abs(row["alpha"]))
     biases = sorted(e.bias_contributions.items(), key=lambda item: -abs(item[1]))
     return {
         "e": e, "heading": entry.heading, "note": entry.note,
-        "figure": base64.b64encode(buffer.getvalue()).decode(),
-        "interactive": interactive.figures(e) if plotly else [],
+        "figure": base64.b64encode(_png(entry)).decode(), "spectrum": hover.spectrum(e),
+        "around": e.settings.get("bypass", e.bypass != 0),
         "table": table[:rows], "more": len(table) - min(rows, len(table)),
         "biases": biases[:8], "other_biases": sum(value for _, value in biases[8:]), "more_biases": len(biases[8:]),
         "alpha": float(e.alpha.sum()),
@@ -87,12 +76,20 @@ def _item(entry: Entry, rows: int, plotly: bool) -> dict:
     }
 
 
+def _png(entry: Entry) -> bytes:
+    if entry.picture is not None:
+        return Path(entry.picture).read_bytes()
+    buffer = io.BytesIO()
+    plot_explanation(entry.explanation, image=entry.image, title=entry.heading).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
 def _story(e) -> str:
     """What the numbers say, for someone who sees them for the first time."""
     reduction = e.reduce()
     alpha, left = float(e.alpha.sum()), len(reduction)
     size = abs(alpha) + abs(e.bias) + abs(e.bypass) + abs(e.remainder) or 1.0
-    parts = [f"The output {_signed(e.output, 5)} is made of {_signed(alpha)} that flows from the input through "
+    parts = [f"The output {signed(e.output, 5)} is made of {_signed(alpha)} that flows from the input through "
              f"{len(e)} spectral {'component' if len(e) == 1 else 'components'} of layer {e.layer}, and "
              f"{_signed(e.bias)} of bias, which is {abs(e.bias) / size:.0%} of all terms by size."]
     if e.settings.get("bypass", e.bypass != 0):
@@ -113,14 +110,10 @@ def _certificate(e) -> str:
     if len(e):
         parts.append(f"within {float(e.residuals.max()):.1e} of every λ shown there is a true singular value")
     if e.error is not None:
-        parts.append(f"and what the shown components miss of the map to the layer is estimated at {e.error:.1e} "
-                     "(Frobenius norm)")
+        norm = e.settings.get("svd", {}).get("norm")
+        parts.append("what the components miss of the map from the input to the layer is at most about "
+                     f"{e.error:.1e}" + (f" of {norm:.4g}" if norm else "") + " (Frobenius norm)")
     text = "; ".join(parts) + "."
     if not e.settings.get("svd", {}).get("converged", True):
         text += " The solver stopped BEFORE it reached the tolerance asked for."
     return text
-
-
-def _signed(value: float, digits: int = 4) -> str:
-    """A number with its sign and a true minus; rounding errors with two digits."""
-    return f"{value:+.{2 if abs(value) < 1e-3 else digits}g}".replace("-", "−")

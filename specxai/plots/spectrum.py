@@ -15,14 +15,14 @@ def draw_spectrum(axes: Axes, e) -> None:
     axes.set_title(f"full spectrum: {len(e)} components", fontsize=10, color=INK)
     _style(axes)
     if not len(e):
-        axes.text(0.5, 0.5, "no components", transform=axes.transAxes, ha="center", color=SOFT)
+        _empty(axes, "no components")
         return
     k, alpha, values = e.indices.numpy(), e.alpha.numpy(), e.S.numpy()
     axes.bar(k, alpha, color=signs(alpha), width=0.9, zorder=3)
     axes.axhline(0, color="0.5", lw=0.6, zorder=4)
     low, high = min(0.0, float(alpha.min())), max(0.0, float(alpha.max()))
-    span = (high - low) or 1.0
-    low, high = low - 0.06 * span, high + 0.06 * span
+    high = max(high, -0.5 * low) or 1.0  # λ, which is never negative, needs room above zero
+    low, high = 1.06 * low, 1.06 * high
     axes.set_ylim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("k, by descending λ", fontsize=9, color=INK)
@@ -31,13 +31,10 @@ def draw_spectrum(axes: Axes, e) -> None:
     # Behind the bars, which need a transparent background to let it through.
     twin.set_zorder(axes.get_zorder() - 1)
     axes.patch.set_visible(False)
-    twin.fill_between(k, values, step="mid", color="0.88", lw=0)
-    twin.step(k, values, where="mid", color="0.62", lw=1)
+    twin.bar(k, values, width=1.0, color="0.87")
     # The axes' zeros coincide: where α has a negative part the λ axis goes below zero by the same share.
     top = float(values.max()) * 1.06 or 1.0
-    twin.set_ylim(top * low / max(high, 1e-300) if high > 0.15 * span else -top * 0.9, top)
-    if high <= 0.15 * span:
-        axes.set_ylim(low, -low / 0.9)
+    twin.set_ylim(top * low / high, top)
     twin.set_yticks([tick for tick in twin.get_yticks() if 0 <= tick <= top])
     twin.set_ylabel(r"singular value $\lambda_k$ (grey)", fontsize=9, color=SOFT)
     twin.tick_params(labelsize=8, colors=SOFT)
@@ -45,13 +42,13 @@ def draw_spectrum(axes: Axes, e) -> None:
     twin.spines["right"].set_color("0.75")
 
 
-def draw_reduced(axes: Axes, e, reduction, top: int = 3, most: int = 24) -> None:
-    """Contributions left after opposite ones have cancelled (21), the first `top` with the k of their component."""
+def draw_reduced(axes: Axes, e, reduction, most: int = 20) -> None:
+    """Contributions left after opposite ones have cancelled (21), each with the k of its component."""
     values = np.asarray(reduction.values)
     axes.set_title(f"reduced spectrum: {_count(len(values), 'survivor')} of {len(e)}", fontsize=10, color=INK)
     _style(axes)
     if not len(values):
-        axes.text(0.5, 0.5, "nothing left", transform=axes.transAxes, ha="center", color=SOFT)
+        _empty(axes, "nothing left")
         return
     shown = values[:most]
     axes.bar(np.arange(len(shown)), shown, color=signs(shown), width=0.8)
@@ -60,13 +57,11 @@ def draw_reduced(axes: Axes, e, reduction, top: int = 3, most: int = 24) -> None
     axes.set_ylim(*((0, 1.14 * shown[0]) if up else (1.14 * shown[0], 0)))
     if len(shown) < 6:  # a few bars are not to fill the panel like walls
         axes.set_xlim(-0.7, 5.3)
-    largest = ", ".join(str(int(e.indices[position])) for position in reduction.dominant[:top])
-    axes.text(0.97, 0.96 if up else 0.04, f"largest: k = {largest}", transform=axes.transAxes, ha="right",
-              va="top" if up else "bottom", fontsize=8, color=SOFT)
-    axes.set_xticks([])
+    axes.set_xticks(range(len(shown)), [str(int(e.indices[position])) for position in reduction.dominant[:most]])
     hidden = len(values) - len(shown)
-    axes.set_xlabel("by size" + (f"; {hidden} smaller not drawn" if hidden else ""), fontsize=9,
-                    color=INK)
+    axes.set_xlabel("k, by size" + (f" ({hidden} smaller not drawn)" if hidden else ""), fontsize=9, color=INK)
+    few = len(shown) <= 12
+    axes.tick_params(axis="x", length=0, labelsize=8 if few else 7, labelrotation=0 if few else 90)
     axes.set_ylabel(r"$\hat\alpha$ after cancelling", fontsize=9, color=INK)
 
 
@@ -111,13 +106,15 @@ def legend_handles() -> list[Patch]:
     return [Patch(color=RED, label="red > 0: adds"), Patch(color=BLUE, label="blue < 0: takes away")]
 
 
-def signed(value: float) -> str:
-    """A number with its sign; rounding errors with two digits.
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign and a true minus; rounding errors with two digits.
 
-    >>> signed(-1.23456), signed(1.23456e-7)
-    ('−1.23', '+1.2e-07')
+    >>> signed(-1.23456), signed(1.23456e-7), signed(0.0)
+    ('−1.23', '+1.2e-07', '0')
     """
-    return f"{value:+.{2 if abs(value) < 1e-3 else 3}g}".replace("-", "−", value < 0)
+    if value == 0:
+        return "0"
+    return f"{value:+.{2 if abs(value) < 1e-3 else digits}g}".replace("-", "−", value < 0)
 
 
 def subscript(number: int) -> str:
@@ -130,7 +127,13 @@ def subscript(number: int) -> str:
 
 
 def _amount(axes: Axes, place: int, right: float, text: str, span: float, weight: str = "normal") -> None:
-    axes.text(right + 0.012 * span, place, text, va="center", fontsize=8, color=INK, fontweight=weight)
+    axes.text(right + 0.012 * span, place, text, va="center", fontsize=8, color=INK, fontweight=weight,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})
+
+
+def _empty(axes: Axes, why: str) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=SOFT)
 
 
 def _count(n: int, what: str) -> str:

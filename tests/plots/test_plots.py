@@ -8,7 +8,7 @@ from matplotlib.colors import CenteredNorm
 from PIL import Image
 
 from specxai.plots import heatmap, plot_explanation
-from specxai.plots.spectrum import waterfall_steps
+from specxai.plots.spectrum import signed, waterfall_steps
 
 
 def texts(figure) -> str:
@@ -116,3 +116,30 @@ def test_half_range_survives_zeros_and_outliers():
     spike[0] = 5.0
     assert heatmap.half_range([spike]) == 5.0
     assert heatmap.half_range([np.concatenate([np.ones(999), [100.0]])]) == 1.0
+
+
+def test_signs_are_true_minuses_and_zero_has_none():
+    assert [signed(v) for v in (-1.5, 2.0, 0.0, -1e-7)] == ["−1.5", "+2", "0", "−1e-07"]
+
+
+def test_both_zeros_of_the_spectrum_are_at_one_height(explanation):
+    figure = plot_explanation(explanation())
+    by_label = {axes.get_ylabel(): axes for axes in figure.get_axes()}
+    low, high = next(a for label, a in by_label.items() if "bars" in label).get_ylim()
+    bottom, top = next(a for label, a in by_label.items() if "grey" in label).get_ylim()
+    assert low / high == pytest.approx(bottom / top)
+
+
+def test_survivors_are_named_by_their_place_in_the_spectrum(explanation):
+    e = explanation()
+    axes = next(a for a in plot_explanation(e).get_axes() if a.get_title().startswith("reduced"))
+    wanted = [str(int(e.indices[k])) for k in e.reduce().dominant]
+    assert [t.get_text() for t in axes.get_xticklabels()] == wanted
+
+
+@pytest.mark.parametrize("name", ["file/e.png", "e.xyz"])
+def test_a_picture_that_cannot_be_written_leaves_nothing(explanation, tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((OSError, ValueError), match=r"file is a file, not a folder|Format 'xyz'"):
+        plot_explanation(explanation(), tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

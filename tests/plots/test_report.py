@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import base64
 import re
 
+import numpy as np
 import pytest
+import torch
 
-from specxai.plots import write_report
+from specxai.plots import hover, write_report
 from specxai.plots.report import Entry
 
 EVIL = '<script>alert("x")</script> & "quotes" $\\frac'
@@ -27,7 +29,7 @@ def test_self_contained(explanation, tmp_path):
 
 def test_says_everything(explanation, tmp_path):
     e = explanation()
-    html = write_report(tmp_path / "r.html", [e], "Title", settings={"seed": 7}, plotly=False).read_text("utf-8")
+    html = write_report(tmp_path / "r.html", [e], "Title", settings={"seed": 7}).read_text("utf-8")
     for word in ("<title>Title</title>", "features.3", "output[1]", "+0.25", "−0.5", "+0.125", "1e-07", "ĉ_{",
                  "two independent ways", "How to read this", '"seed": 7', "Paths round the layer", "features.0"):
         assert word in html, word
@@ -47,13 +49,47 @@ def test_settings_are_readable_json(explanation, tmp_path):
     assert "\\u003c/script\\u003e" in html
 
 
-def test_plotly_is_optional(explanation, tmp_path):
-    without = write_report(tmp_path / "a.html", [explanation()], "t", plotly=False).read_text("utf-8")
-    assert "Plotly" not in without
-    pytest.importorskip("plotly")
-    html = write_report(tmp_path / "b.html", [explanation()], "t", plotly=True).read_text("utf-8")
-    figures = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html)]
-    assert [figure["data"][0]["type"] for figure in figures] == ["bar", "waterfall"]
+def test_every_component_can_be_pointed_at(explanation, tmp_path):
+    e = explanation()
+    html = write_report(tmp_path / "r.html", [e], "t").read_text("utf-8")
+    tips = re.findall(r"<title>(k = .*?)</title>", html, re.DOTALL)
+    assert len(tips) == len(e)
+    assert f"α = {e.alpha[2]:.4g}".replace("-", "−") in tips[2]
+    assert "<script" not in html
+
+
+def test_bars_are_in_proportion_to_alpha(explanation):
+    e = explanation()
+    drawn = hover.spectrum(e)
+    heights = np.array([bar.height for bar in drawn.bars])
+    assert np.allclose(heights / heights.max(), (e.alpha.abs() / e.alpha.abs().max()).numpy(), atol=5e-3)
+    assert [bar.sign for bar in drawn.bars] == ["plus" if a >= 0 else "minus" for a in e.alpha.tolist()]
+    assert all(0 <= bar.top <= bar.top + bar.height <= hover.HEIGHT for bar in drawn.bars)
+
+
+@pytest.mark.parametrize("alpha", [[0.0, 0.0], [-1.0, -2.0], [1e-30, 1e30]])
+def test_any_contributions_can_be_drawn(explanation, alpha):
+    drawn = hover.spectrum(explanation(k=2, alpha=torch.tensor(alpha, dtype=torch.float64)))
+    assert all(0 <= bar.top <= bar.top + bar.height <= hover.HEIGHT + 1 for bar in drawn.bars)
+
+
+def test_a_picture_that_is_there_is_not_drawn_again(explanation, tmp_path):
+    (tmp_path / "p.png").write_bytes(b"a picture")
+    html = write_report(tmp_path / "r.html", [Entry(explanation(), "h", picture=tmp_path / "p.png")], "t")
+    html = html.read_text("utf-8")
+    assert base64.b64encode(b"a picture").decode() in html
+
+
+def test_no_bypass_is_said_in_words(explanation, tmp_path):
+    e = explanation(bypass=0.0, settings={"bypass": False})
+    html = write_report(tmp_path / "r.html", [e], "t").read_text("utf-8")
+    assert "bypass<b>none</b>" in html
+
+
+def test_a_report_that_cannot_be_written(explanation, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file is a file, not a folder; choose another place"):
+        write_report(tmp_path / "file" / "r.html", [Entry(explanation(), "h", picture=tmp_path / "file")], "t")
 
 
 def test_equal_explanations_give_equal_reports(explanation, tmp_path):
