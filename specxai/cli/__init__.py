@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from inspect import cleandoc
 from typing import Annotated
 
@@ -20,6 +24,30 @@ Examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for errors of use)."""
+    settings = _parse(argv)
+    try:
+        settings.check()
+        _run(settings)
+    except KeyboardInterrupt:
+        print("specxai: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `specxai … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        # Every error of the library names cause and remedy; a traceback would bury it.
+        if settings.debug:
+            raise
+        reason = " ".join(str(error).split())
+        if not reason or isinstance(error, KeyError | AttributeError | AssertionError | NotImplementedError):
+            reason = f"{type(error).__name__}: {reason}"  # Python's own words are no sentence
+        print(f"specxai: {reason} (--debug shows where)", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> ExplainSettings | InfoSettings | ReproduceSettings:
+    """The settings; help and errors leave by SystemExit, an error as one line."""
     import tyro
 
     def command(name: str, kind: type):
@@ -27,37 +55,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Command = command("explain", ExplainSettings) | command("info", InfoSettings) | command(
         "reproduce", ReproduceSettings)
-    settings = tyro.cli(Command, prog="specxai", description=DESCRIPTION, args=argv,
-                        config=(tyro.conf.OmitSubcommandPrefixes,))
+    shown = io.StringIO()
     try:
-        _run(settings)
-    except KeyboardInterrupt:
-        print("specxai: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        # Every error of the library names cause and remedy; a traceback would bury it.
-        if getattr(settings, "debug", False):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"specxai: {reason} (--debug shows where)", file=sys.stderr)
-        return 2
-    return 0
+        with redirect_stderr(shown):
+            return tyro.cli(Command, prog="specxai", description=DESCRIPTION, args=argv,
+                            config=(tyro.conf.OmitSubcommandPrefixes,))
+    except SystemExit as stop:
+        if stop.code:
+            print(f"specxai: {_cause(shown.getvalue())}", file=sys.stderr)
+        raise
 
 
-def _run(settings) -> None:
+def _cause(box: str) -> str:
+    """The sentences of tyro's box of errors, without its frame (lines or dashes), its title and its page of help.
+
+    >>> _cause("╭─ Wrong ─╮\\n│ no option -x │\\n│ ─── │\\n│ For full helptext, run a --help │\\n╰───╯")
+    'no option -x; run a --help'
+    """
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:] if not line.startswith("╰")]
+    parts = " ".join(line if line.strip("─-") else "\n" for line in lines if line).split("\n")
+    said = [part.partition("Got errors:")[0].strip().removeprefix("For full helptext, ").rstrip(".")
+            for part in parts if part.strip() and not part.strip().startswith("Argument helptext:")]
+    return "; ".join(said)
+
+
+def _run(settings: ExplainSettings | InfoSettings | ReproduceSettings) -> None:
     if isinstance(settings, InfoSettings):
         from specxai.cli.info import info
 
         print(info())
     elif isinstance(settings, ReproduceSettings):
-        from specxai.squares import reproduce_squares
+        from specxai.cli.reproduce import run
 
-        written = reproduce_squares(settings.out, seed=settings.seed, epochs=settings.epochs)
-        print(f"written to {settings.out}: {len(written)} entries")
+        run(settings)
     else:
         from specxai.cli.explain import run
 
         run(settings)
+    sys.stdout.flush()
 
 
 def entry() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -11,43 +10,51 @@ import torch
 
 import specxai
 from specxai.cli.models import load
+from specxai.cli.output import save_settings, staged
 from specxai.cli.settings import ExplainSettings
 
 
 def run(settings: ExplainSettings) -> None:
     """Explain, print the sums, and write pictures, results, settings and the report to `settings.out`."""
-    subject = load(settings.model, settings.weights, settings.image, settings.size, settings.seed)
-    local = specxai.linearize(subject.model, subject.x, gates=settings.gates, backend=settings.backend)
     if "list" in settings.layer:
+        _, local = _linearize(settings)
         print("\n".join(f"{name:<32} {tuple(local.split(name).shape)}" for name in local.layers))
         return
-    # Heavy imports only once there is something to draw.
+    with staged(settings.out) as folder:
+        _explain(settings, folder)
+    print(f"\nreport: {settings.out / 'report.html'}")
+
+
+def _linearize(settings: ExplainSettings):
+    subject = load(settings.model, settings.weights, settings.image, settings.size, settings.seed)
+    return subject, specxai.linearize(subject.model, subject.x, gates=settings.gates, backend=settings.backend)
+
+
+def _explain(settings: ExplainSettings, folder: Path) -> None:
+    # Heavy imports only once the arguments are known to be good.
     from specxai.plots.report import Entry, write_report
 
-    layers = [local.split(layer).layer for layer in settings.layer] or [default_layer(local, subject.model)]
+    subject, local = _linearize(settings)
+    layers = [local.split(layer).layer for layer in dict.fromkeys(settings.layer)] or [
+        default_layer(local, subject.model)]
     if subject.note:
         print(subject.note)
     print(local.report())
-    settings.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for layer in layers:
-        rank = None if settings.rank in ("all", "none") else settings.rank
-        e = specxai.explain(local, layer=layer, target=settings.target, rank=rank, tol=settings.tol,
+        e = specxai.explain(local, layer=layer, target=settings.index, rank=settings.triplets, tol=settings.tol,
                             method=settings.method, seed=settings.seed, progress=None if settings.progress else False)
         label = name_of(e.target_label, subject.labels)
         print(f"\n{e.summary()}" + (f"\n  {e.target_label} is {label!r}" if label else ""))
         stem = "layer-" + re.sub(r"[^\w.#-]", "_", layer)
         heading = f"{subject.name}: {e.target_label}" + (f", “{label}”," if label else "") + f" at layer {layer}"
-        figure = e.plot(settings.out / f"{stem}.png", image=subject.image, title=heading)
-        e.save(settings.out / f"{stem}.safetensors")
-        entries.append(Entry(e, heading, subject.image, subject.note, figure))
-    stored = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
-    stored["specxai"] = specxai.__version__
-    stored["layer"] = layers  # those that were used, the default too
-    (settings.out / "settings.json").write_text(json.dumps(stored, indent=2) + "\n")
-    report = write_report(settings.out / "report.html", entries, f"Spectral explanation of {subject.name}",
-                          settings=stored)
-    print(f"\nreport: {report}")
+        picture = folder / f"{stem}.png"
+        e.plot(picture, image=subject.image, title=heading)
+        e.save(folder / f"{stem}.safetensors")
+        entries.append(Entry(e, heading, subject.image, subject.note, picture))
+    used = {"layer": layers, "rank": settings.triplets if settings.rank is None else settings.rank}
+    stored = save_settings({**asdict(settings), **used}, folder)
+    write_report(folder / "report.html", entries, f"Spectral explanation of {subject.name}", settings=stored)
 
 
 def name_of(target_label: str, labels: tuple[str, ...]) -> str:
@@ -68,9 +75,9 @@ def default_layer(local, model: torch.nn.Module) -> str:
     if last is None or (len(names) > 12 and last < len(names) // 4):  # a patch embedding is no convolutional stage
         raise ValueError("this model has no convolutional stage at its end, so there is no default layer: pass --layer "
                          "NAME (--layer list shows the names)")
-    chosen, conv = names[last], names[last].partition("#")[0]
+    chosen, conv, axes = names[last], names[last].partition("#")[0], len(local.split(names[last]).shape)
     for name, module in zip(names[last + 1:], kinds[last + 1:], strict=True):
-        if type(module).__name__.startswith(_STAGE):
+        if type(module).__name__.startswith(_STAGE) and len(local.split(name).shape) == axes:
             chosen = name
         elif not conv.startswith(name.partition("#")[0] + "."):
             break

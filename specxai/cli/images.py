@@ -41,19 +41,38 @@ def read_image(path: Path, transform: Transform) -> np.ndarray:
 
     Raises FileNotFoundError or ValueError, naming the remedy.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}: pass --image with the path of a PNG or JPEG")
     try:
         with Image.open(path) as opened:
-            # Cameras store sideways pictures with a note to turn them.
-            picture = ImageOps.exif_transpose(opened).convert("RGB" if transform.channels == 3 else "L")
-    except (UnidentifiedImageError, OSError) as error:
+            picture = _as_seen(opened, "RGB" if transform.channels == 3 else "L")
+    # Pillow's readers raise what they come across in a damaged file.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image that Pillow can read: convert it to PNG or JPEG") from error
     size, scale = transform.size, max(transform.size, transform.resize) / min(picture.size)
+    if scale * max(picture.size) > _LONGEST:
+        raise ValueError(f"{path} is {picture.width} x {picture.height} pixels, too long for a square of {size}: crop "
+                         "it first")
     how = getattr(Image.Resampling, transform.interpolation.upper(), Image.Resampling.BILINEAR)
     picture = picture.resize([max(size, round(side * scale)) for side in picture.size], how)
     left, top = ((side - size) // 2 for side in picture.size)
     pixels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     return pixels.reshape(size, size, transform.channels)
+
+
+_LONGEST = 50_000  # pixels of a resized side
+
+
+def _as_seen(opened, mode: str):
+    """An opened picture in "RGB" or "L" as a viewer shows it: upright, on white where transparent, 16 bits as 8."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(opened)  # cameras store sideways pictures with a note to turn them
+    if picture.mode.startswith("I"):  # Pillow's own conversion cuts off all above 255
+        return Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8)).convert(mode)
+    if "A" in picture.mode or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert(mode)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
+
+# (name, package, extra that installs it)
+_EXTRAS = (("Triton", "triton", "triton"), ("torchvision", "torchvision", "models"), ("timm", "timm", "models"),
+           ("scikit-learn", "scikit-learn", "demo"))
 
 
 def info() -> str:
@@ -17,15 +21,21 @@ def info() -> str:
 
     ok, reason = native.available()
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
-    triton = importlib.util.find_spec("triton") is not None
     rows = [
         ("specxai", specxai.__version__),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"),
         ("native kernels", f"{native.simd_level()}" if ok else f"not available: {reason}"),
-        ("Triton", "installed" if triton else "not installed: pip install 'specxai[triton]'"),
         ("CUDA", cuda),
     ]
+    rows += [(name, _version(package, extra)) for name, package, extra in _EXTRAS]
     rows += [(f"backend {name}", f"{'yes' if good else 'no'}: {why}") for name, good, why in describe()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _version(package: str, extra: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"not installed: pip install 'specxai[{extra}]'"

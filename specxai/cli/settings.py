@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+DEFAULT_RANK = 50
+
 
 @dataclass
 class ExplainSettings:
@@ -21,20 +23,22 @@ class ExplainSettings:
     """
 
     model: str = "digits"
-    """digits, torchvision:NAME, timm:NAME, or FILE.py:FACTORY: runs your file, whose FACTORY() returns the module or
+    """digits, torchvision:NAME, timm:NAME, or FILE.py:FACTORY, which runs your file; FACTORY() returns the module or
     (module, {size, mean, std, labels})"""
     image: str = "0"
     """an image file, or with --model digits the number of a held-out image"""
     weights: str | None = None
-    """.safetensors, .pt or .pth file (never unpickled), or DEFAULT for the package's own; random if left out"""
+    """.safetensors, .pt or .pth file (tensors only, nothing in it is run), or DEFAULT for the package's own;
+    torchvision and timm models are random without"""
     layer: tuple[str, ...] = ()
     """layer names, or "list" to print them; default: the end of the last convolutional stage"""
-    target: int | None = None
-    """index of the output to explain; the predicted class by default"""
-    rank: int | Literal["all", "none"] = 50
-    """singular triplets; "all" (or "none", no limit) for the whole decomposition, which is exact"""
+    target: tuple[int, ...] = ()
+    """index of the output to explain, one number per axis; default: the predicted class"""
+    rank: int | Literal["all", "none"] | None = None
+    """how many singular triplets; "all" (or "none", no limit) for the whole decomposition, which is exact; default: 50,
+    or with --tol as many as it needs"""
     tol: float | None = None
-    """stop when the decomposition is this good instead"""
+    """relative error of the truncated map to the layer at which to stop; with --rank that of each triplet"""
     method: Literal["auto", "exact", "krylov", "subspace"] = "auto"
     """how the SVD is computed"""
     gates: Literal["tangent", "frozen"] = "tangent"
@@ -52,6 +56,32 @@ class ExplainSettings:
     debug: bool = False
     """show the traceback of an error"""
 
+    def check(self) -> None:
+        """Raise ValueError for a number out of range: now, and not after minutes of work."""
+        whole = self.rank in ("all", "none")
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise ValueError(f"--rank {self.rank} is out of range: give at least 1, or all")
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ValueError(f"--tol {self.tol:g} is out of range: it is relative, give one between 0 and 1")
+        if self.tol is not None and whole:
+            raise ValueError(f"--rank {self.rank} computes everything, so --tol means nothing with it: leave one out")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"--size {self.size} is out of range: give the pixels of a side")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed {self.seed} is out of range: give a whole number from 0 on")
+
+    @property
+    def triplets(self) -> int | None:
+        """The rank asked for; None for no limit."""
+        if self.rank is None:
+            return DEFAULT_RANK if self.tol is None else None
+        return self.rank if isinstance(self.rank, int) else None
+
+    @property
+    def index(self) -> int | tuple[int, ...] | None:
+        """The target as `specxai.explain` takes it."""
+        return self.target[0] if len(self.target) == 1 else self.target or None
+
 
 @dataclass
 class InfoSettings:
@@ -63,6 +93,9 @@ class InfoSettings:
 
     debug: bool = False
     """show the traceback of an error"""
+
+    def check(self) -> None:
+        """There is nothing that could be out of range."""
 
 
 @dataclass
@@ -84,3 +117,10 @@ class ReproduceSettings:
     """of data, weights and order"""
     debug: bool = False
     """show the traceback of an error"""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range."""
+        if self.epochs < 1:
+            raise ValueError(f"--epochs {self.epochs} is out of range: give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed {self.seed} is out of range: give a whole number from 0 on")

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
 from specxai.cli import main
 from specxai.cli.explain import default_layer
-from specxai.cli.images import Transform, read_image
+from specxai.cli.output import staged
 
 NET = """
 import torch
@@ -29,6 +28,27 @@ def make():
 
 def wrong():
     return 5
+
+def fails():
+    return {}["depth"]
+
+def leaves():
+    raise SystemExit(3)
+
+def misspelt():
+    return nn.ReLU(), {"siz": 8}
+
+def wide():
+    return nn.Conv2d(4, 4, 1, groups=2)
+
+def not_finite():
+    body, options = make()
+    body[0].weight.data[0] = torch.nan
+    return body, options
+
+def double():
+    body, options = make()
+    return body.double(), options
 """
 
 
@@ -59,8 +79,8 @@ def test_help_does_not_load_torch():
 def test_info(capsys):
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
-    for word in ("specxai", "Python", "torch", "native kernels", "Triton", "CUDA", "backend reference",
-                 "backend native"):
+    for word in ("specxai", "Python", "torch", "native kernels", "Triton", "CUDA", "torchvision", "timm",
+                 "scikit-learn", "backend reference", "backend native"):
         assert word in shown, word
 
 
@@ -71,6 +91,7 @@ def test_explain_writes_all_files(net, tmp_path, capsys):
     stored = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert stored["layer"] == ["1", "2"]
     assert stored["seed"] == 0
+    assert stored["rank"] == "none"
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
     assert "<b>cow" not in (tmp_path / "out" / "report.html").read_text("utf-8")
 
@@ -98,24 +119,106 @@ def test_digits(tmp_path, capsys):
     (["--model", "resnet"], "torchvision:NAME"),
     (["--model", "missing.py:make"], "runs a file of yours"),
     (["--model", "NET:wrong"], "not a torch.nn.Module"),
-    (["--model", "NET:absent"], "defines no function 'absent'"),
+    (["--model", "NET:mak"], "defines no function 'mak' that returns the model; did you mean make?"),
+    (["--model", "NET:fails"], "line 14 fails with KeyError: 'depth'"),
+    (["--model", "NET:leaves"], "fails with SystemExit: 3"),
+    (["--model", "NET:misspelt"], "returned the option 'siz'; did you mean size?"),
+    (["--model", "NET:wide"], "wants 4 channels; image files give 1 or 3"),
+    (["--model", "NET:not_finite"], "parameter 0.weight holds NaN or infinity; load weights that are finite"),
+    (["--model", "NET:double"], "the input is torch.float32 but parameter 0.weight is torch.float64; convert one"),
     (["--image", "nothing.png"], "pass --image"),
     (["--image", "NET"], "convert it to PNG"),
     (["--layer", "features.1"], "no layer 'features.1'"),
     (["--target", "9"], "out of range"),
-    (["--rank", "-3"], "non-negative"),
+    (["--rank", "0"], "--rank 0 is out of range: give at least 1, or all"),
+    (["--rank", "-3"], "--rank -3 is out of range"),
+    (["--tol", "1.5"], "give one between 0 and 1"),
+    (["--tol", "nan"], "give one between 0 and 1"),
+    (["--tol", "0.1", "--rank", "all"], "leave one out"),
+    (["--size", "0"], "--size 0 is out of range"),
+    (["--size", "12"], "on an input of shape (1, 1, 12, 12)"),
+    (["--seed", "-1"], "--seed -1 is out of range"),
     (["--weights", "none.pt"], "no weights file"),
     (["--weights", "NET"], "must end in .safetensors"),
+    (["--weights", "DEFAULT"], "loads its own, or pass a file"),
     (["--model", "digits", "--image", "100000"], "held-out digits are 0 to"),
+    (["--model", "digits", "--size", "8"], "takes 32 pixels only"),
 ])
 def test_errors_name_the_remedy(net, tmp_path, capsys, change, remedy):
     # argparse takes the last of two equal flags.
     change = [part.replace("NET", str(tmp_path / "net.py")) for part in change]
+    before = set(tmp_path.rglob("*"))
     assert main([*net, *change]) == 2
     shown = capsys.readouterr().err
     assert remedy in shown
     assert "Traceback" not in shown
     assert shown.count("\n") == 1
+    assert {p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts} == before
+
+
+@pytest.mark.parametrize("argv, cause", [
+    (["explain", "--colour", "red"], "Unrecognized options: --colour, red; run specxai --help"),
+    (["explain", "--rank", "many"], "Error parsing --rank"),
+    (["explain", "--backend", "cuda"], "invalid choice 'cuda' for argument '--backend'"),
+    (["explian"], "Available subcommands: explain, info, reproduce"),
+    (["reproduce", "circles"], "Expected one of ('squares',)"),
+    ([], "Expected one of {explain, info, reproduce}"),
+])
+def test_a_command_that_cannot_be_read(capsys, argv, cause):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert cause in shown.err
+    assert shown.err.startswith("specxai: ")
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+
+
+@pytest.mark.parametrize("folder", ["p.png", "p.png/deeper", "/proc/nowhere"])
+@pytest.mark.parametrize("command", ["explain", "reproduce"])
+def test_an_output_folder_that_cannot_be_written_to(net, tmp_path, capsys, command, folder):
+    before = set(tmp_path.iterdir())
+    # root may write anywhere but here: a file in the way, and a folder that is not a real one.
+    start = net if command == "explain" else ["reproduce", "squares"]
+    assert main([*start, "--out", str(tmp_path / folder)]) == 2
+    shown = capsys.readouterr()
+    assert "give another folder with --out" in shown.err
+    assert "p.png is a file, not a folder" in shown.err or folder.startswith("/proc")
+    assert not shown.out, "found before the work"
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_fails_late_leaves_nothing(net, tmp_path, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("specxai.plots.report.write_report", broken)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("stays")
+    assert main([*net, "--layer", "1"]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_interrupted_run_leaves_no_folders(tmp_path):
+    def work():
+        with staged(tmp_path / "a" / "b") as folder:
+            (folder / "half").write_text("")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_stops_early_is_no_error(net):
+    code = "import sys; from specxai.cli import entry; entry()"
+    command = subprocess.Popen([sys.executable, "-c", code, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    command.wait()
+    command.stderr.close()
 
 
 def test_torchvision_names_near_misses(net, capsys):
@@ -125,68 +228,50 @@ def test_torchvision_names_near_misses(net, capsys):
     assert "did you mean vgg11_bn" in capsys.readouterr().err
 
 
+def test_a_missing_package_names_its_extra(net, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert main([*net, "--model", "timm:resnet18"]) == 2
+    assert "timm is not installed: pip install 'specxai[models]'" in capsys.readouterr().err
+
+
 def test_debug_shows_where(net):
     with pytest.raises(ValueError, match="torchvision:NAME"):
         main([*net, "--model", "resnet", "--debug"])
 
 
-def test_a_flag_that_does_not_exist(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["explain", "--colour", "red"])
-    assert exit_.value.code == 2
+@pytest.mark.parametrize("flags, rank, target", [
+    ([], 50, None), (["--rank", "7", "--target", "3"], 7, 3), (["--rank", "all"], None, None),
+    (["--tol", "0.1"], None, None), (["--tol", "0.1", "--rank", "7", "--target", "0", "2"], 7, (0, 2)),
+])
+def test_what_the_flags_mean(flags, rank, target, monkeypatch):
+    seen = []
+    monkeypatch.setattr("specxai.cli._run", seen.append)
+    assert main(["explain", *flags]) == 0
+    assert (seen[0].triplets, seen[0].index) == (rank, target)
 
 
-def _weights(shift=0.0):
-    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
-    return {name: value + shift for name, value in body.state_dict().items()}
+def test_reproduce_writes_settings_beside_the_results(tmp_path, capsys, monkeypatch):
+    def draw(out, seed, epochs):
+        (out / "figure8.png").write_text(f"{seed} {epochs}")
 
-
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_weights_are_used(net, tmp_path, capsys, name):
-    outputs = []
-    for shift in (0.0, 0.5):
-        (save_file if name.endswith("safetensors") else torch.save)(_weights(shift), tmp_path / name)
-        assert main([*net, "--weights", str(tmp_path / name), "--target", "0"]) == 0
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] != outputs[1]
-
-
-def test_weights_that_do_not_fit(net, tmp_path, capsys):
-    save_file({"x": torch.zeros(2)}, tmp_path / "w.safetensors")
-    assert main([*net, "--weights", str(tmp_path / "w.safetensors")]) == 2
-    assert "another architecture" in capsys.readouterr().err
-    save_file({**_weights(), "4.weight": torch.zeros(3, 7)}, tmp_path / "w.safetensors")
-    assert main([*net, "--weights", str(tmp_path / "w.safetensors")]) == 2
-    assert "4.weight" in capsys.readouterr().err
-
-
-def test_a_pickled_module_is_refused(net, tmp_path, capsys):
-    torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
-    assert main([*net, "--weights", str(tmp_path / "w.pt")]) == 2
-    assert "save its state_dict()" in capsys.readouterr().err
-
-
-def test_images_are_resized_and_cropped(tmp_path):
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[:, 20:60] = 255  # the centre square is white
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    out = read_image(tmp_path / "a.png", Transform(size=16, resize=20))
-    assert out.shape == (16, 16, 3)
-    assert out.min() == 1.0
-    x = Transform(size=16).normalise(out)
-    assert x.shape == (1, 3, 16, 16)
-    assert x[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
+    monkeypatch.setattr("specxai.squares.reproduce_squares", draw)
+    assert main(["reproduce", "squares", "--out", str(tmp_path / "s"), "--epochs", "2", "--seed", "5"]) == 0
+    assert (tmp_path / "s" / "figure8.png").read_text() == "5 2"
+    stored = json.loads((tmp_path / "s" / "settings.json").read_text())
+    assert stored["epochs"] == 2
+    assert stored["seed"] == 5
+    assert "figure8.png, settings.json" in capsys.readouterr().out
 
 
 class _Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.conv, self.relu = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU()
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(2, 2)
+        self.pool, self.drop, self.fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Linear(2, 2)
 
     def forward(self, x):
         y = self.relu(self.stem(x))
-        return self.fc(self.pool(self.relu(y + self.conv(y))).flatten(1))
+        return self.fc(self.drop(self.relu(y + self.conv(y)).mean((2, 3))))
 
 
 def test_default_layer_is_the_end_of_the_last_stage():
