@@ -89,7 +89,7 @@ def _torchvision(name: str, trained: bool) -> tuple[nn.Module, Transform, tuple[
     known = models.list_models(module=models)  # the classifiers
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}{near(name, known)}")
-    net = _fetch(models.get_model, name, weights=DEFAULT if trained else None)
+    net = _fetch(trained, models.get_model, name, weights=DEFAULT if trained else None)
     default = models.get_model_weights(name).DEFAULT
     preset = default.transforms()
     transform = Transform(preset.crop_size[0], preset.resize_size[0], tuple(preset.mean), tuple(preset.std),
@@ -102,7 +102,7 @@ def _timm(name: str, trained: bool) -> tuple[nn.Module, Transform, tuple[str, ..
     timm = import_vision("timm")
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{near(name, timm.list_models())}")
-    net = _fetch(timm.create_model, name, pretrained=trained)
+    net = _fetch(trained, timm.create_model, name, pretrained=trained)
     config = timm.data.resolve_model_data_config(net)
     size = config["input_size"][-1]
     transform = Transform(size, round(size / config["crop_pct"]), tuple(config["mean"]), tuple(config["std"]),
@@ -113,10 +113,12 @@ def _timm(name: str, trained: bool) -> tuple[nn.Module, Transform, tuple[str, ..
 _PACKAGES = {"torchvision": _torchvision, "timm": _timm}
 
 
-def _fetch(make, name: str, **options) -> nn.Module:
+def _fetch(trained: bool, make, name: str, **options) -> nn.Module:
     """Build a model; a failed download is reported with the way round it."""
     try:
         return make(name, **options)
-    except OSError as error:  # URLError is one
+    except Exception as error:  # each way of downloading has errors of its own
+        if not trained:
+            raise
         raise ValueError(f"the trained weights of {name} cannot be downloaded ({error}): get the file another way and "
                          "pass --weights FILE") from error

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from specxai._vision import import_vision
 from specxai.cli import main
 from specxai.cli.explain import default_layer
 from specxai.cli.output import staged
@@ -226,6 +227,19 @@ def test_torchvision_names_near_misses(net, capsys):
         pytest.skip("torchvision is not installed")
     assert main([*net, "--model", "torchvision:vgg11bn"]) == 2
     assert "did you mean vgg11_bn" in capsys.readouterr().err
+
+
+def test_a_failed_download_names_the_way_round(net, tmp_path, capsys, monkeypatch):
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    models = import_vision("torchvision.models")
+
+    def offline(name, weights):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(models, "get_model", offline)
+    assert main([*net, "--model", "torchvision:resnet18", "--weights", "DEFAULT"]) == 2
+    assert "cannot be downloaded (no network): get the file another way and pass --weights" in capsys.readouterr().err
 
 
 def test_a_missing_package_names_its_extra(net, capsys, monkeypatch):
