@@ -15,6 +15,12 @@ from specxai.plots.report import Entry
 EVIL = '<script>alert("x")</script> & "quotes" $\\frac'
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No pictures: these tests look at the page's own text."""
+    monkeypatch.setattr("specxai.plots.report._png", lambda entry: b"")
+
+
 def test_self_contained(explanation, tmp_path):
     path = write_report(tmp_path / "r" / "report.html", [explanation()], "A title", "An intro", {"seed": 0})
     html = path.read_text(encoding="utf-8")
@@ -27,7 +33,7 @@ def test_self_contained(explanation, tmp_path):
     assert not re.search(r"<link|@import|url\(|https?://", html)
 
 
-def test_says_everything(explanation, tmp_path):
+def test_says_everything(explanation, tmp_path, undrawn):
     e = explanation()
     html = write_report(tmp_path / "r.html", [e], "Title", settings={"seed": 7}).read_text("utf-8")
     for word in ("<title>Title</title>", "features.3", "output[1]", "+0.25", "−0.5", "+0.125", "1e-07", "ĉ_{",
@@ -36,7 +42,7 @@ def test_says_everything(explanation, tmp_path):
     assert html.count("<tr><td>") == len(e) + len(e.bias_contributions)
 
 
-def test_escapes(explanation, tmp_path):
+def test_escapes(explanation, tmp_path, undrawn):
     e = explanation(layer=EVIL, target_label=EVIL, bias_contributions={EVIL: 1.0})
     entries = [Entry(e, EVIL, note=EVIL), e]
     html = write_report(tmp_path / "r.html", entries, EVIL, EVIL, {"model": EVIL}).read_text("utf-8")
@@ -44,12 +50,12 @@ def test_escapes(explanation, tmp_path):
     assert "&lt;script&gt;alert" in html
 
 
-def test_settings_are_readable_json(explanation, tmp_path):
+def test_settings_are_readable_json(explanation, tmp_path, undrawn):
     html = write_report(tmp_path / "r.html", [explanation()], "t", settings={"a": "</script>"}).read_text("utf-8")
     assert "\\u003c/script\\u003e" in html
 
 
-def test_every_component_can_be_pointed_at(explanation, tmp_path):
+def test_every_component_can_be_pointed_at(explanation, tmp_path, undrawn):
     e = explanation()
     html = write_report(tmp_path / "r.html", [e], "t").read_text("utf-8")
     tips = re.findall(r"<title>(k = .*?)</title>", html, re.DOTALL)
@@ -80,7 +86,7 @@ def test_a_picture_that_is_there_is_not_drawn_again(explanation, tmp_path):
     assert base64.b64encode(b"a picture").decode() in html
 
 
-def test_no_bypass_is_said_in_words(explanation, tmp_path):
+def test_no_bypass_is_said_in_words(explanation, tmp_path, undrawn):
     e = explanation(bypass=0.0, settings={"bypass": False})
     html = write_report(tmp_path / "r.html", [e], "t").read_text("utf-8")
     assert "bypass<b>none</b>" in html
