@@ -13,6 +13,7 @@ from specxai import regions
 from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import is_getitem, references, substitute
+from specxai.errors import CaptureError
 from specxai.graph_operator import GraphOperator
 from specxai.operators import LinearOperator
 from specxai.rules import Gate, LinearNode, Site, linear_node
@@ -78,6 +79,8 @@ class Local:
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
                  max_memory: int | None = None) -> None:
+        if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
+            raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
         if gates not in POLICIES:
             raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
         self.captured, self.gates = captured, gates
@@ -271,6 +274,9 @@ def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, Li
         value, call, output = values[step.index], step, 0
         if not isinstance(value, Tensor):
             continue  # a call with several results: its getitems are the nodes
+        if value.is_complex():
+            raise CaptureError(f"{step.layer} computes with complex numbers ({step.target}), which have no rules here; "
+                               "give the model real and imaginary parts as channels")
         if is_getitem(step):
             call, output = program.steps[step.args[0].index], step.args[1]
         if not value.is_floating_point():

@@ -194,7 +194,7 @@ def test_the_memory_that_line_asks_for_is_enough():
 def test_a_result_that_cannot_be_saved(tmp_path, place):
     (tmp_path / "file").write_text("in the way")
     e = specxai.explain(make(), image(), layer="2", rank=1)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"cannot write .* is a file, not a folder; choose another place"):
         e.save(tmp_path / place)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -207,3 +207,29 @@ def test_what_is_no_model_or_no_input(model, x, error):
     with pytest.raises(error) as raised:
         specxai.linearize(model, x)
     assert "\n" not in str(raised.value)
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x).real
+
+
+class ComplexOutput(nn.Module):
+    def forward(self, x):
+        return x * 1j
+
+
+@pytest.mark.parametrize("model", [Spectrum(), ComplexOutput()], ids=["inside", "output"])
+def test_complex_numbers_inside_the_model(model):
+    with pytest.raises(CaptureError, match=r"complex numbers .* real and imaginary parts as channels"):
+        specxai.linearize(model.eval(), torch.randn(1, 8))
+
+
+def test_a_memory_bound_that_is_no_number():
+    with pytest.raises(TypeError, match=r"max_memory is a number of bytes, such as 2 << 30; got '2GB'"):
+        specxai.linearize(make(), image(), max_memory="2GB")
+
+
+def test_an_input_without_values():
+    with pytest.raises(ValueError, match="meta device"):
+        specxai.linearize(nn.ReLU().eval(), torch.zeros(1, 3, device="meta"))

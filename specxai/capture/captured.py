@@ -148,7 +148,8 @@ def _check_model(model: nn.Module) -> None:
 
 def _check_example(model: nn.Module, example: Tensor) -> None:
     if not isinstance(example, Tensor):
-        raise TypeError(f"the input must be one floating-point tensor, got {type(example).__name__}")
+        raise TypeError(f"the input must be one floating-point tensor, got {type(example).__name__}; an array becomes "
+                        "one by torch.from_numpy(x), a list by torch.tensor(x)")
     if example.is_complex():
         raise TypeError(f"the input is {example.dtype}, and complex maps have no rules here; give the model real and "
                         "imaginary parts as channels of a real tensor")
@@ -158,8 +159,6 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
     if example.ndim == 0 or example.shape[0] != 1:
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
                          "map belongs to one input (try x[:1])")
-    if not torch.isfinite(example).all():
-        raise ValueError(NOT_FINITE)
     for name, tensor in _tensors(model):
         if tensor.is_complex():
             raise TypeError(f"{name} is {tensor.dtype}, and complex maps have no rules here")
@@ -169,6 +168,10 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
         if tensor.device != example.device:
             raise ValueError(f"the input is on {example.device} but {name} is on {tensor.device}; move one: "
                              f"x.to({str(tensor.device)!r}) or model.to({str(example.device)!r})")
+    if example.is_meta:
+        raise ValueError("the input is on the meta device, where tensors hold no values; give one with values")
+    if not torch.isfinite(example).all():
+        raise ValueError(NOT_FINITE)
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -98,7 +98,7 @@ class Program:
                              "torch.nn.Sequential(model), whose layer '0' is the model")
         near = difflib.get_close_matches(str(layer), self.layers, n=5) or list(self.layers)[:8]
         raise LayerError(f"no layer {layer!r} in this model; did you mean {', '.join(near)}? "
-                         f"`.layers` lists all {len(self.layers)}")
+                         f"It has {len(self.layers)}: `.layers`, or --layer list on the command line, shows them")
 
     def _calls(self, name: str) -> list[str]:
         return [known for known in self.layers if known.rpartition("#")[0] == name]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from specxai.plots.files import cause
+from specxai._files import cause
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from specxai._files import replacing
 from specxai.plots import heatmap
-from specxai.plots.files import replacing
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
 from specxai.plots.spectrum import (
     draw_reduced,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from specxai._files import replacing
 from specxai.plots import hover
 from specxai.plots.explanation import plot_explanation
-from specxai.plots.files import replacing
 from specxai.plots.spectrum import signed
 
 __all__ = ["Entry", "write_report"]

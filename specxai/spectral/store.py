@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
+
+from specxai._files import replacing
 
 __all__ = ["FORMAT", "VERSION", "load", "save"]
 
@@ -21,7 +22,7 @@ _SCALARS = ("layer", "target_label", "output", "bias", "bypass", "remainder", "b
 
 
 def save(e, path) -> None:
-    """Write explanation `e` to `path`; under a temporary name first, so that no half-written file is ever found."""
+    """Write explanation `e` to `path`, whole or not at all; raises OSError naming the path."""
     path = Path(path)
     tensors = {name: getattr(e, name).detach().contiguous() for name in _TENSORS}
     header = {"format": FORMAT, "version": VERSION, **{name: getattr(e, name) for name in _SCALARS}}
@@ -30,17 +31,14 @@ def save(e, path) -> None:
     except TypeError as error:
         raise TypeError(f"the explanation cannot be saved: its header holds a value that JSON cannot: {error}; look "
                         "at its settings") from None
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as draft:
         if path.suffix == ".npz":
-            _write_npz(part, text, tensors)
+            _write_npz(draft, text, tensors)
         else:
-            from safetensors.torch import save_file
+            from safetensors.torch import save as to_bytes
 
-            save_file(tensors, part, metadata={FORMAT: text, "sha256": _digest(text, tensors)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            # Not its save_file: that makes a file which only its owner may read.
+            draft.write_bytes(to_bytes(tensors, metadata={FORMAT: text, "sha256": _digest(text, tensors)}))
 
 
 def load(path):
