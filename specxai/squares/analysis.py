@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import specxai
 from specxai.operators import DenseOperator
+from specxai.spectral import fix_signs
 from specxai.squares.model import SquaresNet
 
 
@@ -57,6 +57,9 @@ def analyse(net: SquaresNet, x: Tensor) -> Analysis:
     """Everything about a net at the image x (h, w)."""
     local = specxai.linearize(net, x.unsqueeze(0))
     result = specxai.svd(local.jacobian, method="exact", progress=False)
+    if not result.rank:
+        raise ValueError("J is zero at this image: no unit of the bottleneck is open, so training has failed; train "
+                         "for more epochs, or with another seed")
     spectrum = _spectrum(result, x, images=True)
     layers = {name: part[0] for name, part in local.bias_contributions().items()}
     output, bias = local.output[0], local.bias[0]
@@ -70,8 +73,8 @@ def data_spectrum(images: Tensor, x: Tensor) -> Spectrum:
 
 
 def _spectrum(result, x: Tensor, images: bool) -> Spectrum:
-    excitation = result.V.T @ x.flatten().to(result.V)
-    sign = torch.where(excitation < 0, -1.0, 1.0).to(result.V)
-    right = (result.V * sign).T.reshape(-1, *x.shape)
-    left = (result.U * sign).T.reshape(-1, *x.shape) if images else None
-    return Spectrum(result.S, right, left, result.S * excitation.abs(), right * x, result.norm, result.error)
+    left, right = result.U.T.clone(), result.V.T.clone()
+    coefficients = result.S * fix_signs(left, right, x.flatten()).to(result.S)
+    right = right.reshape(-1, *x.shape)
+    left = left.reshape(-1, *x.shape) if images else None
+    return Spectrum(result.S, right, left, coefficients, right * x, result.norm, result.error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import CenteredNorm
@@ -66,13 +65,6 @@ def figure9(net: Analysis) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Written under a temporary name, then renamed."""
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(draft, dpi=180)
-    draft.replace(path)
-
-
 def _spectrum(axes, values: Tensor, title: str, coefficients: Tensor | None) -> None:
     """λ_k / λ_0, and c_k relative to the largest."""
     k = np.arange(len(values))
@@ -88,7 +80,7 @@ def _spectrum(axes, values: Tensor, title: str, coefficients: Tensor | None) -> 
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=False, loc="lower left" if coefficients is not None else "upper right")
+    axes.legend(fontsize=7.5, frameon=False, loc="upper right")
 
 
 def _image(axes, image: Tensor, title: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from specxai._files import replacing
 from specxai.squares import figures
 from specxai.squares.analysis import Analysis, Spectrum, analyse, data_spectrum
 from specxai.squares.data import split
@@ -58,7 +59,8 @@ def reproduce_squares(out: str | os.PathLike, epochs: int = 60, seed: int = 0, i
     drawn = {"figure8": figures.figure8(data, plain), "figure9": figures.figure9(biased)}
     for name, figure in drawn.items():
         paths[name] = out / f"{name}.png"
-        figures.save(figure, paths[name])
+        with replacing(paths[name]) as draft:
+            figure.savefig(draft, dpi=180)
     paths["numbers"] = out / "squares.json"
     numbers = {
         "settings": {**asdict(chosen), "sample": sample, "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY,
@@ -67,9 +69,8 @@ def reproduce_squares(out: str | os.PathLike, epochs: int = 60, seed: int = 0, i
         "without_bias": {**_of_training(trained["without_bias"]), **_of_analysis(plain, data)},
         "with_bias": {**_of_training(trained["with_bias"]), **_of_analysis(biased, data)},
     }
-    draft = out / ".squares.part.json"
-    draft.write_text(json.dumps(numbers, indent=1) + "\n")
-    draft.replace(paths["numbers"])
+    with replacing(paths["numbers"]) as draft:
+        draft.write_text(json.dumps(numbers, indent=1) + "\n")
     return {**paths, "figures": drawn}
 
 

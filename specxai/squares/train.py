@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specxai._files import replacing
 from specxai.squares.data import SIDE, SIZE
 from specxai.squares.model import WIDTHS, SquaresNet
 
@@ -87,9 +88,8 @@ def save(trained: Trained, settings: Settings, path: Path) -> None:
     from safetensors.torch import save as to_bytes
 
     info = {"settings": asdict(settings), "losses": trained.losses, "test_loss": trained.test_loss}
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
-    draft.write_bytes(to_bytes(trained.net.state_dict(), metadata={"specxai": json.dumps(info)}))
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_bytes(to_bytes(trained.net.state_dict(), metadata={"specxai": json.dumps(info)}))
 
 
 def load(path: Path, bias: bool, settings: Settings) -> Trained | None:

@@ -68,6 +68,14 @@ def test_analysis_sums_to_the_output(bias):
     torch.testing.assert_close(a.spectrum.contraction.sum((1, 2)) * a.spectrum.values, a.spectrum.coefficients, **close)
 
 
+def test_a_dead_bottleneck_is_named():
+    net = SquaresNet(True, 16, TINY["widths"]).eval()
+    with torch.no_grad():
+        net.encoder[-2].bias.fill_(-100)
+    with pytest.raises(ValueError, match="no unit of the bottleneck is open"):
+        analyse(net, squares(torch.tensor([0.4]), 16, 8)[0])
+
+
 def test_data_spectrum_is_the_matrix_s_own():
     images, test = split(20, 1, seed=0, size=16, side=8)
     spectrum = data_spectrum(images, test[0])
