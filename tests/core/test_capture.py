@@ -155,6 +155,27 @@ def test_capture_leaves_no_trace():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_grad_mode(mode):
+    model, x = build("skip")
+    wanted = specxai.linearize(model, x)
+    with mode():
+        e = specxai.explain(model, torch.zeros_like(x) + x, layer="body", target=1, rank=None)
+        again = specxai.explain(model, 2 * x, layer="body", target=1, rank=3)
+    assert e.output == wanted.output[0, 1].item()
+    assert max(e.completeness, e.exactness, again.completeness, again.exactness) <= 1e-13
+
+
+def test_an_input_with_a_gradient_keeps_it():
+    model, x = build("perceptron")
+    x.requires_grad_()
+    local = specxai.linearize(model, x)
+    assert x.requires_grad
+    assert x.grad is None
+    assert not local.output.requires_grad
+    assert not (local.jacobian @ torch.ones(6, dtype=x.dtype)).requires_grad
+
+
 def test_an_in_place_first_layer_does_not_write_to_x():
     model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).eval(), -torch.ones(1, 4)
     specxai.linearize(model, x)
