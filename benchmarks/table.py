@@ -14,16 +14,17 @@ from itertools import groupby
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-AGAINST = ("torch.func matrix-free", "torch.func dense", "bare torch.export", "forward pass", "import torch")
+AGAINST = ("torch.func matrix-free", "torch.func dense", "bare torch.export", "forward pass", "import torch",
+           "torch.mm, dense with masks")
 COLUMNS = ("peer", "median", "rounds", "error", "estimate", "worst residual / λ₁", "true error of λ / λ₁", "products",
-           "GFLOP/s", "peak MB")
+           "GFLOP/s", "GB/s", "peak MB")
 NOTES = """\
 Medians; a ratio is the peer's median over the row's, so that above 1 the row is faster.  *error*: for an SVD the
 certified bound of ‖R − UΣVᵀ‖_F / ‖R‖_F, in which what a truncation leaves out counts, and its *estimate*, the same
 without the safety factor; for a capture the relative difference between the two ways to the bias.  *true error*:
-against a dense SVD in float64, where that fits.  *GFLOP/s*: the operator's dense operations over all the time.
-*peak MB*: beyond the model, in a process of its own, fixing the gates included.  A star: stopped by the number of
-products, as equal products are meant to be, not by a tolerance.
+against a dense SVD in float64, where that fits.  *GFLOP/s*: the operator's dense operations (a stage's live ones)
+over all the time.  *peak MB*: beyond the model, in a process of its own, fixing the gates included.  A star: stopped
+by the number of products, as equal products are meant to be, not by a tolerance.
 """
 
 
@@ -64,7 +65,7 @@ def section(rows: list[dict]) -> str:
     against = [peer for peer in AGAINST if peer in medians]
     table = [[row["peer"], seconds(row["median"]), row["rounds"], number(row.get("error")),
               number(row.get("estimate")), number(row.get("residual")), number(row.get("values_error")),
-              products(row), rate(row), number(row.get("peak_mb"), "{:,.0f}"),
+              products(row), rate(row, "gflop"), rate(row, "gigabytes"), number(row.get("peak_mb"), "{:,.0f}"),
               *(f"{medians[peer] / row['median']:.2f}×" for peer in against)]
              for row in rows]  # fmt: skip
     heads = [*COLUMNS, *(f"× {peer}" for peer in against)]
@@ -86,8 +87,8 @@ def products(row: dict) -> str:
     return f"{row['products']} ({row['method']}, {row['rank']} triplets" + ("" if row["converged"] else "*") + ")"
 
 
-def rate(row: dict) -> str:
-    return f"{row['gflop'] / row['median']:.3g}" if "gflop" in row else "–"
+def rate(row: dict, work: str) -> str:
+    return f"{row[work] / row['median']:.3g}" if work in row else "–"
 
 
 def seconds(value: float) -> str:
