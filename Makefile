@@ -30,11 +30,12 @@ bench: $(VENV)/.stamp-test
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .
 
-# The kernels and their C++ test under the address and undefined-behaviour sanitizers; needs cmake and a compiler.
+# The kernels and their C++ tests under the address and undefined-behaviour sanitizers; needs cmake and a compiler.
 sanitize:
 	cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
 	cmake --build build/sanitize
 	build/sanitize/gated_linear_test
+	build/sanitize/stages_test
 
 # An editable install for work on the Python files; run it again after a change to csrc/.
 dev: $(VENV)/.stamp-torch

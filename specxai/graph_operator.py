@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from specxai.backends.reference import Graph
+from specxai.backends.reference import Graph, Products
 from specxai.liveness import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
+
+MOST_COLUMNS = 4096  # of one product, whatever the memory
 
 
 class GraphOperator(LinearOperator):
@@ -29,12 +32,31 @@ class GraphOperator(LinearOperator):
                  columns: Tensor | None = None, rows: Tensor | None = None) -> None:
         self._graph, self._sources, self._targets, self._held = graph, list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
-        self._path = graph.between(self._sources, self._targets, self._held)
-        inner = (self._units(self._targets), self._units(self._sources))
-        shape = (inner[0] if rows is None else len(rows), inner[1] if columns is None else len(columns))
-        # Three times the values: the result beside the block, and what a convolution unfolds.
-        self.probe_bytes = 3 * dtype.itemsize * graph.peak_units(self._path, self._sources, self._targets)
-        super().__init__(shape, dtype, device, block_size=max(1, max_memory // self.probe_bytes))
+        m = self._units(self._targets) if rows is None else len(rows)
+        n = self._units(self._sources) if columns is None else len(columns)
+        super().__init__((m, n), dtype, device)
+
+    @cached_property
+    def _products(self) -> Products:
+        with torch.no_grad():
+            return self._graph.products(self._sources, self._targets, self._held, self.dtype, self._columns,
+                                        self._rows)
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes that the product with one column takes."""
+        return self._products.product_bytes(1)
+
+    @property
+    def block_size(self) -> int:
+        """The most columns of one product: what `max_memory` holds, or less where it was set lower."""
+        most = MOST_COLUMNS if self._block_size is None else self._block_size
+        # The largest count that fits: bytes never fall as columns are added.
+        return max(1, bisect_right(range(1, most + 1), self.max_memory, key=self._products.product_bytes))
+
+    @block_size.setter
+    def block_size(self, columns: int | None) -> None:
+        self._block_size = columns
 
     @property
     def input_shape(self) -> torch.Size:
@@ -46,8 +68,8 @@ class GraphOperator(LinearOperator):
 
     @property
     def flops(self) -> int:
-        """Operations of one column's product over dense nodes, a multiply-add counted as two."""
-        return sum(self._graph.nodes[index].flops for index in self._path) + self.shape[0]
+        """Operations of one column's product as the backend runs it, a multiply-add counted as two."""
+        return self._products.flops + self.shape[0]
 
     def narrowest_cut(self) -> Cut | None:
         """The factorisation through the fewest live units, found as a minimum vertex cut of the graph."""
@@ -65,28 +87,15 @@ class GraphOperator(LinearOperator):
     def _cut(self) -> LiveCut | None:
         if self._columns is not None or self._rows is not None:
             return None
-        return narrowest(self._graph, self._path, self._sources, self._targets, self._held, self.dtype, self.device)
+        return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
 
     def _matmat(self, X: Tensor) -> Tensor:
         with torch.no_grad():
-            seeds = self._seeds(X, self._sources, self._columns)
-            return self._collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
+            return self._products.matmat(X)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         with torch.no_grad():
-            seeds = self._seeds(Y, self._targets, self._rows)
-            return self._collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
+            return self._products.rmatmat(Y)
 
     def _units(self, steps: Sequence[int]) -> int:
         return sum(self._graph.shapes[s].numel() for s in steps)
-
-    def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
-        """Columns (units, k) as one block (k, *S) a step."""
-        if live is not None:
-            block = block.new_zeros(self._units(steps), block.shape[1]).index_copy_(0, live, block)
-        rows = block.T.split([self._graph.shapes[s].numel() for s in steps], dim=1)
-        return {s: row.reshape(-1, *self._graph.shapes[s]) for s, row in zip(steps, rows, strict=True)}
-
-    def _collect(self, blocks: list[Tensor], live: Tensor | None) -> Tensor:
-        units = torch.cat([block.flatten(1) for block in blocks], 1)
-        return (units if live is None else units.index_select(1, live)).T.contiguous()

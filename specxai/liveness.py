@@ -1,8 +1,7 @@
-"""Live units, and the narrowest cut through them.
+"""The narrowest cut through the live units.
 
 A unit is live between sources and targets if a change of the sources reaches it and it reaches the targets, with the
-gates of this input.  A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path
-of open gates leads there (with probability one), its cotangent exactly when one leads on.
+gates of this input.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from specxai.backends.reference import Graph
 
-PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
-
 
 @dataclass(frozen=True)
 class LiveCut:
@@ -30,40 +27,16 @@ class LiveCut:
     width: int
 
 
-def live_masks(graph: Graph, path: Sequence[int], sources: Sequence[int], targets: Sequence[int],
-               held: Sequence[int], dtype: torch.dtype, device: torch.device) -> dict[int, Tensor]:
-    """step -> which of its units (flat) are live, for the sources and every step of the path."""
-    generator = torch.Generator().manual_seed(0)
-
-    def probes(steps: Sequence[int]) -> dict[int, Tensor]:
-        return {s: torch.randn(PROBES, *graph.shapes[s], generator=generator, dtype=torch.float64).to(device, dtype)
-                for s in steps}
-
-    tangents: dict[int, list[Tensor]] = {s: [] for s in path}
-    cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
-    with torch.no_grad():
-        graph.forward(probes(sources), targets, held=held, taps=tangents)
-        back = graph.reverse(probes(targets), sources, held=held, taps=cotangents)
-    masks = {s: _nonzero(block) for s, block in zip(sources, back, strict=True)}
-    for step in path:
-        if tangents[step] and cotangents[step]:
-            masks[step] = _nonzero(tangents[step][0]) & _nonzero(cotangents[step][0])
-        elif tangents[step] and step in targets:
-            masks[step] = _nonzero(tangents[step][0])
-        else:
-            masks[step] = torch.zeros(graph.shapes[step].numel(), dtype=torch.bool, device=device)
-    return masks
-
-
-def narrowest(graph: Graph, path: Sequence[int], sources: Sequence[int], targets: Sequence[int],
-              held: Sequence[int], dtype: torch.dtype, device: torch.device) -> LiveCut | None:
+def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+              dtype: torch.dtype, device: torch.device) -> LiveCut | None:
     """The set of steps with the fewest live units that every path from the sources to the targets passes.
 
     A minimum vertex cut: each step is an edge of capacity = its live units, found by maximum flow.
     """
+    path = graph.between(sources, targets, held)
     if not path:
         return None
-    masks = live_masks(graph, path, sources, targets, held, dtype, device)
+    masks = graph.live_units(sources, targets, held, dtype, device)
     steps = [*sources, *path]
     place = {step: i for i, step in enumerate(steps)}
     widths = np.array([int(masks[s].sum()) for s in steps], dtype=np.int64)
@@ -96,7 +69,3 @@ def narrowest(graph: Graph, path: Sequence[int], sources: Sequence[int], targets
         return None
     chosen = torch.cat(units)
     return LiveCut(cut, chosen, len(chosen))
-
-
-def _nonzero(block: Tensor) -> Tensor:
-    return (block != 0).any(0).flatten()

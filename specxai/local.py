@@ -94,7 +94,7 @@ class Local:
             self.graph = graph(nodes, shapes, captured.program.input)
         self.output: Tensor = self._values[captured.program.output].detach()
         # J's path holds every other operator's.
-        needed = self.jacobian.probe_bytes
+        needed = 0 if max_memory is None else self.jacobian.product_bytes
         if self.max_memory < needed:
             raise ValueError(f"max_memory is {self.max_memory:,} bytes, but one product with one vector needs "
                              f"{needed:,} ({needed / 2**20:.1f} MiB); give at least that")
@@ -227,7 +227,7 @@ class Local:
             f"{len(self.graph.nodes)} linear nodes, {len(self.layers)} layers, gates {self.gates}, "
             f"backend {self.backend}",
             f"exactness {self.exactness:.1e}",
-            f"one probe: {self.jacobian.flops / 1e9:.3g} GFLOP, {self.jacobian.probe_bytes / 2**20:.3g} MiB",
+            f"one probe: {self.jacobian.flops / 1e9:.3g} GFLOP, {self.jacobian.product_bytes / 2**20:.3g} MiB",
             "generic nodes (no rule, torch differentiates them one probe at a time): "
             + (", ".join(generic) if generic else "none"),
         ]

@@ -9,6 +9,7 @@
 
 #include "common/checks.h"
 #include "common/simd_level.h"
+#include "bindings/stages.h"
 #include "cpu/gated_linear.h"
 
 namespace py = pybind11;
@@ -75,4 +76,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_levels", supported_levels);
   bind<float>(m, "gated_linear_f32");
   bind<double>(m, "gated_linear_f64");
+  specxai::bind_stages(m);
 }

@@ -5,15 +5,10 @@
 #include <new>
 #include <type_traits>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "common/threads.h"
 
 namespace specxai {
 namespace {
-
-// Below this many multiply-adds a second thread costs more than it saves.
-constexpr std::int64_t work_per_thread = 1 << 18;
 
 struct AlignedDelete {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
@@ -34,17 +29,6 @@ const GatedLinearKernel<T>& kernel_for(SimdLevel level) {
   (void)level;
   if constexpr (f32) return scalar::gated_linear_f32;
   else return scalar::gated_linear_f64;
-}
-
-int thread_count(std::int64_t n_panels, std::int64_t work) {
-#ifdef _OPENMP
-  if (omp_in_parallel()) return 1;
-  const std::int64_t useful = std::min(n_panels, work / work_per_thread);
-  return static_cast<int>(std::clamp<std::int64_t>(useful, 1, omp_get_max_threads()));
-#else
-  (void)n_panels, (void)work;
-  return 1;
-#endif
 }
 
 }  // namespace

@@ -5,12 +5,15 @@ Blocks of k probes run through the linear nodes forward (J) or in reverse (Jᵀ)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specxai.rules import LinearNode, Term
+from specxai.rules import LinearNode
+
+LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
 
 
 class Graph:
@@ -58,7 +61,6 @@ class Graph:
         inject, taps, targets = inject or {}, taps or {}, list(targets)
         path = self.between(seeds, targets, held, entering=inject)
         last = self._last_use(path, targets)
-        exposed = {*seeds, *inject, *targets, *taps}
         some = next(iter(seeds.values())) if seeds else next(tensor for _, tensor in inject.values())
         k = some.shape[0] if seeds else 1 + max(row for row, _ in inject.values())
         blocks: dict[int, Tensor] = dict(seeds)
@@ -66,7 +68,7 @@ class Graph:
             total = None
             for term in self.nodes[index].terms:
                 if term.input in blocks:
-                    part = self.apply(index, term, blocks[term.input], exposed)
+                    part = term.apply(blocks[term.input])
                     total = part if total is None else total + part
                 if last.get(term.input) == index:
                     blocks.pop(term.input, None)
@@ -85,7 +87,7 @@ class Graph:
         """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`."""
         sources, taps = list(sources), taps or {}
         path = self.between(sources, seeds, held, entering=taps)
-        reached, exposed = {*path, *sources}, {*seeds, *sources, *taps}
+        reached = {*path, *sources}
         blocks: dict[int, Tensor] = dict(seeds)
         for index in reversed(path):
             block = blocks.pop(index)
@@ -93,18 +95,44 @@ class Graph:
                 taps[index].append(block)
             for term in self.nodes[index].terms:
                 if term.input in reached:
-                    part = self.adjoint(index, term, block, exposed)
+                    part = term.adjoint(block)
                     blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
         some = next(iter(seeds.values()))
         return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *self.shapes[s]) for s in sources]
 
-    # A compiled backend replaces these two.  `exposed`: steps whose whole block is given or read from outside, so
-    # that no unit of it may be left out although a gate closes it.
-    def apply(self, index: int, term: Term, block: Tensor, exposed: set[int]) -> Tensor:
-        return term.apply(block)
+    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
+        """The map from the units of some steps to the units of others, made ready to run; a backend's own where it
+        has one."""
+        return DenseProducts(self, sources, targets, held, dtype, columns, rows)
 
-    def adjoint(self, index: int, term: Term, block: Tensor, exposed: set[int]) -> Tensor:
-        return term.adjoint(block)
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+                   device: torch.device) -> dict[int, Tensor]:
+        """step -> mask of its live units (flat), for the sources and every step between.
+
+        A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
+        leads there (with probability one), its cotangent exactly when one leads on.
+        """
+        generator, path = torch.Generator().manual_seed(0), self.between(sources, targets, held)
+
+        def probes(steps: Sequence[int]) -> dict[int, Tensor]:
+            return {s: torch.randn(LIVE_PROBES, *self.shapes[s], generator=generator, dtype=torch.float64).to(
+                device, dtype) for s in steps}
+
+        tangents: dict[int, list[Tensor]] = {s: [] for s in path}
+        cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
+        with torch.no_grad():
+            self.forward(probes(sources), targets, held=held, taps=tangents)
+            back = self.reverse(probes(targets), sources, held=held, taps=cotangents)
+        masks = {s: _nonzero(block) for s, block in zip(sources, back, strict=True)}
+        for step in path:
+            if tangents[step] and cotangents[step]:
+                masks[step] = _nonzero(tangents[step][0]) & _nonzero(cotangents[step][0])
+            elif tangents[step] and step in targets:
+                masks[step] = _nonzero(tangents[step][0])
+            else:
+                masks[step] = torch.zeros(self.shapes[step].numel(), dtype=torch.bool, device=device)
+        return masks
 
     def peak_units(self, path: list[int], sources: Iterable[int], targets: Iterable[int]) -> int:
         """The most units alive at once when one probe runs over `path`."""
@@ -124,3 +152,57 @@ class Graph:
         for target in targets:
             last.pop(target, None)
         return last
+
+
+class Products(Protocol):
+    """R X and Rᵀ Y of one operator, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column costs."""
+
+    @property
+    def flops(self) -> int: ...
+    def product_bytes(self, columns: int) -> int: ...
+    def matmat(self, X: Tensor) -> Tensor: ...
+    def rmatmat(self, Y: Tensor) -> Tensor: ...
+
+
+class DenseProducts:
+    """Products through whole values: blocks (k, *S) at every step.
+
+    columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
+    """
+
+    def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                 dtype: torch.dtype, columns: Tensor | None, rows: Tensor | None) -> None:
+        self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
+        self._columns, self._rows = columns, rows
+        path = graph.between(sources, targets, held)
+        # Three times the values: the result beside the block, and what a convolution unfolds.
+        self._probe_bytes = 3 * dtype.itemsize * graph.peak_units(path, sources, targets)
+        self.flops = sum(graph.nodes[index].flops for index in path)
+
+    def product_bytes(self, columns: int) -> int:
+        return self._probe_bytes * columns
+
+    def matmat(self, X: Tensor) -> Tensor:
+        seeds = self._seeds(X, self._sources, self._columns)
+        return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        seeds = self._seeds(Y, self._targets, self._rows)
+        return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
+
+    def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
+        """Columns (units, k) as one block (k, *S) a step."""
+        sizes = [self._graph.shapes[s].numel() for s in steps]
+        if live is not None:
+            block = block.new_zeros(sum(sizes), block.shape[1]).index_copy_(0, live, block)
+        return {s: part.reshape(-1, *self._graph.shapes[s])
+                for s, part in zip(steps, block.T.split(sizes, dim=1), strict=True)}
+
+
+def _collect(blocks: list[Tensor], live: Tensor | None) -> Tensor:
+    units = torch.cat([block.flatten(1) for block in blocks], 1)
+    return (units if live is None else units.index_select(1, live)).T.contiguous()
+
+
+def _nonzero(block: Tensor) -> Tensor:
+    return (block != 0).any(0).flatten()

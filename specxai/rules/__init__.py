@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from specxai.rules import activation, conv, elementwise, linear, norm, pooling, reduce, shape  # noqa: F401  register
-from specxai.rules.base import RULES, DenseStage, Gate, LinearNode, Site, Term
+from specxai.rules.base import RULES, Convolution, DenseStage, Gate, LinearNode, Site, Term
 from specxai.rules.generic import generic
 
-__all__ = ["DenseStage", "Gate", "LinearNode", "Site", "Term", "linear_node"]
+__all__ = ["Convolution", "DenseStage", "Gate", "LinearNode", "Site", "Term", "linear_node"]
 
 
 def linear_node(site: Site) -> LinearNode:

@@ -18,14 +18,27 @@ from specxai.capture.program import Ref, Step, references
 Block = Callable[[Tensor], Tensor]
 
 
+def unchanged(block: Tensor) -> Tensor:
+    """The index map that keeps the units and their order."""
+    return block
+
+
 @dataclass(frozen=True)
 class Term:
-    """A_i and its adjoint: `apply` (k, *S_i) -> (k, *S), `adjoint` (k, *S) -> (k, *S_i)."""
+    """A_i and its adjoint: `apply` (k, *S_i) -> (k, *S), `adjoint` (k, *S) -> (k, *S_i).
+
+    flops   of one probe, a multiply-add counted as two
+    units   set where every output unit is one input unit times a factor, or zero: the same map without the factor, on
+            numbers of any dtype
+    factor  that factor, broadcast to the output
+    """
 
     input: int
     apply: Block
     adjoint: Block
-    flops: int = 0  # of one probe, a multiply-add counted as two
+    flops: int = 0
+    units: Block | None = None
+    factor: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,26 @@ class DenseStage:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A convolution's kernel and geometry, one number per spatial axis: what a compiled backend may run instead.
+
+    weight   (out, in / groups, *kernel), or (in, out / groups, *kernel) where transposed
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class LinearNode:
     """One linear node: the terms, its own offset (None for zero), and the gate if it is a non-linearity.
 
     dense     set for a fully connected stage
+    conv      set for a convolution
     generic   the op's name where no rule exists and torch differentiates it
     resets    a later product is not 'gated' by what lies before this node (convolution, linear)
     scale     set where the node is diagonal
@@ -64,6 +93,7 @@ class LinearNode:
     offset: Tensor | None = None
     gate: Gate | None = None
     dense: DenseStage | None = None
+    conv: Convolution | None = None
     generic: str = ""
     resets: bool = False
     scale: Tensor | None = None
@@ -134,9 +164,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, **node: Any) -> LinearNode:
+def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, units: Block | None = None,
+        **node: Any) -> LinearNode:
     """A node with the single term A at argument `position`."""
-    return LinearNode((Term(site.ref(position), apply, adjoint, flops),), **node)
+    return LinearNode((Term(site.ref(position), apply, adjoint, flops, units),), **node)
 
 
 def selection(site: Site, rows: Tensor) -> LinearNode:
@@ -150,7 +181,7 @@ def selection(site: Site, rows: Tensor) -> LinearNode:
         out = block.new_zeros(block.shape[0], own.numel())
         return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
 
-    return one(site, apply, adjoint)
+    return one(site, apply, adjoint, units=apply)
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

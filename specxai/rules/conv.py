@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import LinearNode, Site, one, per_axis, rule
+from specxai.rules.base import Convolution, LinearNode, Site, one, per_axis, rule
 
 
 @rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
@@ -66,7 +66,9 @@ def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, 
     if bias is not None:
         offset = bias.detach().reshape(-1, *(1,) * dims).expand(site.value.shape)
     sites = (z if is_transposed else site.value).shape[-dims:].numel() * (z.shape[0] if z.ndim == dims + 2 else 1)
-    return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True)
+    plain = extra is None and z.ndim == dims + 2
+    conv = Convolution(weight, stride, padding, dilation, groups, is_transposed) if plain else None
+    return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True, conv=conv)
 
 
 def _padding(padding, weight: Tensor, dilation, dims: int):

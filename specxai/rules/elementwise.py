@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum_to
+from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sum_to, unchanged
 
 
 def diagonal(site: Site, scale: Tensor, offset: Tensor | None, *, position: int = 0, **node) -> LinearNode:
@@ -27,7 +27,8 @@ def scaled(site: Site, position: int, scale: Tensor | float) -> Term:
         block = block if plain else block * scale
         return block if own == shape else sum_to(block, own)
 
-    return Term(site.ref(position), apply, adjoint, 0 if plain else site.value.numel())
+    units = unchanged if own == shape else lambda block: expand_to(block, shape)
+    return Term(site.ref(position), apply, adjoint, 0 if plain else site.value.numel(), units, scale)
 
 
 @rule("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Scalar", "rsub.Tensor")
@@ -97,7 +98,8 @@ def identity(site: Site) -> LinearNode | None:
         return None
     if not site.value.is_floating_point() or site.output:
         return None
-    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype), view=True)
+    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype), units=unchanged,
+               view=True)
 
 
 @rule("detach.default")

@@ -56,7 +56,7 @@ def _select(site: Site, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
         out = block.new_zeros(block.shape[0], rows.shape[1], own[-dims:].numel())
         return out.scatter_add_(2, rows.expand(block.shape[0], -1, -1), planes).reshape(block.shape[0], *own)
 
-    return one(site, apply, adjoint, gate=gate, flops=site.value.numel())
+    return one(site, apply, adjoint, gate=gate, flops=site.value.numel(), units=apply)
 
 
 def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilation, winners: Tensor) -> Tensor:

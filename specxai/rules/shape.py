@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specxai.capture.program import Ref
-from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, selection, sum_to
+from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, selection, sum_to, unchanged
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
@@ -15,7 +15,8 @@ from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, sel
       "view_copy.default")
 def reshape(site: Site) -> LinearNode:
     own, shape = site.args[0].shape, site.value.shape
-    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), view=True)
+    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), units=unchanged,
+               view=True)
 
 
 @rule("permute.default", "transpose.int", "t.default", "numpy_T.default", "mT.default", "movedim.int",
@@ -26,7 +27,7 @@ def permute(site: Site) -> LinearNode:
     order = _axis_order(site, len(shape))
     inverse = [order.index(axis) for axis in range(len(order))]
     forward, back = [0, *(a + 1 for a in order)], [0, *(a + 1 for a in inverse)]
-    return one(site, lambda b: b.permute(forward), lambda b: b.permute(back))
+    return one(site, lambda b: b.permute(forward), lambda b: b.permute(back), units=lambda b: b.permute(forward))
 
 
 def _axis_order(site: Site, ndim: int) -> list[int]:
@@ -79,7 +80,7 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     def adjoint(block: Tensor) -> Tensor:
         return block.narrow(axis + 1, start, size).reshape(block.shape[0], *own)
 
-    return Term(index, apply, adjoint)
+    return Term(index, apply, adjoint, units=apply)
 
 
 @rule("constant_pad_nd.default")
@@ -98,7 +99,7 @@ def _constant_pad(site: Site, value: float | None) -> LinearNode:
     own, pads = site.args[0], list(site.args[1])
     back = [-amount for amount in pads]
     offset = F.pad(torch.zeros_like(own), pads, value=value) if value else None
-    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back), offset=offset)
+    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back), offset=offset, units=lambda b: F.pad(b, pads))
 
 
 @rule("reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
@@ -114,4 +115,4 @@ def copy_pad(site: Site) -> LinearNode:
 @rule("expand.default", "broadcast_to.default", "expand_copy.default")
 def expand(site: Site) -> LinearNode:
     own, shape = site.args[0].shape, site.value.shape
-    return one(site, lambda b: expand_to(b, shape), lambda b: sum_to(b, own))
+    return one(site, lambda b: expand_to(b, shape), lambda b: sum_to(b, own), units=lambda b: expand_to(b, shape))

@@ -133,9 +133,9 @@ def test_spectral_ablation():
 
 def test_products_within_a_memory_bound_are_the_same():
     model, x = build("convolutional")
-    wide = specxai.linearize(model, x)
-    bound = wide.jacobian.probe_bytes * 3
-    narrow = specxai.linearize(model, x, max_memory=bound)
+    wide = specxai.linearize(model, x, backend="reference")
+    bound = wide.jacobian.product_bytes * 3
+    narrow = specxai.linearize(model, x, max_memory=bound, backend="reference")
     assert narrow.jacobian.block_size == 3 < wide.jacobian.block_size
     V = torch.randn(x.numel(), 10, dtype=x.dtype)
     assert torch.allclose(narrow.jacobian @ V, wide.jacobian @ V, rtol=1e-13)
@@ -180,8 +180,8 @@ def test_bad_policy_and_memory():
     model, x = build("perceptron")
     with pytest.raises(ValueError, match="unknown gate policy 'soft'; choose tangent"):
         specxai.linearize(model, x, gates="soft")
-    needed = specxai.linearize(model, x).jacobian.probe_bytes
-    with pytest.raises(ValueError, match=f"max_memory is {needed - 1} bytes, .* needs {needed} "):
+    needed = specxai.linearize(model, x).jacobian.product_bytes
+    with pytest.raises(ValueError, match=f"max_memory is {needed - 1:,} bytes, .* needs {needed:,} "):
         specxai.linearize(model, x, max_memory=needed - 1)
     assert specxai.linearize(model, x, max_memory=needed).jacobian.block_size == 1
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose auto, reference, native"):

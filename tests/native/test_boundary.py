@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from specxai import native
+from specxai.native.module import compiled
 
 
 def call(**changes):
@@ -58,17 +58,13 @@ def test_gpu_tensor_is_refused():
         call(W=torch.zeros(4, 6, device="cuda"))
 
 
-def test_examples():
-    assert doctest.testmod(native, extraglobs={"torch": torch}).failed == 0
-
-
 def test_parameters_are_taken_without_grad_mode():
     with torch.no_grad():
         assert call(W=torch.nn.Parameter(torch.ones(4, 6)), Z=torch.ones(6, 2)).tolist() == [[6.0, 6.0]] * 4
 
 
 def test_binding_checks_sizes():
-    module = native._module()
+    module = compiled()
     sizes = {"weight_rows": 2, "weight_cols": 2, "n_rows": 2, "n_cols": 2, "n_probes": 1}
     pointers = {"weight": 0, "rows": 0, "cols": 0, "scale": 0, "input": 0, "output": 0}
     rest = {"transpose": False, "level": None}

@@ -1,7 +1,6 @@
-"""The typed door to the compiled kernels: every check is made here, the kernels assume validity.
+"""One dense linear stage of a gated chain, W' = diag(scale) W[rows, cols].
 
-One dense linear stage of a gated chain, W' = diag(scale) W[rows, cols], where rows and cols list the live output and
-input units: a dead unit is a row that does not exist.
+rows and cols list the live output and input units: a dead unit is a row that does not exist.
 """
 
 from __future__ import annotations
@@ -9,30 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-try:
-    from specxai import _native
-except ImportError as error:  # not built, or built for another Python
-    _native = None
-    _reason = f"the compiled module specxai._native cannot be imported ({error}); build it with `pip install .`"
-else:
-    _reason = ""
+from specxai.native.module import compiled
 
 _KERNELS = {torch.float32: "gated_linear_f32", torch.float64: "gated_linear_f64"}
-
-
-def available() -> tuple[bool, str]:
-    """Whether the compiled module is there, and if not, why."""
-    return _native is not None, _reason
-
-
-def simd_level() -> str:
-    """The instruction set in use: the best the CPU has, or SPECXAI_SIMD if set; RuntimeError if that cannot run."""
-    return _module().simd_level()
-
-
-def supported_levels() -> list[str]:
-    """The instruction sets that this build and this CPU have, lowest first."""
-    return _module().supported_levels()
 
 
 def gated_linear(
@@ -69,7 +47,7 @@ def gated_linear(
     >>> gated_linear(W, torch.tensor([[10.0]]), rows=torch.tensor([0, 1]), cols=torch.tensor([1])).tolist()
     [[20.0], [40.0]]
     """
-    module = _module()
+    module = compiled()
     _check_floats("W", W, 2, W)
     _check_floats("Z", Z, 2, W)
     m, n = W.shape
@@ -105,12 +83,6 @@ def gated_linear(
         level=level,
     )
     return Y
-
-
-def _module():
-    if _native is None:
-        raise RuntimeError(_reason)
-    return _native
 
 
 def _pointer(index: Tensor | None) -> int:

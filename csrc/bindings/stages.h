@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace specxai {
+
+// The stages of a plan: GatherGemm_f32, GatherGemm_f64, RowSum_f32, RowSum_f64.
+void bind_stages(pybind11::module_& m);
+
+}  // namespace specxai

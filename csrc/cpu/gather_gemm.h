@@ -1,0 +1,91 @@
+// Gather-GEMM: a convolution or fully connected stage of a gated chain, over live units only, on a block of probes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "common/simd_level.h"
+
+namespace specxai {
+
+// A stage is a list of sites (output positions).  At site s, for its live outputs o in [out_begin[s], out_begin[s+1]),
+//
+//   output[out_row[o], :] (+)= sum_e weight(tap_e, in_column[e], out_column[o]) * input[in_row[e], :]
+//
+// over the live inputs e of the site's runs: run r is the entries [run_entry[r], run_entry[r] + run_count[r]), all
+// under tap run_tap[r].  Rows hold `stride` probes, a multiple of probe_unit.  The adjoint is a stage of its own, with
+// sites at the input positions and the transposed weights: no two sites ever write one row.
+constexpr std::int64_t probe_unit = 16;
+
+// weight(t, c, o) = weight[((o / weight_panel) * taps * depth + t * depth + c) * weight_panel + o % weight_panel]
+constexpr std::int64_t weight_panel = 16;
+
+template <class T>
+struct GatherGemm {
+  std::int64_t n_sites, n_runs, n_entries, n_outputs;
+  const std::int32_t* run_begin;  // n_sites + 1
+  const std::int32_t* run_entry;  // n_runs, and below
+  const std::int32_t* run_count;
+  const std::int32_t* run_tap;
+  const std::int32_t* in_row;  // n_entries
+  const std::int32_t* in_column;
+  const std::int32_t* out_begin;  // n_sites + 1
+  const std::int32_t* out_row;    // n_outputs
+  const std::int32_t* out_column;
+  const T* weight;
+  std::int64_t taps, depth, width;  // depth: inputs a tap, width: outputs
+};
+
+// What one call adds: the blocks.
+template <class T>
+struct Blocks {
+  const T* input;
+  T* output;
+  std::int64_t stride;
+  bool accumulate;
+};
+
+// Outputs of one site that are computed together.
+struct Task {
+  std::int32_t site, begin, end;
+};
+
+// A checked stage with its tasks; refers to the arrays of the stage, which must outlive it.
+template <class T>
+class GatherGemmStage {
+ public:
+  // Throws std::invalid_argument on any index out of range, and where two outputs share a row.
+  explicit GatherGemmStage(const GatherGemm<T>& stage);
+
+  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.
+  void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
+           bool accumulate, SimdLevel level) const;
+
+  std::int64_t multiply_adds() const { return multiply_adds_; }  // of one probe
+
+ private:
+  GatherGemm<T> stage_;
+  std::vector<Task> tasks_;
+  std::int64_t rows_read_ = 0, rows_written_ = 0, most_inputs_ = 0, multiply_adds_ = 0;
+};
+
+// One ISA's implementation of a task, in scratch memory for `most_inputs` inputs.
+template <class T>
+using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task,
+                                  std::int64_t* input_at, std::int32_t* weight_at);
+
+namespace scalar {
+extern const GatherGemmKernel<float> gather_gemm_f32;
+extern const GatherGemmKernel<double> gather_gemm_f64;
+}  // namespace scalar
+namespace avx2 {
+extern const GatherGemmKernel<float> gather_gemm_f32;
+extern const GatherGemmKernel<double> gather_gemm_f64;
+}  // namespace avx2
+namespace avx512 {
+extern const GatherGemmKernel<float> gather_gemm_f32;
+extern const GatherGemmKernel<double> gather_gemm_f64;
+}  // namespace avx512
+
+}  // namespace specxai

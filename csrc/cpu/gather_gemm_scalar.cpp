@@ -1,0 +1,31 @@
+// The meaning of the stage, in plain loops; the other ISAs are tested against it.
+#include "cpu/gather_gemm.h"
+
+namespace specxai::scalar {
+namespace {
+
+template <class T>
+void run(const GatherGemm<T>& s, const Blocks<T>& blocks, const Task& task, std::int64_t*, std::int32_t*) {
+  for (std::int64_t o = task.begin; o < task.end; ++o) {
+    T* y = blocks.output + s.out_row[o] * blocks.stride;
+    const std::int64_t column = s.out_column[o];
+    const T* weights = s.weight + column / weight_panel * s.taps * s.depth * weight_panel + column % weight_panel;
+    if (!blocks.accumulate) {
+      for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] = T(0);
+    }
+    for (std::int64_t r = s.run_begin[task.site]; r < s.run_begin[task.site + 1]; ++r) {
+      for (std::int64_t e = s.run_entry[r]; e < s.run_entry[r] + s.run_count[r]; ++e) {
+        const T w = weights[(s.run_tap[r] * s.depth + s.in_column[e]) * weight_panel];
+        const T* z = blocks.input + s.in_row[e] * blocks.stride;
+        for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] += w * z[p];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const GatherGemmKernel<float> gather_gemm_f32 = run<float>;
+const GatherGemmKernel<double> gather_gemm_f64 = run<double>;
+
+}  // namespace specxai::scalar

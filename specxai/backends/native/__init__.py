@@ -1,0 +1,69 @@
+"""The native backend: compiled kernels over live units only.
+
+A plan is made for each operator; what it has no stage for runs as in the reference, between the rows around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specxai import native
+from specxai.backends.native.live import Structure, ends, live_units
+from specxai.backends.native.plan import Plan
+from specxai.backends.native.sites import sites_of
+from specxai.backends.native.units import pick_of
+from specxai.backends.reference import Graph
+
+
+def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[bool, str]:
+    """(can the backend run here, why or why not)."""
+    ok, reason = native.available()
+    if not ok:
+        return False, reason
+    if torch.device(device).type != "cpu":
+        return False, f"the compiled kernels run on the CPU, the model is on {device}"
+    if dtype not in (torch.float32, torch.float64):
+        return False, f"the compiled kernels take float32 and float64, the model is {dtype}"
+    return True, f"{native.simd_level()} kernels"
+
+
+class NativeGraph(Graph):
+    """`Graph` whose operators run plans over live units."""
+
+    def __init__(self, nodes, shapes, input) -> None:
+        super().__init__(nodes, shapes, input)
+        self._structures: dict[int, Structure] = {}
+        self._pool: list[Tensor] = []  # arenas that no product is using
+
+    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+                 columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
+        """The plan of the map from the units of some steps to the units of others."""
+        path = self._path(sources, targets, held, dtype)
+        return Plan(self.nodes, self.shapes, self._structures, path, sources, targets, dtype, columns, rows,
+                    self._pool)
+
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+                   device: torch.device) -> dict[int, Tensor]:
+        path = self._path(sources, targets, held, dtype)
+        return live_units(self.nodes, self.shapes, self._structures, path, ends(self.shapes, sources, None),
+                          ends(self.shapes, targets, None))
+
+    def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+              dtype: torch.dtype) -> list[int]:
+        path = self.between(sources, targets, held)
+        for step in path:
+            if step not in self._structures:
+                self._structures[step] = self._structure(step, dtype)
+        return path
+
+    def _structure(self, step: int, dtype: torch.dtype) -> Structure:
+        node, shape = self.nodes[step], self.shapes[step]
+        sites = None
+        if len(node.terms) == 1:
+            sites = sites_of(node, self.shapes[node.terms[0].input], shape)
+        if sites is not None:
+            return Structure(sites, (None,) * len(node.terms))
+        return Structure(None, tuple(pick_of(t, self.shapes[t.input], shape, dtype) for t in node.terms))

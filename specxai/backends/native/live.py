@@ -1,0 +1,62 @@
+"""Which units are live: reached from a source, forward, and wanted by a target, backward, with the gates of this input.
+
+Sound for every weight: a unit that is left out is zero or unused; one that is kept may still be zero by cancellation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specxai.backends.native.sites import Sites
+from specxai.backends.native.units import Pick
+from specxai.rules import LinearNode, Term
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a plan needs of a node, found once a graph: sites, or one pick a term, or neither."""
+
+    sites: Sites | None
+    picks: tuple[Pick | None, ...]
+
+
+def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | None]]:
+    """The terms whose input is known, with their picks."""
+    return [(term, pick) for term, pick in zip(node.terms, structure.picks, strict=True) if term.input in known]
+
+
+def ends(shapes: Mapping[int, torch.Size], steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
+    """step -> mask of its chosen units; `chosen` numbers them one step after the other, None for all."""
+    sizes = [shapes[s].numel() for s in steps]
+    mask = torch.ones(sum(sizes), dtype=torch.bool)
+    if chosen is not None:
+        mask = torch.zeros_like(mask).index_fill_(0, chosen, True)
+    return dict(zip(steps, mask.split(sizes), strict=True))
+
+
+def live_units(nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size],
+               structures: Mapping[int, Structure], path: Sequence[int], sources: Mapping[int, Tensor],
+               targets: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """step -> mask of its live units (flat), for the sources and every step of the path.
+
+    sources, targets   step -> mask of the units to start from and to reach
+    """
+    reach = dict(sources)
+    for step in path:
+        found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool), structures[step].sites
+        for term, pick in terms(nodes[step], structures[step], reach):
+            live = reach[term.input]
+            found |= sites.reach(live) if sites is not None else live.any() if pick is None else pick.reach(live)
+        reach[step] = found
+    want = {step: targets[step].clone() if step in targets else torch.zeros_like(mask) for step, mask in reach.items()}
+    for step in reversed(path):
+        wanted, sites = want[step] & reach[step], structures[step].sites
+        for term, pick in terms(nodes[step], structures[step], reach):
+            asked = want[term.input]
+            asked |= (sites.demand(wanted) if sites is not None else wanted.any() if pick is None
+                      else pick.demand(wanted, len(asked)))
+    return {step: reach[step] & want[step] for step in reach}

@@ -1,0 +1,293 @@
+"""A plan: the stages between sources and targets over live units, laid out in one arena, with its peak memory known.
+
+Liveness first: forward, which units a source reaches; backward, which of those a target wants.  Then every value is
+either rows of its own, written by a stage, or a pick among the rows of others (gates, pooling, views, concatenation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specxai import native
+from specxai.backends.native.live import Structure, ends, live_units, terms
+from specxai.backends.native.sites import Sites
+from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
+from specxai.backends.native.units import Units
+from specxai.rules import LinearNode
+
+LINE = 16  # a buffer's rows start at a multiple, so that reuse finds them aligned
+
+
+@dataclass
+class Buffer:
+    """Rows [start, start + size) of the arena's virtual numbering, alive from stage `born` to stage `last`."""
+
+    start: int
+    size: int
+    born: int
+    last: int
+    place: int = 0
+
+
+class Plan:
+    """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
+
+    columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
+    """
+
+    def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size],
+                 structures: Mapping[int, Structure], path: Sequence[int], sources: Sequence[int],
+                 targets: Sequence[int], dtype: torch.dtype, columns: Tensor | None = None,
+                 rows: Tensor | None = None, pool: list[Tensor] | None = None) -> None:
+        self._nodes, self._shapes, self._structures, self._path = nodes, shapes, structures, list(path)
+        self._sources, self._targets, self.dtype = list(sources), list(targets), dtype
+        self._columns, self._rows = columns, rows
+        self._live = live_units(nodes, shapes, structures, path, ends(shapes, sources, columns),
+                                ends(shapes, targets, rows))
+        self._buffers: list[Buffer] = []
+        self._stages: list[Stage] = []
+        self._units: dict[int, Units] = {}
+        self._size = 0
+        self._build()
+        self.arena_rows = self._lay_out()
+        self._pool = [] if pool is None else pool
+        del self._live, self._units
+
+    # -- products ---------------------------------------------------------------------------------------------------
+
+    def matmat(self, X: Tensor) -> Tensor:
+        probes = X.shape[1]
+        out = X.new_zeros(self._count(self._targets, self._rows), probes)
+        with self._arena(probes) as arena:
+            self._seed.run(X.contiguous(), arena, probes)
+            for stage in self._stages:
+                stage.forward(arena, probes)
+            self._collect.forward.run(arena, out, probes)
+        return out
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        probes = Y.shape[1]
+        out = Y.new_zeros(self._count(self._sources, self._columns), probes)
+        with self._arena(probes) as arena:
+            _clear(arena, self._collect_zero)
+            self._collect.adjoint.run(Y.contiguous(), arena, probes)
+            for stage in reversed(self._stages):
+                _clear(arena, stage.zero)
+                stage.adjoint(arena, probes)
+            _clear(arena, self._seed_zero)
+            self._harvest.run(arena, out, probes)
+        return out
+
+    def product_bytes(self, columns: int) -> int:
+        """Bytes that a product holds, block and result included."""
+        ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
+        return self.dtype.itemsize * (self.arena_rows * _stride(columns) + ends * columns)
+
+    @property
+    def flops(self) -> int:
+        """Operations of one column's product over live units, a multiply-add counted as two."""
+        return 2 * sum(stage.multiply_adds for stage in self._stages)
+
+    @contextmanager
+    def _arena(self, probes: int) -> Iterator[Tensor]:
+        """A block from the pool, which spares a product the page faults; two threads never share one."""
+        stride = _stride(probes)
+        needed = self.arena_rows * stride
+        memory = self._pool.pop() if self._pool else torch.empty(0, dtype=self.dtype)
+        if memory.numel() < needed:
+            memory = torch.empty(needed, dtype=self.dtype)
+        try:
+            yield memory[:needed].view(-1, stride)
+        finally:
+            self._pool.append(memory)
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        for step in self._sources:
+            self._units[step] = self._rows_for(self._live[step], self._channels(step), born=-1)
+        for step in self._path:
+            live, shape = self._live[step], self._shapes[step]
+            structure = self._structures[step]
+            inputs = {term.input: self._units[term.input]
+                      for term, _ in terms(self._nodes[step], structure, self._units)}
+            if not bool(live.any()):
+                self._units[step] = Units(torch.full((shape.numel(),), -1, dtype=torch.int32))
+            elif structure.sites is not None:
+                self._units[step] = self._gather(structure.sites, next(iter(inputs.values())), live)
+            elif all(pick is not None for pick in structure.picks):
+                self._units[step] = self._picked(step, live)
+            else:
+                units = self._rows_for(live, self._channels(step), born=len(self._stages))
+                shapes = {i: self._shapes[i] for i in inputs}
+                self._add(DenseStage(self._nodes[step], inputs, units, shapes, shape, self.dtype))
+                self._units[step] = units
+
+    def _gather(self, sites: Sites, inputs: Units, live: Tensor) -> Units:
+        inputs = inputs.among(sites.demand(live))
+        if inputs.scale is not None:
+            table = sites.table(inputs.row, sites.inputs)
+            if not channel_constant(sites.table(inputs.scale, sites.inputs), table):
+                inputs = self._copied(inputs, 1 if sites.lead else sites.inputs)
+        units = self._rows_for(live, 1 if sites.lead else sites.outputs, born=len(self._stages))
+        self._add(GatherStage(sites, inputs, units))
+        return units
+
+    def _picked(self, step: int, live: Tensor) -> Units:
+        found = terms(self._nodes[step], self._structures[step], self._units)
+        parts = [pick.of(self._units[term.input]).among(live) for term, pick in found]
+        if len(parts) == 1:
+            return parts[0]
+        filled = sum((part.row >= 0).int() for part in parts)
+        if int(filled.max()) <= 1:  # a concatenation
+            return _union(parts, self.dtype)
+        units = self._rows_for(live, self._channels(step), born=len(self._stages))
+        entries = []
+        for part in parts:
+            at, rows, scale = part.live()
+            entries.append((units.row[at], rows, scale))
+        self._add(LinkStage(entries, self.dtype))
+        return units
+
+    def _copied(self, units: Units, channels: int) -> Units:
+        """A copy with the scale carried out."""
+        at, rows, scale = units.live()
+        made = self._rows_for(units.row >= 0, channels, born=len(self._stages))
+        self._add(LinkStage([(made.row[at], rows, scale)], self.dtype))
+        return made
+
+    def _channels(self, step: int) -> int:
+        shape = self._shapes[step]
+        return shape[1] if len(shape) > 2 and shape[0] == 1 else 1
+
+    def _rows_for(self, live: Tensor, channels: int, born: int) -> Units:
+        """Rows of their own for the live units, position by position: those of a window lie together."""
+        count = int(live.sum())
+        table = live.reshape(channels, -1).T
+        row = torch.full(table.shape, -1, dtype=torch.int32)
+        row[table] = torch.arange(self._size, self._size + count, dtype=torch.int32)
+        self._buffers.append(Buffer(self._size, count, born, born))
+        self._size += count
+        return Units(row.T.reshape(-1))
+
+    def _add(self, stage: Stage) -> None:
+        self._stages.append(stage)
+
+    # -- the arena --------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> int:
+        """Give every buffer a place in the arena, tell the adjoints who writes first, and build the two ends."""
+        size = torch.tensor([b.size for b in self._buffers])
+        owner = torch.repeat_interleave(torch.arange(len(self._buffers)), size)
+        sources = torch.cat([self._units[s].row for s in self._sources])
+        parts = [self._units[s] if s in self._units else Units(torch.full((self._shapes[s].numel(),), -1,
+                 dtype=torch.int32)) for s in self._targets]
+        targets = Units(torch.cat([p.row for p in parts]), None if all(p.scale is None for p in parts) else torch.cat(
+            [torch.ones(len(p.row), dtype=self.dtype) if p.scale is None else p.scale for p in parts]))
+        wanted = ends(self._shapes, self._targets, self._rows)
+        targets = targets.among(torch.cat([wanted[s] for s in self._targets]))
+        at, read, scale = targets.live()
+
+        touched = [torch.bincount(owner[stage.reads.long()], minlength=len(size)) for stage in self._stages]
+        last = torch.bincount(owner[read.long()], minlength=len(size))
+        for k, counts in enumerate([*touched, last]):
+            for b in counts.nonzero().flatten().tolist():
+                self._buffers[b].last = max(self._buffers[b].last, k)
+        for k, stage in enumerate(self._stages):
+            if stage.scratch:
+                self._buffers.append(Buffer(-1, stage.scratch, k, k))
+                stage.scratch_at = len(self._buffers) - 1  # until places are known
+        rows = _place(self._buffers)
+
+        # Who writes first in the adjoint clears, or covers, what it writes.
+        fresh = set(range(len(size)))
+
+        def claim(counts: Tensor, covers: bool) -> tuple[list[tuple[int, int]], bool]:
+            mine = counts.nonzero().flatten().tolist()
+            new = [b for b in mine if b in fresh]
+            fresh.difference_update(new)
+            if covers and len(new) == len(mine) and all(int(counts[b]) == self._buffers[b].size for b in mine):
+                return [], False
+            spans = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size) for b in new]
+            return spans, True
+
+        def distinct(reads: Tensor) -> Tensor:
+            return torch.bincount(owner[reads.unique().long()], minlength=len(size))
+
+        self._collect_zero, _ = claim(distinct(read), True)
+        for stage in reversed(self._stages):
+            stage.zero, stage.accumulate = claim(distinct(stage.reads), not isinstance(stage, DenseStage))
+        self._seed_zero = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size)
+                           for b in range(len(self._sources)) if b in fresh]
+
+        shift = torch.tensor([b.place - b.start for b in self._buffers[: len(size)]], dtype=torch.int32)
+        table = torch.arange(self._size, dtype=torch.int32) + shift[owner]
+        for stage in self._stages:
+            if stage.scratch:
+                stage.scratch_at = self._buffers[stage.scratch_at].place
+            stage.relocate(table)
+
+        if self._rows is not None:
+            at = _position(self._rows, len(targets.row))[at]
+        self._collect = Link(at.int(), table[read.long()], scale, self.dtype)
+        units = (sources >= 0).nonzero().flatten()
+        place = table[sources[units].long()]
+        if self._columns is not None:
+            units = _position(self._columns, len(sources))[units]
+        harvest = Link(place, units.int(), None, self.dtype)
+        self._seed, self._harvest = harvest.forward, harvest.adjoint
+        return rows
+
+    def _count(self, steps: Sequence[int], chosen: Tensor | None) -> int:
+        return sum(self._shapes[s].numel() for s in steps) if chosen is None else len(chosen)
+
+
+def _stride(probes: int) -> int:
+    return -(-probes // native.PROBE_UNIT) * native.PROBE_UNIT
+
+
+def _clear(arena: Tensor, spans: list[tuple[int, int]]) -> None:
+    for start, stop in spans:
+        arena[start:stop].zero_()
+
+
+def _union(parts: list[Units], dtype: torch.dtype) -> Units:
+    """Units that are live in one part at most."""
+    row, scale = parts[0].row, parts[0].scale
+    for part in parts[1:]:
+        taken = part.row >= 0
+        row = torch.where(taken, part.row, row)
+        if scale is not None or part.scale is not None:
+            ones = torch.ones(len(row), dtype=dtype)
+            scale = torch.where(taken, ones if part.scale is None else part.scale, ones if scale is None else scale)
+    return Units(row, scale)
+
+
+def _position(chosen: Tensor, units: int) -> Tensor:
+    """unit -> its position among the chosen."""
+    place = torch.full((units,), -1)
+    place[chosen] = torch.arange(len(chosen))
+    return place
+
+
+def _place(buffers: list[Buffer]) -> int:
+    """First fit by time of birth; the rows that the arena needs."""
+    taken: list[Buffer] = []
+    rows = 0
+    for buffer in sorted(buffers, key=lambda b: (b.born, -b.size)):
+        # A stage's inputs live through it, so that nothing is read and written in one place.
+        taken = [b for b in taken if b.last >= buffer.born]
+        start = 0
+        for other in sorted(taken, key=lambda b: b.place):
+            if other.place - start >= buffer.size:
+                break
+            start = max(start, -(-(other.place + other.size) // LINE) * LINE)
+        buffer.place = start
+        taken.append(buffer)
+        rows = max(rows, start + buffer.size)
+    return rows

@@ -1,0 +1,241 @@
+"""The stages of a plan: each runs forward and adjoint on one arena, a block of rows [live unit][probe].
+
+Every stage reads some rows and writes others.  In the adjoint the same rows hold cotangents: what was read is written,
+or added to where another reader has written before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from specxai import native
+from specxai.backends.native.sites import Sites
+from specxai.backends.native.units import Units
+from specxai.rules import LinearNode
+
+
+class Link:
+    """A sparse map between two sets of rows, entry by entry: out[to] += scale · in[from]."""
+
+    def __init__(self, to: Tensor, source: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
+        self._to, self._source, self._scale, self._dtype = to, source, scale, dtype
+
+    @cached_property
+    def forward(self) -> native.RowSum:
+        return _row_sum(self._to, self._source, self._scale, self._dtype)
+
+    @cached_property
+    def adjoint(self) -> native.RowSum:
+        return _row_sum(self._source, self._to, self._scale, self._dtype)
+
+
+class Stage(ABC):
+    """reads (rows, may repeat), writes (rows); `relocate` turns them into rows of the arena once that is laid out.
+
+    zero         arena rows (start, stop) to clear before the adjoint
+    accumulate   the adjoint adds to what other readers have written
+    scratch      rows that the adjoint needs for itself, and where they are
+    """
+
+    def __init__(self, reads: Tensor, writes: Tensor) -> None:
+        self.reads, self.writes = reads, writes
+        self.zero: list[tuple[int, int]] = []
+        self.accumulate = False
+        self.scratch, self.scratch_at = 0, 0
+
+    def relocate(self, table: Tensor) -> None:
+        """`table[row]` is the row's place in the arena."""
+        self.reads, self.writes = table[self.reads.long()], table[self.writes.long()]
+
+    @abstractmethod
+    def forward(self, arena: Tensor, probes: int) -> None:
+        """Write the stage's outputs."""
+
+    @abstractmethod
+    def adjoint(self, arena: Tensor, probes: int) -> None:
+        """Write, or add to, the cotangents of what the stage reads."""
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one probe, forward."""
+        return 0
+
+
+class GatherStage(Stage):
+    """A convolution or fully connected layer over live units.
+
+    inputs    the input's units; their scale is constant per channel, or there is one site
+    outputs   the output's
+    """
+
+    def __init__(self, sites: Sites, inputs: Units, outputs: Units) -> None:
+        weight = sites.weight
+        self._inside = sites.table(inputs.row, sites.inputs)
+        self._outside = sites.table(outputs.row, sites.outputs)
+        if inputs.scale is not None:
+            scale = _per_channel(sites.table(inputs.scale, sites.inputs), self._inside)
+            weight = weight * scale.reshape(sites.groups, 1, -1, 1)
+        if len(self._inside) == len(self._outside) == 1 and sites.groups == 1:
+            # Packed once as W[live out, live in].
+            live_in, live_out = (t[0].ge(0).nonzero().flatten() for t in (self._inside, self._outside))
+            weight = weight[:, live_out][:, :, live_in]
+            self._inside, self._outside = self._inside[:, live_in], self._outside[:, live_out]
+        self._weight, self._sites = weight, sites
+        super().__init__(self._inside[self._inside >= 0], self._outside[self._outside >= 0])
+        self._repeats = len(self.reads.unique()) < len(self.reads)
+        self.scratch = len(self.reads) if self._repeats else 0
+
+    def relocate(self, table: Tensor) -> None:
+        super().relocate(table)
+        for name in ("_inside", "_outside"):
+            rows = getattr(self, name)
+            setattr(self, name, torch.where(rows >= 0, table[rows.clamp_min(0).long()], -1))
+
+    @cached_property
+    def _forward(self) -> native.GatherGemm:
+        weight = self._weight.permute(0, 1, 3, 2).flatten(0, 1)
+        return _gather_gemm(self._inside, self._outside, self._sites.reads, weight, self._sites.groups)
+
+    @cached_property
+    def _adjoint(self) -> native.GatherGemm:
+        weight = self._weight.permute(0, 2, 3, 1).flatten(0, 1)
+        inside = self._inside
+        if self._repeats:  # a pooling winner of two windows: each its own row first, then their sum
+            inside = torch.full_like(inside, -1)
+            live = self._inside >= 0
+            inside[live] = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
+        return _gather_gemm(self._outside, inside, self._sites.feeds, weight, self._sites.groups)
+
+    @cached_property
+    def _fold(self) -> Link:
+        rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
+        return Link(rows, self.reads, None, self._weight.dtype)
+
+    def forward(self, arena: Tensor, probes: int) -> None:
+        self._forward.run(arena, arena)
+
+    def adjoint(self, arena: Tensor, probes: int) -> None:
+        self._adjoint.run(arena, arena, self.accumulate and not self._repeats)
+        if self._repeats:
+            self._fold.adjoint.run(arena, arena, probes, self.accumulate)
+
+    @property
+    def multiply_adds(self) -> int:
+        return self._forward.multiply_adds
+
+
+class LinkStage(Stage):
+    """Rows summed and scaled: residual adds, and gates that no weight can take."""
+
+    def __init__(self, entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> None:
+        writes = torch.cat([to for to, _, _ in entries])
+        super().__init__(torch.cat([source for _, source, _ in entries]), writes)
+        self._scale, self._dtype = _together(entries, dtype), dtype
+
+    @cached_property
+    def _link(self) -> Link:
+        return Link(self.writes, self.reads, self._scale, self._dtype)
+
+    def forward(self, arena: Tensor, probes: int) -> None:
+        self._link.forward.run(arena, arena, probes)
+
+    def adjoint(self, arena: Tensor, probes: int) -> None:
+        self._link.adjoint.run(arena, arena, probes, self.accumulate)
+
+
+class DenseStage(Stage):
+    """A node without a stage of its own: rows spread to whole values, the reference's term, live rows taken back."""
+
+    def __init__(self, node: LinearNode, inputs: dict[int, Units], outputs: Units, shapes: dict[int, torch.Size],
+                 shape: torch.Size, dtype: torch.dtype) -> None:
+        self._terms = [term for term in node.terms if term.input in inputs]
+        self._shapes, self._shape, self._dtype = shapes, shape, dtype
+        self._inputs = [inputs[term.input].live() for term in self._terms]
+        self._at, rows, _ = outputs.live()
+        super().__init__(torch.cat([rows for _, rows, _ in self._inputs]), rows)
+
+    @cached_property
+    def _into(self) -> list[Link]:
+        parts = self.reads.split([len(at) for at, _, _ in self._inputs])
+        return [Link(at.int(), rows, scale, self._dtype)
+                for (at, _, scale), rows in zip(self._inputs, parts, strict=True)]
+
+    @cached_property
+    def _out(self) -> Link:
+        return Link(self.writes, self._at.int(), None, self._dtype)
+
+    def forward(self, arena: Tensor, probes: int) -> None:
+        total = None
+        for term, link in zip(self._terms, self._into, strict=True):
+            own = self._shapes[term.input]
+            dense = arena.new_zeros(own.numel(), probes)
+            link.forward.run(arena, dense, probes)
+            part = term.apply(dense.T.reshape(probes, *own))
+            total = part if total is None else total + part
+        self._out.forward.run(total.reshape(probes, -1).T.contiguous(), arena, probes)
+
+    def adjoint(self, arena: Tensor, probes: int) -> None:
+        dense = arena.new_zeros(self._shape.numel(), probes)
+        self._out.adjoint.run(arena, dense, probes)
+        block = dense.T.reshape(probes, *self._shape)
+        for term, link in zip(self._terms, self._into, strict=True):
+            part = term.adjoint(block).reshape(probes, -1).T.contiguous()
+            link.adjoint.run(part, arena, probes, self.accumulate)
+
+
+def channel_constant(table: Tensor, rows: Tensor) -> bool:
+    """Is the scale (positions, channels) the same at every live position of a channel?"""
+    live = rows >= 0
+    low = torch.where(live, table, torch.inf).amin(0)
+    high = torch.where(live, table, -torch.inf).amax(0)
+    return bool((high <= low).all())
+
+
+def _per_channel(table: Tensor, rows: Tensor) -> Tensor:
+    return torch.where(rows >= 0, table, -torch.inf).amax(0).nan_to_num(neginf=0.0)
+
+
+def _gather_gemm(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> native.GatherGemm:
+    """inside (positions, inputs) and outside (positions, outputs) rows, neighbours (positions outside, taps)."""
+    cells = inside.reshape(len(inside), groups, -1)
+    live = cells >= 0
+    count = live.sum(2).reshape(-1)
+    start = count.cumsum(0) - count
+    made = outside.reshape(len(outside), groups, -1) >= 0
+    made_count = made.sum(2)
+    place, group = made_count.nonzero(as_tuple=True)  # the sites: positions and groups with a live output
+    near = neighbours[place]
+    cell = near.clamp_min(0) * groups + group[:, None]
+    n = torch.where(near >= 0, count[cell], 0)
+    kept = n > 0
+    return native.GatherGemm(
+        run_begin=_offsets(kept.sum(1)), run_entry=start[cell][kept].int(), run_count=n[kept].int(),
+        run_tap=kept.nonzero()[:, 1].int(), in_row=cells[live].contiguous(), in_column=live.nonzero()[:, 2].int(),
+        out_begin=_offsets(made_count[place, group]), out_row=outside[outside >= 0].contiguous(),
+        out_column=(outside >= 0).nonzero()[:, 1].int(), weight=native.pack(weight), width=len(weight))
+
+
+def _row_sum(to: Tensor, source: Tensor, scale: Tensor | None, dtype: torch.dtype) -> native.RowSum:
+    """Entries brought together by the row that they are summed in."""
+    if bool((to[1:] > to[:-1]).all()):
+        rows, count = to, torch.ones_like(to)
+    else:
+        to, order = to.sort(stable=True)
+        source, scale = source[order], None if scale is None else scale[order]
+        rows, count = to.unique_consecutive(return_counts=True)
+    return native.RowSum(begin=_offsets(count), in_row=source.contiguous(), out_row=rows.contiguous(),
+                         scale=None if scale is None else scale.to(dtype).contiguous(), dtype=dtype)
+
+
+def _together(entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor | None:
+    if all(scale is None for _, _, scale in entries):
+        return None
+    return torch.cat([torch.ones(len(to), dtype=dtype) if scale is None else scale for to, _, scale in entries])
+
+
+def _offsets(count: Tensor) -> Tensor:
+    return torch.cat([count.new_zeros(1, dtype=torch.int64), count.cumsum(0)]).int()

@@ -1,0 +1,82 @@
+"""Where a value's units lie: rows of the arena, times a factor.  Gates, pools and views are no more than that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specxai.rules import Term
+from specxai.rules.base import unchanged
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A term as an index map: output unit i is input unit `unit[i]` (-1: zero) times `factor[i]`.
+
+    None stands for the same units in the same order, and for ones.
+    """
+
+    unit: Tensor | None
+    factor: Tensor | None
+
+    def reach(self, live: Tensor) -> Tensor:
+        return self._kept(live if self.unit is None else _take(live, self.unit, False))
+
+    def demand(self, wanted: Tensor, units: int) -> Tensor:
+        wanted = self._kept(wanted)
+        if self.unit is None:
+            return wanted
+        found = wanted.new_zeros(units)
+        found[self.unit[wanted & (self.unit >= 0)].long()] = True
+        return found
+
+    def of(self, source: Units) -> Units:
+        """The output's units, given the input's."""
+        row, scale = source.row, source.scale
+        if self.unit is not None:
+            row = _take(row, self.unit, -1)
+            scale = None if scale is None else _take(scale, self.unit, 0)
+        if self.factor is not None:
+            row = torch.where(self.factor != 0, row, -1)
+            scale = self.factor if scale is None else scale * self.factor
+            scale = None if bool((scale[row >= 0] == 1).all()) else scale
+        return Units(row, scale)
+
+    def _kept(self, mask: Tensor) -> Tensor:
+        return mask if self.factor is None else mask & (self.factor != 0)
+
+
+@dataclass(frozen=True)
+class Units:
+    """row (units,) int32, -1 where the unit is zero; scale (units,) or None for ones."""
+
+    row: Tensor
+    scale: Tensor | None = None
+
+    def live(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(units that are not zero, their rows, their scales)."""
+        at = (self.row >= 0).nonzero().flatten()
+        return at, self.row[at], None if self.scale is None else self.scale[at]
+
+    def among(self, mask: Tensor) -> Units:
+        """Only the units of the mask."""
+        return Units(torch.where(mask, self.row, -1), self.scale)
+
+
+def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Pick | None:
+    """The term as an index map, None where it is none."""
+    if term.units is None:
+        return None
+    unit = None
+    if term.units is not unchanged:
+        numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32).reshape(1, *own)
+        unit = term.units(numbers).reshape(-1) - 1
+    if isinstance(term.factor, Tensor):
+        return Pick(unit, term.factor.detach().to(dtype).expand(shape).reshape(-1))
+    return Pick(unit, None if term.factor == 1 else torch.full((shape.numel(),), term.factor, dtype=dtype))
+
+
+def _take(values: Tensor, unit: Tensor, missing: float) -> Tensor:
+    return torch.where(unit >= 0, values[unit.clamp_min(0)], missing)
