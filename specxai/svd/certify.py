@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
+from specxai.svd.orth import row_chunks
 from specxai.svd.products import gaussian
 
 __all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "leave_one_out", "residual_norms", "rounding_floor"]
@@ -87,7 +88,15 @@ def residual_norms(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) ->
     forward, adjoint = [], []
     for start in range(0, S.shape[0], COLUMNS):
         u, s, v = U[:, start : start + COLUMNS], S[start : start + COLUMNS].double(), V[:, start : start + COLUMNS]
-        forward.append(torch.linalg.norm(operator.matmat(v).double() - u.double() * s, dim=0))
-        adjoint.append(torch.linalg.norm(operator.rmatmat(u).double() - v.double() * s, dim=0))
+        forward.append(_distances(operator.matmat(v), u, s))
+        adjoint.append(_distances(operator.rmatmat(u), v, s))
     empty = torch.zeros(0, dtype=torch.float64, device=operator.device)
     return torch.cat([empty, *forward]), torch.cat([empty, *adjoint])
+
+
+def _distances(images: Tensor, vectors: Tensor, s: Tensor) -> Tensor:
+    """‖image − s · vector‖ of each column, in float64."""
+    total = torch.zeros_like(s)
+    for rows in row_chunks(images):
+        total += (images[rows].double() - vectors[rows].double() * s).square().sum(0)
+    return total.sqrt()

@@ -10,21 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["extend", "gram", "range_basis", "tall_qr"]
+__all__ = ["extend", "gram", "range_basis", "row_chunks", "tall_qr"]
 
-# Rows taken to double precision at a time, so that the Gram matrix never needs a copy of the whole block.
-ROWS = 1 << 16
+# Numbers taken to double precision at a time: what a second-level cache holds, so that no copy ever reaches memory.
+CHUNK = 1 << 16
 
 
 def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
     """Xᵀ Y (Xᵀ X without Y), accumulated in float64 on the device of X."""
     Y = X if Y is None else Y
     total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
-    for start in range(0, X.shape[0], ROWS):
-        left = X[start : start + ROWS].double()
-        right = left if Y is X else Y[start : start + ROWS].double()
+    for rows in row_chunks(X):
+        left = X[rows].double()
+        right = left if Y is X else Y[rows].double()
         total.addmm_(left.mT, right)
     return total
+
+
+def row_chunks(X: Tensor):
+    """Slices over the rows of X (m, b), each of about CHUNK numbers; all rows at once away from the CPU."""
+    rows = max(1, X.shape[0] if X.device.type != "cpu" else CHUNK // max(1, X.shape[1]))
+    for start in range(0, X.shape[0], rows):
+        yield slice(start, start + rows)
 
 
 def tall_qr(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +68,8 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
             passes = 3
         if failed:
             return None
-        Q = torch.linalg.solve_triangular(L.mT.to(X.dtype), Q, upper=True, left=False)
+        # The small inverse makes the tall step one product; what it loses the next pass repairs.
+        Q = Q @ torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
         C = L.mT @ C
     return None
 
@@ -85,6 +93,9 @@ def extend(basis: Tensor, X: Tensor, floor: float) -> tuple[Tensor, Tensor, Tens
     Block classical Gram-Schmidt, twice.  The second projection acts on the unit columns of the first, so that a
     nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).
     """
+    if basis.shape[1] == 0:
+        Q, C = range_basis(X, floor)
+        return Q, C.new_zeros(0, X.shape[1]), C
     H = (basis.mT @ X).double()
     Q, C = range_basis(X - basis @ H.to(X.dtype), floor)
     H2 = (basis.mT @ Q).double()

@@ -63,6 +63,6 @@ def test_extend_of_a_full_basis_is_empty(dtype):
 def test_gram_in_row_blocks(monkeypatch, dtype):
     X, Y = torch.randn(100, 4, dtype=dtype), torch.randn(100, 3, dtype=dtype)
     whole = orth.gram(X, Y)
-    monkeypatch.setattr(orth, "ROWS", 7)
+    monkeypatch.setattr(orth, "CHUNK", 70)
     torch.testing.assert_close(orth.gram(X, Y), whole)
     torch.testing.assert_close(whole, X.double().mT @ Y.double())
