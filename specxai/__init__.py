@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "linearize": "specxai.local",
     "Local": "specxai.local",
+    "LocalOperator": "specxai.graph_operator",
     "LinearOperator": "specxai.operators",
     "explain": "specxai.spectral",
     "Explanation": "specxai.spectral",

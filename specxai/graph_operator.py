@@ -16,7 +16,7 @@ from specxai.operators import Cut, LinearOperator
 MOST_COLUMNS = 4096  # of one product, whatever the memory
 
 
-class GraphOperator(LinearOperator):
+class LocalOperator(LinearOperator):
     """The linear map from the units of some steps to the units of others.
 
     sources, targets   steps of the program; their units are flattened and put one after the other
@@ -77,9 +77,9 @@ class GraphOperator(LinearOperator):
         if found is None or found.width >= min(self.shape):
             return None
         common = {"dtype": self.dtype, "device": self.device, "max_memory": self.max_memory}
-        right = GraphOperator(self._graph, self._sources, found.steps, held=self._held, columns=self._columns,
+        right = LocalOperator(self._graph, self._sources, found.steps, held=self._held, columns=self._columns,
                               rows=found.units, **common)
-        left = GraphOperator(self._graph, found.steps, self._targets, held=self._held, columns=found.units,
+        left = LocalOperator(self._graph, found.steps, self._targets, held=self._held, columns=found.units,
                              rows=self._rows, **common)
         return Cut(found.width, left, right)
 

@@ -14,7 +14,7 @@ from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import is_getitem, references, substitute
 from specxai.errors import CaptureError
-from specxai.graph_operator import GraphOperator
+from specxai.graph_operator import LocalOperator
 from specxai.operators import LinearOperator
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.target import resolve_target
@@ -41,8 +41,10 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     >>> torch.allclose(local.output.flatten(), local.jacobian @ x.flatten() + local.bias.flatten())
     True
     """
-    captured = model if isinstance(model, Captured) else recall(model, x)
-    return captured.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
+    if isinstance(model, Captured):
+        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
+    captured, values = recall(model, x)
+    return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Local:
     """
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
-                 max_memory: int | None = None) -> None:
+                 max_memory: int | None = None, values: list | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
         if gates not in POLICIES:
@@ -88,7 +90,7 @@ class Local:
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         self.input = x.detach()
         with torch.no_grad():
-            self._values = captured.program.run(self.input)
+            self._values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, self._values, gates)
             shapes = {i: self._values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = graph(nodes, shapes, captured.program.input)
@@ -109,7 +111,7 @@ class Local:
         return self.captured.model_name
 
     @cached_property
-    def jacobian(self) -> GraphOperator:
+    def jacobian(self) -> LocalOperator:
         """J (m, n) over flattened inputs and outputs."""
         program = self.captured.program
         return self.operator([program.input], [program.output])
@@ -150,14 +152,15 @@ class Local:
         """
         name, step = self.captured.program.layer(layer)
         program = self.captured.program
-        around = bool(self.graph.between([program.input], [program.output], [step])) and step != program.output
+        around = bool(self.graph.between([program.input], [program.output], [step]))
+        around = around and step not in (program.input, program.output)
         return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]),
                      self.operator([program.input], [program.output], held=[step]) if around else None,
                      self._values[step].detach())
 
-    def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> GraphOperator:
+    def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
         """The linear map between steps of the program, the steps `held` kept at zero."""
-        return GraphOperator(self.graph, sources, targets, held=held, dtype=self.input.dtype,
+        return LocalOperator(self.graph, sources, targets, held=held, dtype=self.input.dtype,
                              device=self.input.device, max_memory=self.max_memory)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
@@ -191,10 +194,11 @@ class Local:
         return regions.first_flip(self.graph, self.named_gates(), direction, self.input)
 
     def named_gates(self) -> list[tuple[str, Gate]]:
-        """(layer, gate) of every non-linearity, and of every comparison that the model computes with."""
+        """(layer, gate) of every non-linearity, product of values, stopped gradient and comparison."""
         steps = self.captured.program.steps
         gates = [(steps[i].layer, node.gate) for i, node in self.graph.nodes.items() if node.gate is not None]
-        return gates + self._decisions
+        curved = [(steps[i].layer, Gate(i, None, None)) for i, node in self.graph.nodes.items() if node.curved]
+        return gates + curved + self._decisions
 
     @cached_property
     def _decisions(self) -> list[tuple[str, Gate]]:
@@ -262,7 +266,7 @@ class Local:
             for start in range(0, len(rows), width):
                 inject = {index: (row, self.graph.nodes[index].offset)
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
-                parts.append(self.graph.forward({}, [output], inject=inject)[0].flatten(1))
+                parts.append(self.graph.forward({}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
 
 

@@ -6,6 +6,8 @@ spectral layer) sees only the interface below.  A block of k vectors is a matrix
 
 from __future__ import annotations
 
+import operator
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +20,37 @@ if TYPE_CHECKING:
 
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-__all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator"]
+__all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator", "as_integer"]
 
 # Identity blocks of `to_dense` are this wide at most, so that no second matrix of full size is ever held.
 IDENTITY_BLOCK = 256
+
+
+def as_integer(value) -> int | None:
+    """An integer of any kind (int, NumPy's, a 0-d tensor) as an int; None for anything else, True and False too.
+
+    >>> import numpy
+    >>> as_integer(numpy.int64(3)), as_integer(3.0), as_integer(True)
+    (3, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
+    """MemoryError that says how much is needed where the device's free memory does not hold `needed` bytes."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # all: caches give way
+    else:
+        return
+    if needed > free:
+        raise MemoryError(f"{what} needs {needed / 2**30:,.1f} GiB, and there are {free / 2**30:,.1f}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -144,6 +173,8 @@ class LinearOperator(ABC):
         It holds m·n numbers: meant for small operators and for tests.
         """
         m, n = self.shape
+        require_memory(m * n * self.dtype.itemsize, self.device, f"the dense matrix {m} x {n}",
+                       "use its products, matmat and rmatmat, instead")
         dense = torch.empty(m, n, dtype=self.dtype, device=self.device)
         for start, stop, block in identity_blocks(min(m, n), self.dtype, self.device):
             if n <= m:
@@ -299,6 +330,14 @@ class AdjointOperator(LinearOperator):
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         return self.original.matmat(Y)
+
+    @property
+    def input_shape(self) -> torch.Size:
+        return self.original.output_shape
+
+    @property
+    def output_shape(self) -> torch.Size:
+        return self.original.input_shape
 
     @property
     def T(self) -> LinearOperator:

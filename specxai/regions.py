@@ -33,8 +33,9 @@ class Flip(float):
 def _piecewise(gates: list[tuple[str, Any]], crossing: bool) -> None:
     names = sorted({name for name, gate in gates if gate.pattern is None})
     if names:
-        raise ValueError(f"linear regions need a piecewise-linear net, but {', '.join(names[:5])} is smooth "
-                         f"({len(names)} such layers): its map changes at every point")
+        raise ValueError(f"linear regions need a piecewise-linear net with a rule for every gate, but "
+                         f"{', '.join(names[:5])} is smooth, a product of values, a stopped gradient or without a rule "
+                         f"({len(names)} such layers)")
     missing = sorted({name for name, gate in gates if gate.crossing is None})
     if crossing and missing:
         raise ValueError(f"the distance to a flip is not known for {', '.join(missing[:5])}: adaptive and 3-d "
@@ -57,6 +58,8 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
     _piecewise(gates, crossing=True)
     if direction.numel() != x.numel():
         raise ValueError(f"direction has shape {tuple(direction.shape)}, the input {tuple(x.shape)}")
+    if not torch.isfinite(direction).all():
+        raise ValueError("direction holds NaN or infinity; give a finite one")
     if not direction.any():
         raise ValueError("direction is zero: the line does not move")
     seed = direction.detach().reshape(1, *x.shape).to(x)

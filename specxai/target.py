@@ -6,7 +6,7 @@ import operator
 
 import torch
 
-__all__ = ["resolve_target"]
+__all__ = ["resolve_target", "without_batch"]
 
 
 def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -24,7 +24,7 @@ def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
         target = target(output.detach())
         if callable(target):
             raise TypeError("the target callable returned another callable: return an index or a tensor of weights")
-    shape = output.shape[1:]
+    shape = without_batch(output.shape)
     if output.numel() == 0:
         raise ValueError(f"the output has shape {tuple(output.shape)} and no entry to explain")
     if target is None:
@@ -39,6 +39,16 @@ def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
         position = _position(index, target, output)
         return _one_hot(position, output), _label(position, shape)
     return _weights(target, output)
+
+
+def without_batch(shape: torch.Size) -> torch.Size:
+    """A value's shape without its batch axis of 1, if it has one.
+
+    >>> without_batch(torch.Size([1, 10])), without_batch(torch.Size([4, 8]))
+    (torch.Size([10]), torch.Size([4, 8]))
+    """
+    shape = torch.Size(shape)
+    return shape[1:] if len(shape) and shape[0] == 1 else shape
 
 
 def _as_index(target) -> tuple[int, ...] | int | None:
@@ -62,7 +72,8 @@ def _as_index(target) -> tuple[int, ...] | int | None:
 
 def _position(index, target, output: torch.Tensor) -> int:
     """Flat position of an index in `output`, with the batch axis optional."""
-    shape = tuple(output.shape[1:])
+    shape = tuple(without_batch(output.shape))
+    batch = len(shape) < output.ndim
     if isinstance(index, int):
         if not shape and index in (0, -1):
             return 0
@@ -70,16 +81,17 @@ def _position(index, target, output: torch.Tensor) -> int:
             raise ValueError(f"target={target!r} is one index, but the output has shape {tuple(output.shape)}: give a "
                              f"tuple of {len(shape)}, such as {(0,) * len(shape)}")
         index = (index,)
-    if len(index) == len(shape) + 1 and index[0] in (0, -1):
+    if batch and len(index) == len(shape) + 1 and index[0] in (0, -1):
         index = index[1:]
     if len(index) != len(shape):
         raise ValueError(f"target={target!r} does not index an output of shape {tuple(output.shape)}: give a tuple of "
-                         f"{len(shape)} integers (or {len(shape) + 1} with a leading 0 for the batch axis)")
+                         f"{len(shape)} integers" + (f" (or {len(shape) + 1} with a leading 0 for the batch axis)"
+                                                     if batch else ""))
     position = 0
     for i, n in zip(index, shape, strict=True):
         if not -n <= i < n:
-            raise IndexError(f"target={target!r} is out of range for an output of shape {tuple(output.shape)} "
-                             f"(without its batch axis {shape})")
+            raise IndexError(f"target={target!r} is out of range for an output of shape {tuple(output.shape)}"
+                             + (f" (without its batch axis {shape})" if batch else ""))
         position = position * n + i % n
     return position
 
@@ -102,10 +114,11 @@ def _label(position: int, shape: torch.Size) -> str:
 
 def _weights(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
     weights = torch.as_tensor(target).detach().to(dtype=output.dtype, device=output.device)
-    allowed = {(output.numel(),), tuple(output.shape), tuple(output.shape[1:])}
+    own = without_batch(output.shape)
+    allowed = {(output.numel(),), tuple(output.shape), tuple(own)}
     if tuple(weights.shape) not in allowed:
         raise ValueError(f"target weights have shape {tuple(weights.shape)}, but the output has shape "
-                         f"{tuple(output.shape)}: give one weight per output, {tuple(output.shape[1:])} or "
+                         f"{tuple(output.shape)}: give one weight per output, {tuple(own)} or "
                          f"({output.numel()},); for a single output pass its index as an int or a tuple")
     weights = weights.flatten().clone()
     if not torch.isfinite(weights).all():
@@ -116,7 +129,7 @@ def _weights(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
                          "non-zero weight")
     if len(used) <= 2 and all(abs(float(weights[i])) == 1 for i in used):
         used.sort(key=lambda i: -float(weights[i]))
-        names = [_label(i, output.shape[1:]) for i in used]
+        names = [_label(i, own) for i in used]
         signs = ["-" if float(weights[i]) < 0 else "+" for i in used]
         return weights, " ".join(f"{s} {n}" for s, n in zip(signs, names, strict=True)).removeprefix("+ ")
     return weights, "weights"

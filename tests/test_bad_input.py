@@ -233,3 +233,19 @@ def test_a_memory_bound_that_is_no_number():
 def test_an_input_without_values():
     with pytest.raises(ValueError, match="meta device"):
         specxai.linearize(nn.ReLU().eval(), torch.zeros(1, 3, device="meta"))
+
+
+def test_a_lazy_module_before_its_first_input():
+    with pytest.raises(ValueError, match=r"parameter weight has no values yet .* run the model once") as raised:
+        specxai.linearize(nn.LazyLinear(3).eval(), torch.ones(1, 4))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_op_that_torch_cannot_differentiate():
+    class Zeta(nn.Module):
+        def forward(self, x):
+            return torch.special.zeta(x, 2 + x)
+
+    with pytest.raises(CaptureError, match="special_zeta has no rule here and torch cannot differentiate it") as raised:
+        specxai.linearize(Zeta().eval(), torch.ones(1, 4))
+    assert "\n" not in str(raised.value)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specxai.rules import LinearNode
+from specxai.svd.precision import full_precision
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
 
@@ -70,6 +71,7 @@ class Graph:
                 if term.input in blocks:
                     part = term.apply(blocks[term.input])
                     total = part if total is None else total + part
+            for term in self.nodes[index].terms:  # after the sum: an operand may come twice
                 if last.get(term.input) == index:
                     blocks.pop(term.input, None)
             if index in inject:
@@ -183,12 +185,14 @@ class DenseProducts:
         return self._probe_bytes * columns
 
     def matmat(self, X: Tensor) -> Tensor:
-        seeds = self._seeds(X, self._sources, self._columns)
-        return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
+        with full_precision(X.device):
+            seeds = self._seeds(X, self._sources, self._columns)
+            return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
 
     def rmatmat(self, Y: Tensor) -> Tensor:
-        seeds = self._seeds(Y, self._targets, self._rows)
-        return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
+        with full_precision(Y.device):
+            seeds = self._seeds(Y, self._targets, self._rows)
+            return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""
@@ -200,7 +204,7 @@ class DenseProducts:
 
 
 def _collect(blocks: list[Tensor], live: Tensor | None) -> Tensor:
-    units = torch.cat([block.flatten(1) for block in blocks], 1)
+    units = torch.cat([block.reshape(block.shape[0], -1) for block in blocks], 1)
     return (units if live is None else units.index_select(1, live)).T.contiguous()
 
 

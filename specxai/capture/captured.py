@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from specxai.capture.export import export_program, first_line
@@ -94,33 +95,37 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
 _RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Any, Captured]]] = WeakKeyDictionary()
 
 
-def recall(model: nn.Module, x: Tensor) -> Captured:
-    """The capture made for an input like x before, if the model is as it was then; else a new one, kept.
+def recall(model: nn.Module, x: Tensor) -> tuple[Captured, list | None]:
+    """The capture made for an input like x before, if the model is as it was then, with every step's value at x; else
+    a new one, kept, and None.
 
-    Modules, their settings, parameters and buffers, and the output at x are compared: two forward passes at most.
+    Modules, their settings, parameters and buffers, and the output at x are compared: one pass of the model and the one
+    of the graph that the values cost anyway.
     """
     model = _unwrap(model)
     _check_model(model)
     _check_example(model, x)
     key, state = (x.shape, x.dtype, x.device), _state(model)
     kept = _RECALLED.setdefault(model, {})
-    if key in kept and kept[key][0] == state and _same_output(kept[key][1], model, x):
-        return kept[key][1]
+    if key in kept and kept[key][0] == state:
+        captured = kept[key][1]
+        captured.check(x)
+        with torch.no_grad():
+            values, theirs = captured.program.run(x.detach()), _run(model, x.detach())
+        # Whatever else may have changed in the model's code shows in its output.
+        ours = values[captured.program.output]
+        if ours.shape == theirs.shape and _difference(ours, theirs) <= 100 * torch.finfo(x.dtype).eps:
+            return captured, values
     kept[key] = state, capture(model, x)
-    return kept[key][1]
+    return kept[key][1], None
 
 
 def _state(model: nn.Module) -> tuple:
-    """What a trace depends on, apart from values: settings as the modules print them, and which tensors they hold."""
+    """What a trace depends on: settings as the modules print them and as attributes, and which tensors they hold."""
     tensors = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
-    return repr(model), tensors
-
-
-def _same_output(captured: Captured, model: nn.Module, x: Tensor) -> bool:
-    """Whatever else may have changed in the model's code shows in its output."""
-    with torch.no_grad():
-        ours, theirs = captured.program.run(x.detach())[captured.program.output], _run(model, x.detach())
-    return ours.shape == theirs.shape and _difference(ours, theirs) <= _tolerance(x.dtype)
+    settings = [(path, name, value) for path, module in model.named_modules() for name, value in vars(module).items()
+                if isinstance(value, bool | int | float | str | None)]
+    return repr(model), settings, tensors
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -160,6 +165,8 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
                          "map belongs to one input (try x[:1])")
     for name, tensor in _tensors(model):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no values yet (a lazy module); run the model once on an input like this one")
         if tensor.is_complex():
             raise TypeError(f"{name} is {tensor.dtype}, and complex maps have no rules here")
         if tensor.is_floating_point() and tensor.dtype != example.dtype:
@@ -211,7 +218,11 @@ def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
     if output.requires_grad:
         expected = torch.autograd.grad(output, x, probe, allow_unused=True)[0]
     expected = torch.zeros_like(x) if expected is None else expected
-    _compare("product with Jᵀ", local.jacobian.rmatvec(probe.flatten()), expected.flatten(), tolerance)
+    pulled = local.jacobian.rmatvec(probe.flatten())
+    _compare("product with Jᵀ", pulled, expected.flatten(), tolerance)
+    # ⟨J v, u⟩ = ⟨v, Jᵀu⟩ carries the check over to the forward products; v = Jᵀu makes it ‖Jᵀu‖².
+    pushed = local.jacobian.matvec(pulled)
+    _compare("product with J", probe.flatten() @ pushed, pulled @ pulled, tolerance)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

@@ -28,6 +28,10 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         yield stage
         for path in sorted(stage.iterdir()):
+            if (out / path.name).is_dir():
+                raise OSError(f"cannot write {out / path.name}: a folder has that name; remove it, or give another "
+                              "folder with --out")
+        for path in sorted(stage.iterdir()):
             path.replace(out / path.name)
     except BaseException:
         shutil.rmtree(stage)

@@ -21,6 +21,7 @@ from specxai.plots.spectrum import (
 )
 
 DPI = 130
+MOST_CHANNELS = 4  # of an input of two axes; more rows are a picture's
 
 
 def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, image=None,
@@ -33,14 +34,15 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     top        vectors per row
     image      the input as people see it: (h, w), (h, w, 3) or (C, h, w)
     mean, std  per channel: undo the input's normalisation when there is no `image`
-    dim        axes of the input to contract (23); default the first, channels, and none for an input of one axis
+    dim        axes of the input to contract (23); default the first, channels, and none for an input of one axis or
+               of two that look like a picture without channels
     title      first line above the figure; text only, never parsed as a formula
 
     The maps of the first row are c^k = Σ_c φ_k x (23), which add up to φ_k·x; of the second the contributions
     α_k ĉ^k = ψ_k λ_k c^k (25), which add up to α_k.  Never absolute values.  One scale along a row: ± the 98th
     percentile of |c|, printed beside it.  pyplot is not touched, so this is safe in threads and servers.
     """
-    dim = (0 if e.x.ndim > 1 else ()) if dim is None else dim
+    dim = default_dim(e.x.shape) if dim is None else dim
     top = max(1, top)
     figure = Figure(figsize=(max(11.2, 2.45 * (top + 1) + 1.4), 9.4), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
@@ -146,3 +148,12 @@ def _total(e, dim) -> np.ndarray:
 
     row = combine(e.psi * e.S, e.right_vectors)
     return contract(row[None], e.x.double(), dim)[0].numpy()
+
+
+def default_dim(shape: Sequence[int]) -> int | tuple[()]:
+    """Channels are contracted; a line, and two axes with too many rows for channels, are drawn as they are.
+
+    >>> default_dim((3, 32, 32)), default_dim((64, 64)), default_dim((10,))
+    (0, (), ())
+    """
+    return 0 if len(shape) > 2 or (len(shape) == 2 and shape[0] <= MOST_CHANNELS) else ()

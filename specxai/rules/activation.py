@@ -58,7 +58,14 @@ def clamp_max(site: Site) -> LinearNode:
 
 @rule("abs.default")
 def absolute(site: Site) -> LinearNode:
-    return _pieces(site, [0.0], [-1.0, 1.0])
+    """Slope −1, 0 at z = 0 as in torch, and 1."""
+    z = site.args[0].detach()
+
+    def crossing(direction: Tensor) -> Tensor:
+        time = torch.where(z * direction < 0, -z / direction, math.inf)
+        return torch.where((z == 0) & (direction != 0), 0.0, time)
+
+    return diagonal(site, z.sign(), None, gate=Gate(site.ref(0), z.sign().to(torch.int8), crossing))
 
 
 @rule("hardsigmoid.default")

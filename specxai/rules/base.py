@@ -31,6 +31,7 @@ class Term:
     units   set where every output unit is one input unit times a factor, or zero: the same map without the factor, on
             numbers of any dtype
     factor  that factor, broadcast to the output
+    entries set where A_i is sparse: () -> (output units, input units, numbers), one entry each
     """
 
     input: int
@@ -39,6 +40,7 @@ class Term:
     flops: int = 0
     units: Block | None = None
     factor: Tensor | float = 1.0
+    entries: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class LinearNode:
     resets    a later product is not 'gated' by what lies before this node (convolution, linear)
     scale     set where the node is diagonal
     view      the units of its one input, in the same order
+    curved    its map changes with x although it is no gate: a product of two values, a stopped gradient
     """
 
     terms: tuple[Term, ...]
@@ -98,6 +101,7 @@ class LinearNode:
     resets: bool = False
     scale: Tensor | None = None
     view: bool = False
+    curved: bool = False
 
     @property
     def flops(self) -> int:
@@ -165,9 +169,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, units: Block | None = None,
-        **node: Any) -> LinearNode:
+        entries: Callable | None = None, **node: Any) -> LinearNode:
     """A node with the single term A at argument `position`."""
-    return LinearNode((Term(site.ref(position), apply, adjoint, flops, units),), **node)
+    return LinearNode((Term(site.ref(position), apply, adjoint, flops, units, entries=entries),), **node)
 
 
 def selection(site: Site, rows: Tensor) -> LinearNode:

@@ -53,13 +53,14 @@ def mul(site: Site) -> LinearNode | None:
         position = 0 if site.ref(0) is not None else 1
         return LinearNode((scaled(site, position, _constant(site.args[1 - position])),))
     left, right = site.args[0].detach(), site.args[1].detach()
+    curved = left.is_floating_point() and right.is_floating_point()  # a mask only changes where a comparison does
     if site.policy == "frozen":
         held = [site.ref(p) in site.gated for p in (0, 1)]
         if any(held):
             # Where both went through a non-linearity, the left factor is the one held.
             position = 1 if held[0] else 0
-            return LinearNode((scaled(site, position, site.args[1 - position].detach()),))
-    return LinearNode((scaled(site, 0, right), scaled(site, 1, left)), offset=-site.value)
+            return LinearNode((scaled(site, position, site.args[1 - position].detach()),), curved=curved)
+    return LinearNode((scaled(site, 0, right), scaled(site, 1, left)), offset=-site.value, curved=curved)
 
 
 @rule("div.Tensor", "div.Scalar")
@@ -105,7 +106,7 @@ def identity(site: Site) -> LinearNode | None:
 @rule("detach.default")
 def stop_gradient(site: Site) -> LinearNode:
     """A frozen factor: no term, the value is a constant offset."""
-    return LinearNode((), offset=site.value.detach())
+    return LinearNode((), offset=site.value.detach(), curved=True)
 
 
 def _constant(value) -> Tensor | float:

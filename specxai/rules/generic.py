@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from specxai.capture.program import Ref, references
+from specxai.errors import CaptureError
 from specxai.rules.base import Gate, LinearNode, Site, Term
 
 
@@ -22,11 +23,16 @@ def generic(site: Site) -> LinearNode:
     values = dict(_pairs(template, (site.args, site.kwargs)))
     inputs = sorted({i for i in references(template) if i in site.active and values[i].is_floating_point()})
     terms = tuple(_term(site, template, i, values[i].detach()) for i in inputs)
+    name = str(site.step.target).removesuffix(".default")
     offset = site.value.detach().clone()
-    for term in terms:
-        offset -= term.apply(values[term.input].detach().unsqueeze(0))[0]
+    try:
+        for term in terms:
+            offset -= term.apply(values[term.input].detach().unsqueeze(0))[0]
+    except (RuntimeError, NotImplementedError) as error:
+        raise CaptureError(f"{site.step.layer}: {name} has no rule here and torch cannot differentiate it "
+                           f"({str(error).splitlines()[0]}); replace it by differentiable operations") from error
     gate = Gate(inputs[0], None, None) if inputs else None
-    return LinearNode(terms, offset=offset, gate=gate, generic=str(site.step.target).removesuffix(".default"))
+    return LinearNode(terms, offset=offset, gate=gate, generic=name)
 
 
 def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
@@ -58,7 +64,11 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
             pulled = None
             if value.requires_grad:
                 pulled = torch.autograd.grad(value, leaf, dummy, create_graph=True, allow_unused=True)[0]
-            return rows(pulled, dummy, block, value.shape).detach()
+            try:
+                return rows(pulled, dummy, block, value.shape).detach()
+            except (RuntimeError, NotImplementedError):  # no second derivative: the Jacobian, row by row
+                unit = torch.eye(value.numel(), dtype=z.dtype, device=z.device).reshape(-1, *value.shape)
+                return (block.flatten(1) @ adjoint(unit).flatten(1).mT).reshape(block.shape[0], *value.shape)
 
     return Term(index, apply, adjoint, flops=4 * site.value.numel())
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specxai.rules.base import Gate, LinearNode, Site, one, per_axis, rule
 
+LARGEST_PLANE = 4096  # points of a plane whose pooling is written out as a matrix
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -106,4 +107,15 @@ def average_pool(site: Site) -> LinearNode:
             grad = torch.autograd.grad(pool(zero), zero, planes)[0]
         return grad.reshape(block.shape[0], *own)
 
-    return one(site, apply, adjoint, flops=site.args[0].numel())
+    def entries() -> tuple[Tensor, Tensor, Tensor]:
+        # Pooling the unit planes gives the matrix of one plane, the same for all.
+        size, planes = own[-dims:].numel(), own[:-dims].numel()
+        unit = torch.eye(size, dtype=site.value.dtype).reshape(size, 1, *own[-dims:])
+        matrix = pool(unit).reshape(size, -1)
+        inner, outer = matrix.nonzero(as_tuple=True)
+        plane = torch.arange(planes)[:, None]
+        return ((plane * matrix.shape[1] + outer).reshape(-1), (plane * size + inner).reshape(-1),
+                matrix[inner, outer].repeat(planes))
+
+    sparse = entries if own[-dims:].numel() <= LARGEST_PLANE else None
+    return one(site, apply, adjoint, flops=site.args[0].numel(), entries=sparse)

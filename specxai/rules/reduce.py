@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from specxai.rules.base import LinearNode, Site, one, rule
@@ -27,4 +28,8 @@ def reduce(site: Site) -> LinearNode:
     def adjoint(block: Tensor) -> Tensor:
         return (block * scale).reshape(block.shape[0], *kept).expand(block.shape[0], *own)
 
-    return one(site, apply, adjoint, flops=site.args[0].numel())
+    def entries() -> tuple[Tensor, Tensor, Tensor]:
+        total = torch.arange(shape.numel()).reshape(kept).expand(own).reshape(-1)
+        return total, torch.arange(own.numel()), torch.full((own.numel(),), float(scale), dtype=site.value.dtype)
+
+    return one(site, apply, adjoint, flops=site.args[0].numel(), entries=entries)

@@ -83,6 +83,44 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     return Term(index, apply, adjoint, units=apply)
 
 
+@rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default")
+def overwrite(site: Site) -> LinearNode:
+    """Assignment to a slice: every output is a unit of what was there or of what is written.
+
+    The call on the numbers of one operand, zeros in the other's place, says which.
+    """
+    old, new = (part.detach() for part in site.args[:2])
+    terms, offset = [], None
+    for position, part in enumerate((old, new)):
+        if site.ref(position) is None:
+            operands = (part, torch.zeros_like(new)) if position == 0 else (torch.zeros_like(old), part)
+            constant = site.step.target(*operands, *site.args[2:], **site.kwargs).expand(site.value.shape)
+            offset = constant if offset is None else offset + constant
+            continue
+        numbers = torch.arange(1, part.numel() + 1, device=part.device).reshape(part.shape)
+        operands = (numbers, torch.zeros_like(new, dtype=numbers.dtype)) if position == 0 else (
+            torch.zeros_like(old, dtype=numbers.dtype), numbers)
+        rows = site.step.target(*operands, *site.args[2:], **site.kwargs).expand(site.value.shape).reshape(-1) - 1
+        terms.append(_placed(site.ref(position), part.shape, site.value.shape, rows))
+    return LinearNode(tuple(terms), offset=offset)
+
+
+def _placed(index: int, own, shape, rows: Tensor) -> Term:
+    """Output unit i is input unit `rows[i]`, or zero for −1."""
+    zero = rows < 0
+
+    def apply(block: Tensor) -> Tensor:
+        out = block.reshape(block.shape[0], -1).index_select(1, rows.clamp_min(0)).masked_fill(zero, 0)
+        return out.reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], own.numel())
+        taken = block.reshape(block.shape[0], -1).masked_fill(zero, 0)
+        return out.index_add_(1, rows.clamp_min(0), taken).reshape(block.shape[0], *own)
+
+    return Term(index, apply, adjoint, units=apply)
+
+
 @rule("constant_pad_nd.default")
 def constant_pad(site: Site) -> LinearNode:
     return _constant_pad(site, site.arg(2, "value", 0))

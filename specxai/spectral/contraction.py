@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from specxai.operators import as_integer
+
 __all__ = ["contract", "normalise_dims"]
 
 _CHUNK = 1 << 22  # products held at once, in elements: bounds the float64 temporaries of an exact run to 32 MiB
@@ -13,12 +15,12 @@ _CHUNK = 1 << 22  # products held at once, in elements: bounds the float64 tempo
 
 def normalise_dims(dim: int | Sequence[int], shape: torch.Size) -> tuple[int, ...]:
     """`dim` as a sorted tuple of non-negative axes of `shape`; raises if one is out of range or named twice."""
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = (dim,) if isinstance(dim, bool) or as_integer(dim) is not None else tuple(dim)
     for d in dims:
-        if isinstance(d, bool) or not isinstance(d, int) or not -len(shape) <= d < len(shape):
+        if as_integer(d) is None or not -len(shape) <= d < len(shape):
             raise ValueError(f"dim={dim!r} does not name axes of the input without its batch axis, of shape "
                              f"{tuple(shape)}: give integers from {-len(shape)} to {len(shape) - 1}")
-    dims = tuple(sorted(d % len(shape) for d in dims))
+    dims = tuple(sorted(int(d) % len(shape) for d in dims))
     if len(set(dims)) < len(dims):
         raise ValueError(f"dim={dim!r} names an axis twice; the input without its batch axis has shape {tuple(shape)}")
     return dims

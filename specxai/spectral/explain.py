@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
+from specxai.operators import as_integer
 from specxai.spectral.contraction import project
 from specxai.spectral.explanation import Explanation
-from specxai.target import resolve_target
+from specxai.target import resolve_target, without_batch
 
 __all__ = ["explain"]
 
+DEFAULT_RANK = 50
 
-def explain(model, x: torch.Tensor | None = None, layer=None, target=None, rank: int | None = 50,
-            tol: float | None = None, method: str = "auto", seed: int = 0, gates: str = "tangent",
-            backend: str = "auto", progress=None) -> Explanation:
+
+def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
+            rank: int | Literal["auto"] | None = "auto", tol: float | None = None, method: str = "auto",
+            seed: int = 0, gates: str = "tangent", backend: str = "auto", progress=None) -> Explanation:
     """Read one output of a network as a sum of spectral contributions, eq. (20): y = Σ ψ_k λ_k (φ_k·x) + b.
 
     At x the network is y = Jx + b, and J = L·R + bypass at a layer.  R = UΣVᵀ gives α_k = ψ_k λ_k (φ_k·x) with
@@ -26,7 +31,8 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None, rank:
     layer     dotted name of a module ("features.12", "relu#2") or the module object
     target    None for the predicted class, an int, a tuple over the output's axes, weights (m,) or of the output's
               shape (a difference of logits), or a callable output -> one of these
-    rank      at most how many singular triplets; with `tol` None too, None means all of them (exact)
+    rank      at most how many singular triplets, None for all of them (exact) or for as many as `tol` needs; "auto" is
+              None where a `tol` is given and else 50
     tol       relative error of the truncated R at which to stop, see `specxai.svd`
     method, seed, progress   as for `specxai.svd`
     gates     "tangent" (eq. 15, the true Jacobian) or "frozen" (eq. 14 with b = 0)
@@ -39,7 +45,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None, rank:
     >>> e.right_vectors.shape[1:], e.target_label, e.completeness < 1e-5
     (torch.Size([4]), 'output[2]', True)
     """
-    _check_request(rank, tol)
+    rank, seed = _check_request(rank, tol), seed if as_integer(seed) is None else as_integer(seed)
     local, name = _local(model, x, gates, backend)
     if layer is None:
         raise TypeError(f"explain needs layer=, the name of a module or the module itself; this model has "
@@ -74,15 +80,15 @@ def _decompose(local, split, w, label, name, rank, tol, method, seed, progress) 
         layer=split.layer, target=_cpu(w), target_label=label,
         S=s, alpha=alpha, psi=psi, projections=projections, residuals=svd.residuals.detach().cpu().double(),
         indices=torch.arange(len(s)),
-        right_vectors=right.reshape(len(s), *_without_batch(local.input.shape)),
-        left_vectors=left.reshape(len(s), *_without_batch(split.shape)),
-        x=x.reshape(_without_batch(local.input.shape)),
+        right_vectors=right.reshape(len(s), *without_batch(local.input.shape)),
+        left_vectors=left.reshape(len(s), *without_batch(split.shape)),
+        x=x.reshape(without_batch(local.input.shape)),
         output=_dot(w, local.output.flatten()), bias=_dot(w, local.bias.flatten()), bypass=bypass,
         # Not y − b − Σα: this way the sum of all terms against the output is a check, not an identity.
         remainder=_dot(pulled, through) - float(alpha.sum()),
         bias_contributions={k: float(v) for k, v in local.bias_contributions(target=w).items()},
-        gradient=_cpu(gradient).reshape(_without_batch(local.input.shape)),
-        bypass_gradient=_cpu(bypass_gradient).reshape(_without_batch(local.input.shape)),
+        gradient=_cpu(gradient).reshape(without_batch(local.input.shape)),
+        bypass_gradient=_cpu(bypass_gradient).reshape(without_batch(local.input.shape)),
         exactness=float(local.exactness), error=None if svd.error is None else float(svd.error),
         method=svd.method, products=int(svd.products), gates=local.gates, backend=local.backend, seed=svd.seed,
         settings=_settings(name, rank, tol, method, split.bypass is not None, svd),
@@ -105,11 +111,16 @@ def fix_signs(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> torch
     return projections.abs()
 
 
-def _check_request(rank, tol) -> None:
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank={rank!r} is out of range: give at least 1, or None for all components")
+def _check_request(rank, tol) -> int | None:
+    """The rank that is meant; ValueError for one out of range."""
     if tol is not None and not tol > 0:
         raise ValueError(f"tol={tol!r}: give a positive relative error; for an exact run leave both rank and tol None")
+    if isinstance(rank, str) and rank == "auto":
+        return DEFAULT_RANK if tol is None else None
+    number = as_integer(rank)
+    if rank is not None and (number is None or number < 1):
+        raise ValueError(f"rank={rank!r} is out of range: give at least 1, or None for all components")
+    return number
 
 
 def _local(model, x, gates, backend):
@@ -171,8 +182,3 @@ def _cpu(t: torch.Tensor) -> torch.Tensor:
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
     """a·b accumulated in float64; on the CPU, since not every device has float64."""
     return float(a.detach().cpu().double() @ b.detach().cpu().double())
-
-
-def _without_batch(shape) -> torch.Size:
-    shape = torch.Size(shape)
-    return shape[1:] if len(shape) and shape[0] == 1 else shape

@@ -97,12 +97,16 @@ class Explanation:
         rows = ("S", "alpha", "psi", "projections", "residuals", "indices", "right_vectors", "left_vectors")
         kept = {name: getattr(self, name)[position] for name in rows}
         dropped = float(self.alpha.sum()) - float(kept["alpha"].sum())
-        return replace(self, **kept, remainder=self.remainder + dropped)
+        error = self.error
+        if error is not None:  # by the triangle inequality, for what is now left out as well
+            left_out = float((self.S**2).sum()) - float((kept["S"] ** 2).sum())
+            error += max(left_out, 0.0) ** 0.5
+        return replace(self, **kept, remainder=self.remainder + dropped, error=error)
 
     def positions(self, key) -> torch.Tensor:
         """`key` (int, slice, list, mask, tensor) as a tensor of distinct positions 0..k−1."""
         if not isinstance(key, slice):
-            key = torch.as_tensor(key)
+            key = torch.as_tensor(sorted(key) if isinstance(key, (set, frozenset, range)) else key)
             key = key.long() if key.numel() == 0 else key
             if key.dtype == torch.bool and key.shape != (len(self),):
                 raise IndexError(f"a mask over components must have shape ({len(self)},), not {tuple(key.shape)}")

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from specxai.operators import Cut, LinearOperator, identity_blocks
+from specxai.operators import Cut, LinearOperator, identity_blocks, require_memory
 from specxai.svd.certify import FLOORS, residual_norms, rounding_floor
 from specxai.svd.orth import small_svd, tall_qr
 from specxai.svd.products import Counted
@@ -30,16 +30,20 @@ def useful_cut(operator: LinearOperator) -> Cut | None:
 def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, settings: dict) -> SVDResult:
     """The triplets above the rounding floor: all of them, the `rank` leading, or as many as `tol` ‖R‖_F needs."""
     cut = useful_cut(operator)
+    m, n = operator.shape
+    width = min(m, n) if cut is None else cut.width
+    # Both factors, their bases and the result of one; float64 for the small matrix and its SVD.
+    needed = operator.dtype.itemsize * 3 * (m + n) * width + 8 * 6 * width**2
+    require_memory(needed, operator.device, f"an exact SVD of {m} x {n} through {width} dimensions",
+                   "give rank= or tol= for the leading triplets")
     if cut is None:
         (QA, QB, core), scale = _smaller_side(operator), None
-        width = min(operator.shape)
     else:
         A = _columns(cut.left, operator, count=True)
         B = _columns(cut.right.T, operator, count=False)  # the other half of the same columns
         _check_finite(operator, A, B)
         (QA, CA), (QB, CB) = tall_qr(A), tall_qr(B)
         core = CA @ CB.mT
-        width = cut.width
         # Factors that are large where their product is small: rounding is relative to the factors.
         scale = float(min(_norm(CA) * _spectral(CB), _spectral(CA) * _norm(CB)))
         del A, B

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from torch import Tensor
 
-from specxai.operators import LinearOperator
+from specxai.operators import LinearOperator, as_integer
 from specxai.svd.auto import Choice, choose, default_basis, default_block
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
@@ -70,6 +71,7 @@ def svd(
         True
     """
     max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
+    rank, seed = None if rank is None else int(rank), int(seed)
     block = block_size or default_block(operator, rank)
     if method != "auto":
         choice = Choice(method, "asked for")
@@ -118,18 +120,18 @@ def _checked(
         )
     if operator.dtype.itemsize < 4:
         raise ValueError(f"svd works in float32 or float64, got {operator.dtype}; cast the model with .float()")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+    if rank is not None and (as_integer(rank) is None or rank < 1):
         raise ValueError(f"rank must be a positive integer, or None for all; got {rank!r}")
     if rank is not None and 0 < min(operator.shape) < rank:
         raise ValueError(
             f"rank {rank} is out of range for an operator of shape {operator.shape}: it has {min(operator.shape)} "
             "singular values; give at most that, or None for all"
         )
-    if tol is not None and not (isinstance(tol, int | float) and math.isfinite(tol) and 0 <= tol < 1):
+    if tol is not None and not (isinstance(tol, Real) and math.isfinite(tol) and 0 <= tol < 1):
         raise ValueError(f"tol is relative and must lie in [0, 1), or be None; got {tol!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if as_integer(seed) is None or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
     for name, value in (("block_size", block_size), ("max_basis", max_basis), ("max_products", max_products)):
         if value is not None and value < 1:

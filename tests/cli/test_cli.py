@@ -190,6 +190,14 @@ def test_an_output_folder_that_cannot_be_written_to(net, tmp_path, capsys, comma
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_folder_in_the_place_of_a_file(net, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "report.html").mkdir(parents=True)
+    assert main([*net, "--out", str(out)]) == 2
+    assert "report.html: a folder has that name; remove it" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["report.html"]
+
+
 def test_a_run_that_fails_late_leaves_nothing(net, tmp_path, capsys, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("No space left on device")

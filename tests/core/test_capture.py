@@ -9,6 +9,7 @@ from torch import nn
 
 import specxai
 from nets import build
+from specxai.capture.captured import _RECALLED
 from specxai.errors import CaptureError
 
 
@@ -258,3 +259,52 @@ def test_a_further_input_must_be_like_the_first(x, message):
         captured.linearize(x)
     with pytest.raises(TypeError, match="got list"):
         captured.linearize([0.0])
+
+
+def test_a_setting_that_only_the_gradient_shows():
+    class Switch(nn.Module):
+        stop = False
+
+        def forward(self, x):
+            y = x.sigmoid()
+            return x + (y.detach() if self.stop else y)
+
+    model, x = Switch().eval(), torch.randn(1, 3)
+    before = specxai.linearize(model, x).jacobian.to_dense()
+    model.stop = True
+    assert torch.equal(specxai.linearize(model, x).jacobian.to_dense(), torch.eye(3))
+    assert not torch.equal(before, torch.eye(3))
+
+
+def test_a_factor_that_changed_a_little():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = [1.0]  # not a setting that can be compared: the output tells
+
+        def forward(self, x):
+            return x * self.by[0]
+
+    model, x = Scale().eval(), torch.randn(1, 3)
+    specxai.linearize(model, x)
+    model.by[0] = 1.0005
+    assert torch.equal(specxai.linearize(model, x).output, model(x))
+
+
+def test_a_further_input_costs_one_pass_of_each():
+    passes = []
+
+    class Counts(nn.Linear):
+        def forward(self, x):
+            passes.append(1)
+            return super().forward(x)
+
+    model = Counts(3, 3).eval()
+    specxai.linearize(model, torch.randn(1, 3))
+    captured = next(iter(_RECALLED[model].values()))[1]
+    runs, run = [], type(captured.program).run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(captured.program), "run", lambda *a, **k: runs.append(1) or run(*a, **k))
+        passes.clear()
+        specxai.linearize(model, torch.randn(1, 3))
+    assert (len(passes), len(runs)) == (1, 1)

@@ -186,3 +186,51 @@ def test_bad_policy_and_memory():
     assert specxai.linearize(model, x, max_memory=needed).jacobian.block_size == 1
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose auto, reference, native"):
         specxai.linearize(model, x, backend="cuda")
+
+
+@pytest.mark.parametrize("first", [nn.Identity(), nn.Flatten()])
+def test_the_input_itself_as_a_layer(first):
+    """L is J and R the identity: nothing goes round."""
+    model, x = nn.Sequential(first, nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.randn(1, 6)
+    split = specxai.linearize(model, x).split("0")
+    assert split.bypass is None
+    assert torch.equal(split.right.to_dense(), torch.eye(6))
+    e = specxai.explain(model, x, layer="0", target=0, rank=None)
+    assert e.completeness <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("end", [torch.sum, torch.max, lambda y: y.reshape(2, 4), lambda y: y.squeeze(0)])
+def test_outputs_without_a_batch_axis(end, backend):
+    class Ends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 8), nn.ReLU())
+
+        def forward(self, x):
+            return end(self.inner(x))
+
+    model, x = Ends().eval().double(), torch.randn(1, 5).double()
+    local = specxai.linearize(model, x, backend=backend)
+    assert local.exactness <= 1e-14
+    assert local.jacobian.T.input_shape == local.output.shape
+    e = specxai.explain(local, layer="inner", rank=None)
+    assert e.output == pytest.approx(local.output.max().item())
+    assert e.completeness <= 1e-13
+
+
+def test_a_dense_matrix_that_no_memory_holds():
+    local = specxai.linearize(nn.ReLU().eval(), torch.ones(1, 10**7))
+    with pytest.raises(MemoryError, match=r"the dense matrix .* needs [\d,.]+ GiB, and there are .*; use its products"):
+        local.jacobian.to_dense()
+    with pytest.raises(MemoryError, match=r"an exact SVD .* needs .*; give rank= or tol="):
+        specxai.svd(local.jacobian)
+
+
+def test_a_tolerance_alone_decides_the_rank():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 2)).eval()
+    x = torch.randn(1, 200)
+    loose, tight, default = (specxai.explain(net, x, layer="1", **kw) for kw in ({"tol": 0.5}, {"tol": 0.05}, {}))
+    assert len(loose) < len(default) == 50 < len(tight)
+    assert len(specxai.explain(net, x, layer="1", rank=3, tol=0.05)) == 3

@@ -84,11 +84,22 @@ def test_comparisons_are_gates():
 def test_smooth_nets_have_no_regions():
     local = specxai.linearize(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()).eval(), torch.ones(1, 2))
     for question in (local.same_region, local.first_flip):
-        with pytest.raises(ValueError, match="need a piecewise-linear net, but 1 is smooth"):
+        with pytest.raises(ValueError, match="a piecewise-linear net with a rule for every gate, but 1 is smooth"):
+            question(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("function", [
+    lambda z: z * z, lambda z: z * z.relu(), lambda z: z + z.detach(), lambda z: z * z.mean().clamp(0, 1),
+], ids=["square", "product", "stopped gradient", "gated channel"])
+def test_maps_that_change_without_a_gate_have_no_regions(function):
+    local = specxai.linearize(Call(function).eval(), torch.tensor([[1.0, -1.0]]))
+    for question in (local.same_region, local.first_flip):
+        with pytest.raises(ValueError, match="need a piecewise-linear net"):
             question(torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("direction, message", [
+    (torch.full((1, 6), torch.nan), "direction holds NaN"),
     (torch.zeros(1, 6), "direction is zero"), (torch.ones(1, 5), r"direction has shape \(1, 5\)"),
 ])
 def test_bad_directions(direction, message):

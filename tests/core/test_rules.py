@@ -24,6 +24,14 @@ class Call(nn.Module):
         return self.function(self.before(x))
 
 
+def _assigned(z):
+    out = torch.zeros_like(z)
+    out[:, 1:3] = z[:, :2]
+    out[:, 0] = 2 * z[:, 3]
+    out[0, 3, 0] += 1
+    return out + z
+
+
 CASES = {
     "conv2d": (nn.Conv2d(4, 6, 3, stride=2, padding=1), IMAGE),
     "conv2d grouped dilated": (nn.Conv2d(4, 8, 3, dilation=2, padding=(2, 1), groups=2, bias=False), IMAGE),
@@ -64,6 +72,12 @@ CASES = {
     "adaptive avg pool 1": (nn.AdaptiveAvgPool2d(1), IMAGE),
     "dropout": (nn.Dropout(0.5), IMAGE),
     "constants": (lambda z: (2 - z) / 3 + z * torch.arange(10.0).to(z) - 0.5 - (-z).mul(4), IMAGE),
+    "twice the same": (lambda z: (lambda y: y + y)(F.relu(z)), IMAGE),
+    "square": (lambda z: (lambda y: y * y)(F.relu(z)), IMAGE),
+    "cat of the same": (lambda z: (lambda y: torch.cat([y, y, z], 1))(F.relu(z)), IMAGE),
+    "stack of the same": (lambda z: (lambda y: torch.stack([y, y], 1))(F.relu(z)), IMAGE),
+    "absolute value with zeros": (lambda z: (z * (z > 0)).abs() + z.abs(), IMAGE),
+    "slice assignment": (_assigned, IMAGE),
     "sub alpha": (lambda z: torch.sub(z, z.flip(2), alpha=3), IMAGE),
     "residual": (lambda z: z + F.relu(z) - 0.5 * z, IMAGE),
     "residual broadcast": (lambda z: z + z.mean((2, 3), keepdim=True), IMAGE),
@@ -89,6 +103,7 @@ CASES = {
     "sum": (lambda z: z.sum(2, keepdim=True), IMAGE),
 }
 GENERIC = {
+    "distances": (lambda z: torch.cdist(z[0, 0], z[0, 1]), IMAGE),
     "cumsum": (lambda z: z.cumsum(-1), IMAGE),
     "layer norm": (lambda z: F.layer_norm(z, (10,)), IMAGE),
     "softmax": (lambda z: z.softmax(1), IMAGE),
@@ -112,8 +127,8 @@ def check(model: nn.Module, x: torch.Tensor) -> specxai.Local:
     m, n = local.jacobian.shape
     V, U = torch.randn(n, 3, dtype=x.dtype), torch.randn(m, 3, dtype=x.dtype)
     JV, JU = local.jacobian @ V, local.jacobian.T @ U
-    leaf = x.clone().requires_grad_()
-    dense = torch.func.jacrev(model)(leaf).reshape(m, n).detach()
+    # Not torch.func.jacrev, which is wrong for cdist in torch 2.13.
+    dense = torch.autograd.functional.jacobian(model, x).reshape(m, n)
     scale = max(1.0, dense.norm().item())
     assert (JV - dense @ V).norm() <= 1e-12 * scale * V.norm()
     assert (JU - dense.T @ U).norm() <= 1e-12 * scale * U.norm()

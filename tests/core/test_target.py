@@ -6,6 +6,7 @@ import torch
 
 from specxai.target import resolve_target
 
+table = torch.arange(32.0).reshape(4, 8)
 row = torch.tensor([[1.0, 5.0, 2.0]])
 grid = torch.arange(12.0).reshape(1, 3, 2, 2)
 
@@ -44,7 +45,19 @@ def test_scalar_output():
         assert (weights.tolist(), label) == ([1.0], "output")
 
 
+@pytest.mark.parametrize(("target", "output", "label"), [
+    ((-1, 3), table, "output[3, 3]"), (None, table, "output[3, 7]"), ((2, 3), table, "output[2, 3]"),
+    (3, torch.arange(8.0), "output[3]"),
+    (None, torch.arange(8.0), "output[7]"), ((), torch.tensor(2.0), "output"), (None, torch.tensor(2.0), "output"),
+])
+def test_output_without_a_batch_axis(target, output, label):
+    weights, found = resolve_target(target, output)
+    assert found == label
+    assert weights.sum() == 1
+
+
 @pytest.mark.parametrize(("target", "output", "error", "words"), [
+    ((0, 2, 3), torch.ones(4, 8), ValueError, r"give a tuple of 2 integers$"),
     (3, row, IndexError, r"out of range for an output of shape \(1, 3\)"),
     (-4, row, IndexError, "out of range"),
     (0, grid, ValueError, r"give a tuple of 3, such as \(0, 0, 0\)"),

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +105,14 @@ def test_result_does_not_alias_the_input(net):
     assert torch.equal(e.x, before)
 
 
+def test_integers_of_numpy(exact):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    e = explain(net, torch.ones(1, 4), layer="1", rank=np.int64(2), seed=np.int64(3), target=np.int64(1))
+    assert len(e) == 2
+    assert exact.contract(dim=np.int64(0)).shape == exact.contract(dim=0).shape
+    assert exact.surgery(keep={0, 3}).kept == [0, 3]
+
+
 @given(positions=st.lists(st.integers(-18, 17), unique_by=lambda i: i % 18))
 @settings(deadline=None)
 def test_slices_keep_the_sum(positions, dense_net):
@@ -114,6 +123,9 @@ def test_slices_keep_the_sum(positions, dense_net):
     assert part.indices.tolist() == [i % 18 for i in positions]
     assert total(part) == pytest.approx(total(e))
     assert part.completeness < 1e-12
+    dense = (e.left_vectors.flatten(1).T * e.S) @ e.right_vectors.flatten(1)
+    kept = (part.left_vectors.flatten(1).T * part.S) @ part.right_vectors.flatten(1)
+    assert torch.linalg.norm(dense - kept) <= part.error
     torch.testing.assert_close(part.contract(), e.contract()[positions] if positions else torch.empty(0, 4, 5).double())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specxai.backends.native.sites import Sites
-from specxai.backends.native.units import Pick
+from specxai.backends.native.units import Mix, Pick
 from specxai.rules import LinearNode, Term
 
 
@@ -21,10 +21,10 @@ class Structure:
     """What a plan needs of a node, found once a graph: sites, or one pick a term, or neither."""
 
     sites: Sites | None
-    picks: tuple[Pick | None, ...]
+    picks: tuple[Pick | Mix | None, ...]
 
 
-def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | None]]:
+def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | Mix | None]]:
     """The terms whose input is known, with their picks."""
     return [(term, pick) for term, pick in zip(node.terms, structure.picks, strict=True) if term.input in known]
 

@@ -17,7 +17,7 @@ from specxai import native
 from specxai.backends.native.live import Structure, ends, live_units, terms
 from specxai.backends.native.sites import Sites
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
-from specxai.backends.native.units import Units
+from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
 LINE = 16  # a buffer's rows start at a multiple, so that reuse finds them aligned
@@ -139,18 +139,19 @@ class Plan:
         return units
 
     def _picked(self, step: int, live: Tensor) -> Units:
+        """A node of picks and mixes: the rows of others where that is enough, else rows of its own."""
         found = terms(self._nodes[step], self._structures[step], self._units)
-        parts = [pick.of(self._units[term.input]).among(live) for term, pick in found]
-        if len(parts) == 1:
-            return parts[0]
-        filled = sum((part.row >= 0).int() for part in parts)
-        if int(filled.max()) <= 1:  # a concatenation
-            return _union(parts, self.dtype)
+        if all(isinstance(pick, Pick) for _, pick in found):
+            parts = [pick.of(self._units[term.input]).among(live) for term, pick in found]
+            if len(parts) == 1:
+                return parts[0]
+            if int(sum((part.row >= 0).int() for part in parts).max()) <= 1:  # a concatenation
+                return _union(parts, self.dtype)
         units = self._rows_for(live, self._channels(step), born=len(self._stages))
         entries = []
-        for part in parts:
-            at, rows, scale = part.live()
-            entries.append((units.row[at], rows, scale))
+        for term, pick in found:
+            to, rows, factor = pick.entries(self._units[term.input], live)
+            entries.append((units.row[to], rows, factor))
         self._add(LinkStage(entries, self.dtype))
         return units
 

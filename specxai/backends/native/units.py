@@ -32,6 +32,10 @@ class Pick:
         found[self.unit[wanted & (self.unit >= 0)].long()] = True
         return found
 
+    def entries(self, source: Units, live: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(live output units, rows that they take, factors)."""
+        return self.of(source).among(live).live()
+
     def of(self, source: Units) -> Units:
         """The output's units, given the input's."""
         row, scale = source.row, source.scale
@@ -46,6 +50,28 @@ class Pick:
 
     def _kept(self, mask: Tensor) -> Tensor:
         return mask if self.factor is None else mask & (self.factor != 0)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A term as sparse entries: output unit `to` takes `factor` times input unit `unit`."""
+
+    to: Tensor
+    unit: Tensor
+    factor: Tensor
+    outputs: int
+
+    def reach(self, live: Tensor) -> Tensor:
+        return live.new_zeros(self.outputs).index_fill_(0, self.to[live[self.unit]], True)
+
+    def demand(self, wanted: Tensor, units: int) -> Tensor:
+        return wanted.new_zeros(units).index_fill_(0, self.unit[wanted[self.to]], True)
+
+    def entries(self, source: Units, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(live output units, rows that they take, factors)."""
+        kept = live[self.to] & (source.row[self.unit] >= 0)
+        to, unit, factor = self.to[kept], self.unit[kept], self.factor[kept]
+        return to, source.row[unit], factor if source.scale is None else factor * source.scale[unit]
 
 
 @dataclass(frozen=True)
@@ -65,8 +91,11 @@ class Units:
         return Units(torch.where(mask, self.row, -1), self.scale)
 
 
-def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Pick | None:
-    """The term as an index map, None where it is none."""
+def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Pick | Mix | None:
+    """The term as an index map or as sparse entries, None where it is neither."""
+    if term.entries is not None:
+        to, unit, factor = term.entries()
+        return Mix(to, unit, factor.to(dtype), shape.numel())
     if term.units is None:
         return None
     unit = None
