@@ -89,13 +89,34 @@ class LocalOperator(LinearOperator):
             return None
         return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
 
-    def _matmat(self, X: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._products.matmat(X)
+    def rough(self) -> LinearOperator | None:
+        return RoughOperator(self) if self._products.has_rough else None
 
-    def _rmatmat(self, Y: Tensor) -> Tensor:
+    def _matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         with torch.no_grad():
-            return self._products.rmatmat(Y)
+            return self._products.matmat(X, rough)
+
+    def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+        with torch.no_grad():
+            return self._products.rmatmat(Y, rough)
 
     def _units(self, steps: Sequence[int]) -> int:
         return sum(self._graph.shapes[s].numel() for s in steps)
+
+
+class RoughOperator(LinearOperator):
+    """A `LocalOperator` whose products its backend computes in fewer digits."""
+
+    def __init__(self, full: LocalOperator) -> None:
+        super().__init__(full.shape, full.dtype, full.device, block_size=full.block_size)
+        self._full = full
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        return self._full._matmat(X, rough=True)
+
+    def _rmatmat(self, Y: Tensor) -> Tensor:
+        return self._full._rmatmat(Y, rough=True)
+
+    @property
+    def flops(self) -> int:
+        return self._full.flops

@@ -222,6 +222,10 @@ class LinearOperator(ABC):
         """The factorisation R = left @ right of least width, or None where the operator knows none."""
         return None
 
+    def rough(self) -> LinearOperator | None:
+        """The same map with cheaper products in fewer digits, for passes that only seek a subspace; None for none."""
+        return None
+
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]}, {dtype}, {self.device})"

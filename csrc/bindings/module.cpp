@@ -11,6 +11,7 @@
 #include "common/simd_level.h"
 #include "bindings/stages.h"
 #include "cpu/gated_linear.h"
+#include "cpu/gram.h"
 
 namespace py = pybind11;
 using specxai::SimdLevel;
@@ -55,6 +56,27 @@ void gated_linear(uintptr_t weight, int64_t weight_rows, int64_t weight_cols, ui
   specxai::gated_linear(stage, simd);
 }
 
+template <class T>
+void gram(uintptr_t left, int64_t n_left, uintptr_t right, int64_t n_right, int64_t n_rows, uintptr_t output,
+          const std::optional<std::string>& level) {
+  specxai::require_count(n_left, "n_left");
+  specxai::require_count(n_right, "n_right");
+  specxai::require_count(n_rows, "n_rows");
+  specxai::require_pointer(left, specxai::checked_area(n_rows, n_left, "left"), "left");
+  specxai::require_pointer(right, specxai::checked_area(n_rows, n_right, "right"), "right");
+  specxai::require_pointer(output, specxai::checked_area(n_left, n_right, "output"), "output");
+  const SimdLevel simd = level ? specxai::parse_level(*level, "level") : specxai::active_level();
+  const py::gil_scoped_release release;
+  specxai::gram(reinterpret_cast<const T*>(left), n_left, reinterpret_cast<const T*>(right), n_right, n_rows,
+                reinterpret_cast<double*>(output), simd);
+}
+
+template <class T>
+void bind_gram(py::module_& m, const char* name) {
+  m.def(name, gram<T>, py::kw_only(), py::arg("left"), py::arg("n_left"), py::arg("right"), py::arg("n_right"),
+        py::arg("n_rows"), py::arg("output"), py::arg("level"));
+}
+
 std::vector<std::string> supported_levels() {
   std::vector<std::string> names;
   for (SimdLevel level : specxai::supported_levels()) names.emplace_back(specxai::name_of(level));
@@ -76,5 +98,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_levels", supported_levels);
   bind<float>(m, "gated_linear_f32");
   bind<double>(m, "gated_linear_f64");
+  bind_gram<float>(m, "gram_f32");
+  bind_gram<double>(m, "gram_f64");
   specxai::bind_stages(m);
 }

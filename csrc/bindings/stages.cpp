@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -43,7 +44,7 @@ int64_t groups(const Array& offsets, const char* name) {
 }
 
 template <class T>
-GatherGemmStage<T> gather_gemm(const Array& run_begin, const Array& run_entry, const Array& run_count,
+std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& run_begin, const Array& run_entry, const Array& run_count,
                                const Array& run_tap, const Array& in_row, const Array& in_column,
                                const Array& out_begin, const Array& out_row, const Array& out_column,
                                const Array& weight, int64_t taps, int64_t depth, int64_t width) {
@@ -71,7 +72,7 @@ GatherGemmStage<T> gather_gemm(const Array& run_begin, const Array& run_entry, c
   s.taps = taps;
   s.depth = depth;
   s.width = width;
-  return GatherGemmStage<T>(s);
+  return std::make_unique<GatherGemmStage<T>>(s);
 }
 
 template <class T>
@@ -97,7 +98,21 @@ void bind_gather_gemm(py::module_& m, const char* name) {
                       accumulate, simd);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
-          py::arg("accumulate"), py::arg("level"));
+          py::arg("accumulate"), py::arg("level"))
+      .def(
+          "run_bf16",
+          [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,
+             int64_t stride, bool accumulate) {
+            require_count(input_rows, "input_rows");
+            require_count(output_rows, "output_rows");
+            require_pointer(input, input_rows * stride, "input");
+            require_pointer(output, output_rows * stride, "output");
+            const py::gil_scoped_release release;
+            stage.run_bf16(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows,
+                           stride, accumulate);
+          },
+          py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
+          py::arg("accumulate"));
 }
 
 template <class T>
@@ -137,6 +152,7 @@ void bind_row_sum(py::module_& m, const char* name) {
 void bind_stages(py::module_& m) {
   bind_gather_gemm<float>(m, "GatherGemm_f32");
   bind_gather_gemm<double>(m, "GatherGemm_f64");
+  m.def("has_bf16", has_bf16);
   bind_row_sum<float>(m, "RowSum_f32");
   bind_row_sum<double>(m, "RowSum_f64");
 }

@@ -21,7 +21,7 @@ inline void check_offsets(const std::int32_t* begin, std::int64_t n_groups, std:
 
 // The largest value, -1 for none; all must lie in [0, size).
 inline std::int64_t check_range(const std::int32_t* values, std::int64_t count, std::int64_t size, const char* name) {
-  std::int32_t low = 0, high = -1;
+  std::int32_t low = count ? values[0] : 0, high = count ? values[0] : -1;
   for (std::int64_t i = 0; i < count; ++i) {
     low = std::min(low, values[i]);
     high = std::max(high, values[i]);

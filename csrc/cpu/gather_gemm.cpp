@@ -1,7 +1,9 @@
 #include "cpu/gather_gemm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 
@@ -32,7 +34,25 @@ GatherGemmKernel<T> kernel_for(SimdLevel level) {
   else return scalar::gather_gemm_f64;
 }
 
+#ifdef SPECXAI_X86_SIMD
+Bf16 rounded(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<Bf16>((bits + 0x8000) >> 16);
+}
+#endif
+
 }  // namespace
+
+bool has_bf16() {
+#ifdef SPECXAI_X86_SIMD
+  __builtin_cpu_init();
+  return active_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512bw");
+#else
+  return false;
+#endif
+}
 
 template <class T>
 GatherGemmStage<T>::GatherGemmStage(const GatherGemm<T>& stage) : stage_(stage) {
@@ -65,18 +85,20 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemm<T>& stage) : stage_(stage) 
 }
 
 template <class T>
-void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
-                             std::int64_t stride, bool accumulate, SimdLevel level) const {
+void GatherGemmStage<T>::check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride) const {
   require(stride > 0 && stride % probe_unit == 0, "rows must hold a multiple of 16 probes");
   require(input_rows >= rows_read_, "the input has " + std::to_string(input_rows) + " rows, the stage reads " +
                                         std::to_string(rows_read_));
   require(output_rows >= rows_written_, "the output has " + std::to_string(output_rows) + " rows, the stage writes " +
                                             std::to_string(rows_written_));
   checked_area(std::max(input_rows, output_rows), stride, "the block");
-  const GatherGemmKernel<T> kernel = kernel_for<T>(level);
-  const Blocks<T> blocks{input, output, stride, accumulate};
+}
+
+template <class T>
+template <class W>
+void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const {
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
-  const int n_threads = thread_count(n_tasks, multiply_adds_ * stride);
+  const int n_threads = thread_count(n_tasks, multiply_adds_ * blocks.stride);
   const int chunk = static_cast<int>(std::clamp<std::int64_t>(n_tasks / (16 * n_threads), 1, 32));
   // Allocated here, since an exception must not leave a parallel region.
   const std::size_t per_thread = static_cast<std::size_t>(most_inputs_);
@@ -89,9 +111,35 @@ void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output,
     // Sites cost unequal amounts; whoever computes a task, its sums have one order.
 #pragma omp for schedule(dynamic, chunk)
     for (std::int64_t i = 0; i < n_tasks; ++i) {
-      kernel(stage_, blocks, tasks_[i], input_at.data() + t * per_thread, weight_at.data() + t * per_thread);
+      kernel(stage_, weight, blocks, tasks_[i], input_at.data() + t * per_thread, weight_at.data() + t * per_thread);
     }
   }
+}
+
+template <class T>
+void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
+                             std::int64_t stride, bool accumulate, SimdLevel level) const {
+  check(input_rows, output_rows, stride);
+  run_tasks<T>(kernel_for<T>(level), stage_.weight, {input, output, stride, accumulate});
+}
+
+template <class T>
+void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
+                                  std::int64_t stride, bool accumulate) const {
+  if (!has_bf16()) throw std::runtime_error("this CPU or this build has no bfloat16 products (AVX512-BF16)");
+  check(input_rows, output_rows, stride);
+#ifdef SPECXAI_X86_SIMD
+  if constexpr (std::is_same_v<T, float>) {
+    std::call_once(rounded_, [this] {
+      const std::int64_t panels = (stage_.width + weight_panel - 1) / weight_panel;
+      weight_bf16_.resize(static_cast<std::size_t>(panels * stage_.taps * stage_.depth * weight_panel));
+      std::transform(stage_.weight, stage_.weight + weight_bf16_.size(), weight_bf16_.begin(), rounded);
+    });
+    run_tasks<Bf16>(bf16::gather_gemm, weight_bf16_.data(), {input, output, stride, accumulate});
+    return;
+  }
+#endif
+  throw std::invalid_argument("specxai._native: only float32 blocks have bfloat16 products");
 }
 
 template class GatherGemmStage<float>;

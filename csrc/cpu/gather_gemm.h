@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "common/simd_level.h"
@@ -51,6 +52,20 @@ struct Task {
   std::int32_t site, begin, end;
 };
 
+// One ISA's implementation of a task, in scratch memory for `most_inputs` inputs; `weight` stands for the stage's, in
+// the numbers W that are multiplied.
+template <class T, class W = T>
+using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const W* weight, const Blocks<T>& blocks,
+                                  const Task& task, std::int64_t* input_at, std::int32_t* weight_at);
+
+// bfloat16 products and float32 sums: whether this CPU and this build have them.
+bool has_bf16();
+using Bf16 = std::uint16_t;
+
+namespace bf16 {
+extern const GatherGemmKernel<float, Bf16> gather_gemm;
+}  // namespace bf16
+
 // A checked stage with its tasks; refers to the arrays of the stage, which must outlive it.
 template <class T>
 class GatherGemmStage {
@@ -62,18 +77,23 @@ class GatherGemmStage {
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
            bool accumulate, SimdLevel level) const;
 
+  // The same with factors rounded to bfloat16; float32 only.  Throws std::runtime_error unless has_bf16().
+  void run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
+                bool accumulate) const;
+
   std::int64_t multiply_adds() const { return multiply_adds_; }  // of one probe
 
  private:
+  void check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride) const;
+  template <class W>
+  void run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const;
+
   GatherGemm<T> stage_;
+  mutable std::once_flag rounded_;
+  mutable std::vector<Bf16> weight_bf16_;  // made by the first run_bf16
   std::vector<Task> tasks_;
   std::int64_t rows_read_ = 0, rows_written_ = 0, most_inputs_ = 0, multiply_adds_ = 0;
 };
-
-// One ISA's implementation of a task, in scratch memory for `most_inputs` inputs.
-template <class T>
-using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task,
-                                  std::int64_t* input_at, std::int32_t* weight_at);
 
 namespace scalar {
 extern const GatherGemmKernel<float> gather_gemm_f32;

@@ -5,11 +5,12 @@ namespace specxai::scalar {
 namespace {
 
 template <class T>
-void run(const GatherGemm<T>& s, const Blocks<T>& blocks, const Task& task, std::int64_t*, std::int32_t*) {
+void run(const GatherGemm<T>& s, const T* weight, const Blocks<T>& blocks, const Task& task, std::int64_t*,
+         std::int32_t*) {
   for (std::int64_t o = task.begin; o < task.end; ++o) {
     T* y = blocks.output + s.out_row[o] * blocks.stride;
     const std::int64_t column = s.out_column[o];
-    const T* weights = s.weight + column / weight_panel * s.taps * s.depth * weight_panel + column % weight_panel;
+    const T* weights = weight + column / weight_panel * s.taps * s.depth * weight_panel + column % weight_panel;
     if (!blocks.accumulate) {
       for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] = T(0);
     }

@@ -159,11 +159,13 @@ class Graph:
 class Products(Protocol):
     """R X and Rᵀ Y of one operator, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column costs."""
 
+    has_rough: bool  # are there cheaper products in fewer digits?
+
     @property
     def flops(self) -> int: ...
     def product_bytes(self, columns: int) -> int: ...
-    def matmat(self, X: Tensor) -> Tensor: ...
-    def rmatmat(self, Y: Tensor) -> Tensor: ...
+    def matmat(self, X: Tensor, rough: bool = False) -> Tensor: ...
+    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor: ...
 
 
 class DenseProducts:
@@ -171,6 +173,8 @@ class DenseProducts:
 
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
+
+    has_rough = False
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  dtype: torch.dtype, columns: Tensor | None, rows: Tensor | None) -> None:
@@ -184,12 +188,12 @@ class DenseProducts:
     def product_bytes(self, columns: int) -> int:
         return self._probe_bytes * columns
 
-    def matmat(self, X: Tensor) -> Tensor:
+    def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         with full_precision(X.device):
             seeds = self._seeds(X, self._sources, self._columns)
             return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
 
-    def rmatmat(self, Y: Tensor) -> Tensor:
+    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         with full_precision(Y.device):
             seeds = self._seeds(Y, self._targets, self._rows)
             return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)

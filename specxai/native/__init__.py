@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from specxai.native.linear import gated_linear
-from specxai.native.module import available, simd_level, supported_levels
+from specxai.native.module import available, has_bf16, simd_level, supported_levels
 from specxai.native.stages import PANEL, PROBE_UNIT, GatherGemm, RowSum, pack
+from specxai.native.tall import gram
 
-__all__ = ["PANEL", "PROBE_UNIT", "GatherGemm", "RowSum", "available", "gated_linear", "pack", "simd_level",
-           "supported_levels"]
+__all__ = ["PANEL", "PROBE_UNIT", "GatherGemm", "RowSum", "available", "gated_linear", "gram", "has_bf16", "pack",
+           "simd_level", "supported_levels"]

@@ -26,6 +26,11 @@ def supported_levels() -> list[str]:
     return compiled().supported_levels()
 
 
+def has_bf16() -> bool:
+    """Whether this CPU and this build multiply bfloat16 (AVX512-BF16), at the instruction set in use."""
+    return compiled().has_bf16()
+
+
 def compiled():
     """The module; RuntimeError where it is missing."""
     if _native is None:

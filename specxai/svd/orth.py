@@ -10,15 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specxai import native
+from specxai.native.tall import takes
+
 __all__ = ["extend", "gram", "range_basis", "row_chunks", "tall_qr"]
 
 # Numbers taken to double precision at a time: what a second-level cache holds, so that no copy ever reaches memory.
 CHUNK = 1 << 16
+# The last pass of CholeskyQR starts from columns at most this far from orthonormal, ‖QᵀQ − I‖_F: then its triangle is
+# well conditioned, and what it returns is orthonormal to the rounding of one product.
+NEARLY = 0.5
 
 
 def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
     """Xᵀ Y (Xᵀ X without Y), accumulated in float64 on the device of X."""
     Y = X if Y is None else Y
+    if native.available()[0] and takes(X) and takes(Y):
+        return native.gram(X, Y)
     total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
     for rows in row_chunks(X):
         left = X[rows].double()
@@ -47,19 +55,18 @@ def tall_qr(X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
-    """CholeskyQR2, or its shifted three-pass form; None where the result is not orthonormal."""
+    """CholeskyQR2, with a third pass where X is ill conditioned; None where that is not enough either."""
     m, b = X.shape
     unit = torch.eye(b, dtype=torch.float64, device=X.device)
-    accepted = 16 * torch.finfo(X.dtype).eps * b**0.5
     Q, C, passes = X, unit, 2
-    for step in range(4):
+    for step in range(3):
         G = gram(Q)
         if not torch.isfinite(G).all():
             return None
-        if step >= passes and torch.linalg.norm(G - unit) <= accepted:
-            return Q, C
-        if step >= passes:
-            return None
+        if step == passes - 1 and torch.linalg.norm(G - unit) > NEARLY:
+            if passes == 3:
+                return None
+            passes = 3
         L, failed = torch.linalg.cholesky_ex(G)
         if failed and step == 0:
             # Fukaya et al., eq. 4.1, with the unit roundoff of the Gram matrix' own precision.
@@ -71,6 +78,8 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
         # The small inverse makes the tall step one product; what it loses the next pass repairs.
         Q = Q @ torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
         C = L.mT @ C
+        if step == passes - 1:
+            return Q, C
     return None
 
 

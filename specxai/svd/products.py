@@ -16,11 +16,12 @@ __all__ = ["Counted", "ProgressBar", "gaussian", "generator_of"]
 class Counted(LinearOperator):
     """An operator that counts the columns sent through it and moves a progress bar."""
 
-    def __init__(self, operator: LinearOperator, bar: ProgressBar) -> None:
+    def __init__(self, operator: LinearOperator, bar: ProgressBar, whole: Counted | None = None) -> None:
         super().__init__(operator.shape, operator.dtype, operator.device)
         self.operator = operator
         self.bar = bar
         self.products = 0
+        self._whole = whole or self  # whose columns these are
 
     def _matmat(self, X: Tensor) -> Tensor:
         Y = self.operator.matmat(X)
@@ -33,7 +34,7 @@ class Counted(LinearOperator):
         return X
 
     def add(self, columns: int) -> None:
-        self.products += columns
+        self._whole.products += columns
         self.bar.update(columns)
 
     @property
@@ -42,6 +43,10 @@ class Counted(LinearOperator):
 
     def narrowest_cut(self):
         return self.operator.narrowest_cut()
+
+    def rough(self) -> Counted | None:
+        cheaper = self.operator.rough()
+        return None if cheaper is None else Counted(cheaper, self.bar, self._whole)
 
 
 class ProgressBar:

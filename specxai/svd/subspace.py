@@ -19,6 +19,8 @@ from specxai.svd.space import Space
 __all__ = ["subspace"]
 
 FIRST_RANK = 16  # columns to begin with where only a tolerance is given; doubled until it holds
+ROUGH = 2**-6  # of λ₁: residuals below it tell more of rough products than of the subspace
+PROGRESS = 0.7  # rough iterations go on while each lowers the worst residual to this part
 
 
 def subspace(
@@ -61,16 +63,23 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
     if start is not None:
         warm = start[:, :width].to(probes)
         probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
-    image = operator.matmat(probes)
+    # Rough products while the subspace is sought; what is returned comes from a pass in full precision.
+    rough = operator.rough() if rank is not None else None
+    image = (rough or operator).matmat(probes)
     Q, chain = range_basis(image, floor)
     shift, before, iterations = 0.0, float("inf"), 0
+    own = rough is None  # is Q an image of the operator itself?
     while True:
-        space = Space(operator)
+        if rough is not None and operator.products + 2 * width >= max_products:
+            rough, shift = None, 0.0
+        current = rough or operator
+        space = Space(current)
         P = space.add(Q, floor)
-        if Q.shape[1] < width or width == min(operator.shape) or P.shape[1] < Q.shape[1]:
+        whole = Q.shape[1] < width or width == min(operator.shape) or P.shape[1] < Q.shape[1]
+        if whole and own:
             return space, True, iterations  # Q spans the whole range: nothing to iterate for
         iterations += 1
-        Y = operator.matmat(P @ space.T.to(P.dtype))  # RRᵀQ
+        Y = current.matmat(P @ space.T.to(P.dtype))  # RRᵀQ
         _, s, right = space.ritz()
         if rank is not None:
             # Rv = RRᵀQ y/σ, so the residual needs no product of its own.
@@ -79,6 +88,12 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             worst = float(torch.linalg.norm(residual, dim=0).max())
             operator.bar.describe(f"iteration {iterations}, residual {worst / float(s[0]):.1e} λ₁")
             done = worst <= max(tol * float(s[0]), floor)
+            if rough is not None:
+                if done or whole or worst <= ROUGH * float(s[0]) or worst > PROGRESS * before:
+                    Q, _ = range_basis(Y - shift * Q, floor)
+                    rough, shift = None, 0.0
+                    continue
+                before = worst
         else:
             # ‖R − QQᵀR‖_F of a fixed width levels off; a wider basis is then what helps.
             unseen = leave_one_out(Q, chain, image)
@@ -87,7 +102,11 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             before = unseen
         if done or operator.products >= max_products:
             return space, done, iterations
+        if whole:
+            Q, own = range_basis(Y, floor)[0], True
+            continue
         Q, C = tall_qr(Y - shift * Q)
+        own = current is operator
         chain = _normalised(C @ chain)
         lowest = float(small_svd(C)[1][-1])
         if lowest > shift:  # dashSVD, alg. 3: the shift may only grow, and stays below half of λ_l²

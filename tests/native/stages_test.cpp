@@ -7,10 +7,12 @@
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "common/simd_level.h"
 #include "cpu/gather_gemm.h"
+#include "cpu/gram.h"
 #include "cpu/row_sum.h"
 
 namespace {
@@ -96,8 +98,13 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   std::unique_ptr<T[]> output(new T[random.output_rows * stride]);
   std::copy_n(before.get(), random.output_rows * stride, output.get());
   const auto s = random.stage();
-  specxai::GatherGemmStage<T>(s).run(input.get(), random.input_rows, output.get(), random.output_rows, stride,
+  const specxai::GatherGemmStage<T> stage(s);
+  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride,
                                      accumulate, level);
+  if (std::is_same_v<T, float> && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
+    std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
+    stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
+  }
   for (Index site = 0; site < s.n_sites; ++site) {
     for (Index o = s.out_begin[site]; o < s.out_begin[site + 1]; ++o) {
       for (Index p = 0; p < stride; ++p) {
@@ -158,6 +165,26 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
   return true;
 }
 
+template <class T>
+bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
+  const auto x = random_block<T>(rows * left), y = random_block<T>(rows * right);
+  std::unique_ptr<double[]> output(new double[left * right]);
+  specxai::gram(x.get(), left, y.get(), right, rows, output.get(), level);
+  for (Index i = 0; i < left; ++i) {
+    for (Index j = 0; j < right; ++j) {
+      long double sum = 0, size = 0;
+      for (Index r = 0; r < rows; ++r) {
+        sum += static_cast<long double>(x[r * left + i]) * y[r * right + j];
+        size += std::fabs(static_cast<long double>(x[r * left + i]) * y[r * right + j]);
+      }
+      if (close<double>(output[i * right + j], sum, size, rows)) continue;
+      std::printf("gram, %s: %Lg, not %Lg\n", specxai::name_of(level), static_cast<long double>(output[i * right + j]), sum);
+      return false;
+    }
+  }
+  return true;
+}
+
 // A stage with one thing wrong must not come into being.
 template <class Change>
 bool refused(Change change, const char* what) {
@@ -188,7 +215,10 @@ int main() {
         }
       }
     }
-    std::printf("gather-GEMM, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
+    for (Index rows : {0, 1, 33, 300}) {
+      for (Index left : {1, 8, 65}) ok &= gram_agrees<float>(rows, left, 13, level) && gram_agrees<double>(rows, 5, left, level);
+    }
+    std::printf("stages, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
   }
   for (Index outputs : {0, 1, 50}) {
     for (Index probes : {0, 1, 17}) {

@@ -37,6 +37,8 @@ class Buffer:
 class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
 
+    `rough` products multiply bfloat16 and add float32, where the processor does that at twice the rate.
+
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
 
@@ -53,6 +55,7 @@ class Plan:
         self._stages: list[Stage] = []
         self._units: dict[int, Units] = {}
         self._size = 0
+        self.has_rough = dtype is torch.float32 and native.has_bf16()
         self._build()
         self.arena_rows = self._lay_out()
         self._pool = [] if pool is None else pool
@@ -60,17 +63,17 @@ class Plan:
 
     # -- products ---------------------------------------------------------------------------------------------------
 
-    def matmat(self, X: Tensor) -> Tensor:
+    def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         probes = X.shape[1]
         out = X.new_zeros(self._count(self._targets, self._rows), probes)
         with self._arena(probes) as arena:
             self._seed.run(X.contiguous(), arena, probes)
             for stage in self._stages:
-                stage.forward(arena, probes)
+                stage.forward(arena, probes, rough)
             self._collect.forward.run(arena, out, probes)
         return out
 
-    def rmatmat(self, Y: Tensor) -> Tensor:
+    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         probes = Y.shape[1]
         out = Y.new_zeros(self._count(self._sources, self._columns), probes)
         with self._arena(probes) as arena:
@@ -78,7 +81,7 @@ class Plan:
             self._collect.adjoint.run(Y.contiguous(), arena, probes)
             for stage in reversed(self._stages):
                 _clear(arena, stage.zero)
-                stage.adjoint(arena, probes)
+                stage.adjoint(arena, probes, rough)
             _clear(arena, self._seed_zero)
             self._harvest.run(arena, out, probes)
         return out

@@ -52,11 +52,11 @@ class Stage(ABC):
         self.reads, self.writes = table[self.reads.long()], table[self.writes.long()]
 
     @abstractmethod
-    def forward(self, arena: Tensor, probes: int) -> None:
+    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         """Write the stage's outputs."""
 
     @abstractmethod
-    def adjoint(self, arena: Tensor, probes: int) -> None:
+    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         """Write, or add to, the cotangents of what the stage reads."""
 
     @property
@@ -115,11 +115,11 @@ class GatherStage(Stage):
         rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
         return Link(rows, self.reads, None, self._weight.dtype)
 
-    def forward(self, arena: Tensor, probes: int) -> None:
-        self._forward.run(arena, arena)
+    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+        self._forward.run(arena, arena, bf16=rough)
 
-    def adjoint(self, arena: Tensor, probes: int) -> None:
-        self._adjoint.run(arena, arena, self.accumulate and not self._repeats)
+    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+        self._adjoint.run(arena, arena, self.accumulate and not self._repeats, bf16=rough)
         if self._repeats:
             self._fold.adjoint.run(arena, arena, probes, self.accumulate)
 
@@ -140,10 +140,10 @@ class LinkStage(Stage):
     def _link(self) -> Link:
         return Link(self.writes, self.reads, self._scale, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int) -> None:
+    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         self._link.forward.run(arena, arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int) -> None:
+    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         self._link.adjoint.run(arena, arena, probes, self.accumulate)
 
 
@@ -168,7 +168,7 @@ class DenseStage(Stage):
     def _out(self) -> Link:
         return Link(self.writes, self._at.int(), None, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int) -> None:
+    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         total = None
         for term, link in zip(self._terms, self._into, strict=True):
             own = self._shapes[term.input]
@@ -178,7 +178,7 @@ class DenseStage(Stage):
             total = part if total is None else total + part
         self._out.forward.run(total.reshape(probes, -1).T.contiguous(), arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int) -> None:
+    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         dense = arena.new_zeros(self._shape.numel(), probes)
         self._out.adjoint.run(arena, dense, probes)
         block = dense.T.reshape(probes, *self._shape)
