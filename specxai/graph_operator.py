@@ -89,6 +89,10 @@ class LocalOperator(LinearOperator):
             return None
         return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
 
+    def costs(self) -> list[tuple[int, int, int]]:
+        """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""
+        return self._products.costs()
+
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 

@@ -240,7 +240,20 @@ class Local:
                          + (f" and {len(smooth) - 8} more" if len(smooth) > 8 else ""))
         if stopped:
             lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
+        lines += self._live_table()
         return "\n".join(lines)
+
+    def _live_table(self) -> list[str]:
+        """Live against all units and operations of one column, weighted layer by weighted layer."""
+        rows = [(self.captured.program.steps[step].layer, live, self._values[step].numel(), work / 1e6,
+                 self.graph.nodes[step].flops / 1e6) for step, live, work in self.jacobian.costs()]
+        if not rows:
+            return []
+        rows.append(("sum", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
+        width = max(len(row[0]) for row in rows)
+        return ["live of all units, MFLOP a column of live of all:",
+                *(f"  {name:<{width}}  {live:>9,} of {units:>9,}   {work:>9,.4g} of {dense:>9,.4g}"
+                  for name, live, units, work, dense in rows)]
 
     def __repr__(self) -> str:
         return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "

@@ -164,6 +164,9 @@ class LinearOperator(ABC):
         if isinstance(other, LinearOperator):
             return ComposedOperator(self, other)
         if not isinstance(other, Tensor):
+            if hasattr(other, "__array__") or isinstance(other, (list, tuple)):
+                raise TypeError(f"{self!r} multiplies torch tensors, got {type(other).__name__}; convert it by "
+                                f"torch.as_tensor(x, dtype={self.dtype})")
             return NotImplemented
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
 

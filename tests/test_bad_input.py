@@ -235,6 +235,13 @@ def test_an_input_without_values():
         specxai.linearize(nn.ReLU().eval(), torch.zeros(1, 3, device="meta"))
 
 
+def test_a_sparse_input_and_an_array():
+    with pytest.raises(TypeError, match=r"pass x\.to_dense\(\)"):
+        specxai.linearize(make(), image().to_sparse())
+    with pytest.raises(TypeError, match=r"multiplies torch tensors, got ndarray; convert it by torch\.as_tensor"):
+        specxai.linearize(make(), image()).jacobian @ image().numpy().flatten()
+
+
 def test_a_lazy_module_before_its_first_input():
     with pytest.raises(ValueError, match=r"parameter weight has no values yet .* run the model once") as raised:
         specxai.linearize(nn.LazyLinear(3).eval(), torch.ones(1, 4))

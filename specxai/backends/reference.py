@@ -164,6 +164,7 @@ class Products(Protocol):
     @property
     def flops(self) -> int: ...
     def product_bytes(self, columns: int) -> int: ...
+    def costs(self) -> list[tuple[int, int, int]]: ...
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor: ...
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor: ...
 
@@ -187,6 +188,9 @@ class DenseProducts:
 
     def product_bytes(self, columns: int) -> int:
         return self._probe_bytes * columns
+
+    def costs(self) -> list[tuple[int, int, int]]:
+        return []
 
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         with full_precision(X.device):

@@ -161,6 +161,8 @@ def _check_example(model: nn.Module, example: Tensor) -> None:
     if not example.is_floating_point():
         raise TypeError(f"the input is {example.dtype}, and nothing is linear in integers.  For tokens, wrap the part "
                         "of the model after its embedding layer and pass embeddings; for pixels, pass x.float() / 255")
+    if example.layout is not torch.strided:
+        raise TypeError(f"the input is a tensor of layout {example.layout}; pass x.to_dense()")
     if example.ndim == 0 or example.shape[0] != 1:
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
                          "map belongs to one input (try x[:1])")

@@ -78,6 +78,10 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
         whole = Q.shape[1] < width or width == min(operator.shape) or P.shape[1] < Q.shape[1]
         if whole and own:
             return space, True, iterations  # Q spans the whole range: nothing to iterate for
+        if whole:  # the range that rough products see is not the operator's
+            rough, own, shift, image = None, True, 0.0, operator.matmat(probes)
+            Q, chain = range_basis(image, floor)
+            continue
         iterations += 1
         Y = current.matmat(P @ space.T.to(P.dtype))  # RRᵀQ
         _, s, right = space.ritz()
@@ -89,7 +93,7 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             operator.bar.describe(f"iteration {iterations}, residual {worst / float(s[0]):.1e} λ₁")
             done = worst <= max(tol * float(s[0]), floor)
             if rough is not None:
-                if done or whole or worst <= ROUGH * float(s[0]) or worst > PROGRESS * before:
+                if done or worst <= ROUGH * float(s[0]) or worst > PROGRESS * before:
                     Q, _ = range_basis(Y - shift * Q, floor)
                     rough, shift = None, 0.0
                     continue
@@ -102,9 +106,6 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             before = unseen
         if done or operator.products >= max_products:
             return space, done, iterations
-        if whole:
-            Q, own = range_basis(Y, floor)[0], True
-            continue
         Q, C = tall_qr(Y - shift * Q)
         own = current is operator
         chain = _normalised(C @ chain)

@@ -147,6 +147,10 @@ def test_report_says_what_runs(net):
     text = local.report()
     for wanted in (local.model_name, f"backend {local.backend}", "exactness", "GFLOP", "generic nodes", "none"):
         assert wanted in text
+    if local.backend == "native":
+        live = int(text.rpartition("sum")[2].split()[0].replace(",", ""))
+        assert 0 < live <= sum(node.offset.numel() if node.offset is not None else 10**9
+                               for node in local.graph.nodes.values() if node.resets)
     assert local.model_name in repr(local)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.native.live import Structure, ends, live_units, terms
-from specxai.backends.native.sites import Sites
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
@@ -96,6 +95,10 @@ class Plan:
         """Operations of one column's product over live units, a multiply-add counted as two."""
         return 2 * sum(stage.multiply_adds for stage in self._stages)
 
+    def costs(self) -> list[tuple[int, int, int]]:
+        """(step, live units, operations of one column) of every weighted node, in order."""
+        return [(s.step, len(s.writes), 2 * s.multiply_adds) for s in self._stages if isinstance(s, GatherStage)]
+
     @contextmanager
     def _arena(self, probes: int) -> Iterator[Tensor]:
         """A block from the pool, which spares a product the page faults; two threads never share one."""
@@ -122,23 +125,24 @@ class Plan:
             if not bool(live.any()):
                 self._units[step] = Units(torch.full((shape.numel(),), -1, dtype=torch.int32))
             elif structure.sites is not None:
-                self._units[step] = self._gather(structure.sites, next(iter(inputs.values())), live)
+                self._units[step] = self._gather(step, next(iter(inputs.values())), live)
             elif all(pick is not None for pick in structure.picks):
                 self._units[step] = self._picked(step, live)
             else:
                 units = self._rows_for(live, self._channels(step), born=len(self._stages))
                 shapes = {i: self._shapes[i] for i in inputs}
-                self._add(DenseStage(self._nodes[step], inputs, units, shapes, shape, self.dtype))
+                self._add(step, DenseStage(self._nodes[step], inputs, units, shapes, shape, self.dtype))
                 self._units[step] = units
 
-    def _gather(self, sites: Sites, inputs: Units, live: Tensor) -> Units:
+    def _gather(self, step: int, inputs: Units, live: Tensor) -> Units:
+        sites = self._structures[step].sites
         inputs = inputs.among(sites.demand(live))
         if inputs.scale is not None:
             table = sites.table(inputs.row, sites.inputs)
             if not channel_constant(sites.table(inputs.scale, sites.inputs), table):
-                inputs = self._copied(inputs, 1 if sites.lead else sites.inputs)
+                inputs = self._copied(step, inputs, 1 if sites.lead else sites.inputs)
         units = self._rows_for(live, 1 if sites.lead else sites.outputs, born=len(self._stages))
-        self._add(GatherStage(sites, inputs, units))
+        self._add(step, GatherStage(sites, inputs, units))
         return units
 
     def _picked(self, step: int, live: Tensor) -> Units:
@@ -155,14 +159,14 @@ class Plan:
         for term, pick in found:
             to, rows, factor = pick.entries(self._units[term.input], live)
             entries.append((units.row[to], rows, factor))
-        self._add(LinkStage(entries, self.dtype))
+        self._add(step, LinkStage(entries, self.dtype))
         return units
 
-    def _copied(self, units: Units, channels: int) -> Units:
+    def _copied(self, step: int, units: Units, channels: int) -> Units:
         """A copy with the scale carried out."""
         at, rows, scale = units.live()
         made = self._rows_for(units.row >= 0, channels, born=len(self._stages))
-        self._add(LinkStage([(made.row[at], rows, scale)], self.dtype))
+        self._add(step, LinkStage([(made.row[at], rows, scale)], self.dtype))
         return made
 
     def _channels(self, step: int) -> int:
@@ -179,7 +183,8 @@ class Plan:
         self._size += count
         return Units(row.T.reshape(-1))
 
-    def _add(self, stage: Stage) -> None:
+    def _add(self, step: int, stage: Stage) -> None:
+        stage.step = step
         self._stages.append(stage)
 
     # -- the arena --------------------------------------------------------------------------------------------------

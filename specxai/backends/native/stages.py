@@ -34,12 +34,17 @@ class Link:
 
 
 class Stage(ABC):
-    """reads (rows, may repeat), writes (rows); `relocate` turns them into rows of the arena once that is laid out.
+    """A step of a plan; `relocate` turns its rows into rows of the arena once that is laid out.
 
+    step         the one whose rows are written
+    reads        rows, which may repeat
+    writes       rows
     zero         arena rows (start, stop) to clear before the adjoint
     accumulate   the adjoint adds to what other readers have written
     scratch      rows that the adjoint needs for itself, and where they are
     """
+
+    step: int
 
     def __init__(self, reads: Tensor, writes: Tensor) -> None:
         self.reads, self.writes = reads, writes
