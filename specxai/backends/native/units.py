@@ -16,21 +16,26 @@ class Pick:
     """A term as an index map: output unit i is input unit `unit[i]` (-1: zero) times `factor[i]`.
 
     None stands for the same units in the same order, and for ones.
+
+    partial   some `unit[i]` is -1
+    gate      every factor is 0 or 1
     """
 
     unit: Tensor | None
     factor: Tensor | None
+    partial: bool = True
+    gate: bool = False
 
     def reach(self, live: Tensor) -> Tensor:
-        return self._kept(live if self.unit is None else _take(live, self.unit, False))
+        return self._kept(live if self.unit is None else self._take(live, False))
 
     def demand(self, wanted: Tensor, units: int) -> Tensor:
         wanted = self._kept(wanted)
         if self.unit is None:
             return wanted
         found = wanted.new_zeros(units)
-        found[self.unit[wanted & (self.unit >= 0)].long()] = True
-        return found
+        asked = self.unit[wanted & (self.unit >= 0)] if self.partial else self.unit[wanted]
+        return found.index_fill_(0, asked.long(), True)
 
     def entries(self, source: Units, live: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(live output units, rows that they take, factors)."""
@@ -40,13 +45,18 @@ class Pick:
         """The output's units, given the input's."""
         row, scale = source.row, source.scale
         if self.unit is not None:
-            row = _take(row, self.unit, -1)
-            scale = None if scale is None else _take(scale, self.unit, 0)
+            row = self._take(row, -1)
+            scale = None if scale is None else self._take(scale, 0)
         if self.factor is not None:
             row = torch.where(self.factor != 0, row, -1)
-            scale = self.factor if scale is None else scale * self.factor
-            scale = None if bool((scale[row >= 0] == 1).all()) else scale
+            if not self.gate:
+                scale = self.factor if scale is None else scale * self.factor
         return Units(row, scale)
+
+    def _take(self, values: Tensor, missing: float) -> Tensor:
+        if not self.partial:
+            return values.index_select(0, self.unit)
+        return torch.where(self.unit >= 0, values.index_select(0, self.unit.clamp_min(0)), missing)
 
     def _kept(self, mask: Tensor) -> Tensor:
         return mask if self.factor is None else mask & (self.factor != 0)
@@ -102,10 +112,12 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) 
     if term.units is not unchanged:
         numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32).reshape(1, *own)
         unit = term.units(numbers).reshape(-1) - 1
+    partial = unit is not None and bool((unit < 0).any())
+    factor, gate = None, False
     if isinstance(term.factor, Tensor):
-        return Pick(unit, term.factor.detach().to(dtype).expand(shape).reshape(-1))
-    return Pick(unit, None if term.factor == 1 else torch.full((shape.numel(),), term.factor, dtype=dtype))
-
-
-def _take(values: Tensor, unit: Tensor, missing: float) -> Tensor:
-    return torch.where(unit >= 0, values[unit.clamp_min(0)], missing)
+        small = term.factor.detach().to(dtype)
+        gate = bool(((small == 0) | (small == 1)).all())
+        factor = small.expand(shape).reshape(-1)
+    elif term.factor != 1:
+        factor = torch.full((shape.numel(),), term.factor, dtype=dtype)
+    return Pick(unit, factor, partial, gate)
