@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from specxai.backends.reference import Graph, Products
+from specxai.backends.reference import DenseProducts, Graph, Products
 from specxai.liveness import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
 
@@ -42,21 +42,39 @@ class LocalOperator(LinearOperator):
             return self._graph.products(self._sources, self._targets, self._held, self.dtype, self._columns,
                                         self._rows)
 
+    @cached_property
+    def dense(self) -> DenseProducts:
+        """The reference's products, through whole values."""
+        return DenseProducts(self._graph, self._sources, self._targets, self._held, self.dtype, self._columns,
+                             self._rows)
+
+    def _for(self, columns: int) -> Products:
+        """What runs so many columns: the backend's products, the reference's where few are not worth a plan."""
+        if columns < self._graph.plan_from:
+            if "_products" not in self.__dict__ or self._products.product_bytes(columns) > self.max_memory:
+                return self.dense
+        elif self._graph.plan_from and self._products.product_bytes(1) > self.max_memory:
+            return self.dense
+        return self._products
+
     @property
     def product_bytes(self) -> int:
         """Bytes that the product with one column takes."""
-        return self._products.product_bytes(1)
+        return self._for(1).product_bytes(1)
 
     @property
     def block_size(self) -> int:
         """The most columns of one product: what `max_memory` holds, or less where it was set lower."""
-        most = MOST_COLUMNS if self._block_size is None else self._block_size
-        # The largest count that fits: bytes never fall as columns are added.
-        return max(1, bisect_right(range(1, most + 1), self.max_memory, key=self._products.product_bytes))
+        return self._chunk(MOST_COLUMNS)
 
     @block_size.setter
     def block_size(self, columns: int | None) -> None:
         self._block_size = columns
+
+    def _chunk(self, columns: int) -> int:
+        most = min(columns, MOST_COLUMNS if self._block_size is None else self._block_size)
+        # The largest count that fits: bytes never fall as columns are added.
+        return max(1, bisect_right(range(1, most + 1), self.max_memory, key=self._for(columns).product_bytes))
 
     @property
     def input_shape(self) -> torch.Size:
@@ -98,11 +116,11 @@ class LocalOperator(LinearOperator):
 
     def _matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         with torch.no_grad():
-            return self._products.matmat(X, rough)
+            return self._for(X.shape[1]).matmat(X, rough)
 
     def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         with torch.no_grad():
-            return self._products.rmatmat(Y, rough)
+            return self._for(Y.shape[1]).rmatmat(Y, rough)
 
     def _units(self, steps: Sequence[int]) -> int:
         return sum(self._graph.shapes[s].numel() for s in steps)

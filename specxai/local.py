@@ -274,7 +274,7 @@ class Local:
             return self.output.new_zeros(1 if combined else 0, self.output.numel())
         if combined:
             rows = [[index for ids in rows for index in ids]]
-        parts, width = [], self.jacobian.block_size
+        parts, width = [], max(1, self.max_memory // self.jacobian.dense.product_bytes(1))
         with torch.no_grad():
             for start in range(0, len(rows), width):
                 inject = {index: (row, self.graph.nodes[index].offset)

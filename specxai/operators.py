@@ -251,13 +251,18 @@ class LinearOperator(ABC):
         columns = block.shape[1]
         if columns == 0 or 0 in self.shape:
             return torch.zeros(rows, columns, dtype=self.dtype, device=self.device)
-        if self.block_size is None or columns <= self.block_size:
+        width = self._chunk(columns)
+        if columns <= width:
             return product(block)
         result = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
-        for start in range(0, columns, self.block_size):
-            stop = min(start + self.block_size, columns)
+        for start in range(0, columns, width):
+            stop = min(start + width, columns)
             result[:, start:stop] = product(block[:, start:stop])
         return result
+
+    def _chunk(self, columns: int) -> int:
+        """How many of so many columns one product takes."""
+        return columns if self.block_size is None else self.block_size
 
 
 class DenseOperator(LinearOperator):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from specxai.backends import native as _native
@@ -10,6 +13,7 @@ from specxai.backends.reference import Graph
 __all__ = ["Graph", "choose", "describe"]
 
 NAMES = ("reference", "native")
+PLAN_FROM = 16  # columns: a plan costs about as much as the reference's products with so many
 
 
 def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[tuple[str, bool, str]]:
@@ -17,8 +21,8 @@ def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     return [("reference", True, "plain PyTorch, every dtype and device"), ("native", *_native.eligible(device, dtype))]
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, type[Graph]]:
-    """The backend's name and graph class; "auto" takes native where it is eligible.
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Callable[..., Graph]]:
+    """The backend's name and what makes its graph; "auto" takes native where it is eligible and columns are many.
 
     Raises ValueError for an unknown name, RuntimeError where a backend asked for by name is not eligible.
     """
@@ -28,7 +32,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ty
         return name, Graph
     ok, reason = _native.eligible(device, dtype)
     if ok:
-        return "native", _native.NativeGraph
+        return "native", partial(_native.NativeGraph, plan_from=PLAN_FROM if name == "auto" else 0)
     if name == "native":
         raise RuntimeError(f"backend 'native' cannot run here: {reason}; use backend='auto' or 'reference'")
     return "reference", Graph

@@ -20,10 +20,13 @@ LIVE_PROBES = 2  # one is enough with probability one; the second guards against
 class Graph:
     """The linear nodes of one input, with the shapes of the values between them.
 
-    nodes    step -> its linear node, in execution order
-    shapes   step -> shape of its value
-    input    the step of x (it has no node)
+    nodes       step -> its linear node, in execution order
+    shapes      step -> shape of its value
+    input       the step of x (it has no node)
+    plan_from   columns from which `products` are worth making; fewer run through whole values
     """
+
+    plan_from = 0
 
     def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size], input: int) -> None:
         self.nodes, self.shapes, self.input = nodes, shapes, input

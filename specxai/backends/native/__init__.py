@@ -33,8 +33,9 @@ def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
 class NativeGraph(Graph):
     """`Graph` whose operators run plans over live units."""
 
-    def __init__(self, nodes, shapes, input) -> None:
+    def __init__(self, nodes, shapes, input, plan_from: int = 0) -> None:
         super().__init__(nodes, shapes, input)
+        self.plan_from = plan_from
         self._structures: dict[int, Structure] = {}
         self._pool: list[Tensor] = []  # arenas that no product is using
 

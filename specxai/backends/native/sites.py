@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -56,14 +56,14 @@ class Sites:
         """(output positions, taps): the input position under each tap, -1 for none."""
         if self.conv is None:
             return torch.arange(_count(self.outer))[:, None]
-        return _positions(self.outer, self.inner, self.conv, self.conv.transposed)
+        return _positions(self.outer, self.inner, *_geometry(self.conv), self.conv.transposed)
 
     @cached_property
     def feeds(self) -> Tensor:
         """(input positions, taps): the output position that reads it under each tap, -1 for none."""
         if self.conv is None:
             return torch.arange(_count(self.inner))[:, None]
-        return _positions(self.inner, self.outer, self.conv, not self.conv.transposed)
+        return _positions(self.inner, self.outer, *_geometry(self.conv), not self.conv.transposed)
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
@@ -98,17 +98,23 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     return Sites(weight, tuple(own[2:]), tuple(shape[2:]), conv, False)
 
 
-def _positions(here: Sequence[int], there: Sequence[int], conv: Convolution, inverse: bool) -> Tensor:
+def _geometry(conv: Convolution) -> tuple[tuple[int, ...], ...]:
+    return tuple(conv.weight.shape[2:]), conv.stride, conv.padding, conv.dilation
+
+
+@lru_cache(maxsize=256)  # the same for every input
+def _positions(here: tuple[int, ...], there: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...],
+               padding: tuple[int, ...], dilation: tuple[int, ...], inverse: bool) -> Tensor:
     """(positions here, taps): the position there under each tap, -1 for none.
 
     A convolution's output p reads input p·stride − padding + tap·dilation; `inverse` solves that for p.
     """
-    kernel, dims = conv.weight.shape[2:], len(here)
+    dims = len(here)
     flat, valid = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool)
     for axis, (n, m, k) in enumerate(zip(here, there, kernel, strict=True)):
-        step = conv.stride[axis]
-        place, tap = torch.arange(n)[:, None], torch.arange(k)[None, :] * conv.dilation[axis]
-        at = place + conv.padding[axis] - tap if inverse else place * step - conv.padding[axis] + tap
+        step = stride[axis]
+        place, tap = torch.arange(n)[:, None], torch.arange(k)[None, :] * dilation[axis]
+        at = place + padding[axis] - tap if inverse else place * step - padding[axis] + tap
         ok = (at >= 0) & (at < (m * step if inverse else m))
         if inverse:
             ok &= at % step == 0

@@ -1,0 +1,153 @@
+"""Plans over live units are the reference, for any geometry, gates from all dead to all open, and any block width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import specxai
+from specxai import native
+from specxai._vision import import_vision
+from specxai.backends.native.stages import DenseStage, GatherStage
+from tolerances import assert_close
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels: {native.available()[1]}")
+
+
+class Block(nn.Module):
+    """A convolution of any kind, a norm, a gate, a pool, and what follows: a skip, a concatenation, or nothing."""
+
+    def __init__(self, dims, channels, wide, kernel, stride, padding, dilation, groups, transposed, pool, end, slope,
+                 shift) -> None:
+        super().__init__()
+        Conv = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
+        self.conv = Conv(channels, wide, kernel, stride, padding, dilation=dilation, groups=groups)
+        self.norm = getattr(nn, f"BatchNorm{dims}d")(wide)
+        self.pool, self.end, self.slope, self.shift, self.dims = pool, end, slope, shift, dims
+        self.last = nn.Linear(wide * (2 if end == "cat" else 1), 3)
+        with torch.no_grad():
+            self.norm.weight.uniform_(0.5, 1.5)
+            self.norm.running_mean.normal_()
+
+    def forward(self, x):
+        y = F.leaky_relu(self.norm(self.conv(x)) + self.shift, self.slope)
+        if self.pool:
+            pool = getattr(F, f"{self.pool}_pool{self.dims}d")
+            y = pool(y, 3, 2, 1)
+        if self.end == "add":
+            y = y + 2 * F.relu(y - 0.1)
+        elif self.end == "cat":
+            y = torch.cat([y, F.relu(-y)], 1)
+        return self.last(y.movedim(1, -1)).flatten(1)
+
+
+def runs(model, x) -> bool:
+    try:
+        return model(x).numel() > 0
+    except RuntimeError:  # a kernel or a window that is larger than the image
+        return False
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_geometry(data):
+    draw = data.draw
+    dims, groups = draw(st.sampled_from([1, 2, 2, 2, 3])), draw(st.sampled_from([1, 1, 2, 4]))
+    channels, wide = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 5))
+    kernel, stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = draw(st.integers(0, 2))
+    size = 5 if dims == 3 else 8
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    torch.manual_seed(draw(st.integers(0, 999)))
+    model = Block(dims, channels, wide, kernel, stride, padding, dilation, groups, draw(st.booleans()),
+                  draw(st.sampled_from([None, "max", "avg"])), draw(st.sampled_from([None, "add", "cat"])),
+                  draw(st.sampled_from([0.0, 0.0, 0.1])), draw(st.sampled_from([-9.0, -1.0, 0.0, 9.0])))
+    model = model.eval().to(dtype)
+    x = torch.randn(1, channels, *(size - i for i in range(dims)), dtype=dtype)
+    assume(runs(model, x))
+    captured = specxai.capture(model, x, verify=False)
+    ours, wanted = (captured.linearize(x, backend=name) for name in ("native", "reference"))
+    probes = draw(st.sampled_from([1, 3, 17, 64, 65, 150]))
+    for layer in ("conv", ""):
+        for part in ("right", "left", "bypass"):
+            got, want = (getattr(local.split(layer), part) if layer else local.jacobian for local in (ours, wanted))
+            if want is None:
+                assert got is None
+                continue
+            for a, b in ((got, want), (got.T, want.T)):
+                X = torch.randn(b.shape[1], probes, dtype=dtype)
+                assert_close(a @ X, b @ X, factor=4)
+
+
+def test_a_thousand_probes_on_any_number_of_threads(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 9, 3), nn.ReLU()).eval()
+    model, x = model.to(dtype), torch.randn(1, 3, 13, 11, dtype=dtype)
+    captured = specxai.capture(model, x)
+    ours, wanted = (captured.linearize(x, backend=name).jacobian for name in ("native", "reference"))
+    X, Y = torch.randn(ours.shape[1], 1000, dtype=dtype), torch.randn(ours.shape[0], 1000, dtype=dtype)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append((ours @ X, ours.T @ Y))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert_close(found[0][0], wanted @ X, factor=2)
+    assert_close(found[0][1], wanted.T @ Y, factor=2)
+
+
+@pytest.mark.parametrize("alive", [0, 1])
+def test_dead_gates_and_one_live_unit(alive, dtype):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)).eval().to(dtype)
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+        model[0].weight[0, 0, 0, 0] = 1
+    x = torch.zeros(1, 2, 4, 4, dtype=dtype)
+    x[0, 0, 1, 1] = 1000.0 * alive
+    captured = specxai.capture(model, x)
+    ours, wanted = (captured.linearize(x, backend=name).jacobian for name in ("native", "reference"))
+    assert [units for _, units, _ in ours.costs()] == ([int((model[:2](x) > 0).sum()), 5] if alive else [])
+    assert_close(ours.to_dense(), wanted.to_dense())
+    assert bool(ours.to_dense().any()) == bool(alive)
+
+
+def test_few_columns_are_not_worth_a_plan():
+    model, x = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 25)).eval(), torch.randn(1, 30)
+    for name, narrow, wide in (("auto", False, True), ("native", True, True), ("reference", True, True)):
+        J = specxai.linearize(model, x, backend=name).jacobian
+        J @ torch.ones(30, 15)
+        assert ("_products" in vars(J)) is narrow
+        J @ torch.ones(30, 16)
+        assert ("_products" in vars(J)) is wide
+
+
+def test_only_live_units_are_computed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    local = specxai.linearize(model, x, backend="native")
+    (_, first, work), (_, second, _) = local.jacobian.costs()
+    hidden = model[:2](x)
+    winners = F.max_pool2d(hidden, 2, return_indices=True)
+    assert first == int((winners[0] > 0).sum())
+    assert second == 6 * 2 * 2
+    assert work < local.graph.nodes[local.captured.program.layer("0")[1]].flops / 3
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+def test_a_plan_s_memory_is_known_before(name):
+    """What is asked for is what the products take, and no stage of these nets falls back to whole values."""
+    model = getattr(import_vision("torchvision.models"), name)(weights=None).eval()
+    J = specxai.linearize(model, torch.randn(1, 3, 64, 64), backend="native").jacobian
+    plan = J._products
+    assert not any(isinstance(stage, DenseStage) for stage in plan._stages)
+    assert sum(isinstance(stage, GatherStage) for stage in plan._stages) == len(J.costs())
+    J.matmat(torch.randn(J.shape[1], 20))
+    assert plan._pool[0].numel() == plan.arena_rows * 32
+    assert plan.product_bytes(20) == 4 * (plan.arena_rows * 32 + 20 * sum(J.shape))
