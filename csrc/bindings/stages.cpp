@@ -20,69 +20,46 @@ namespace {
 using std::int64_t;
 using std::uintptr_t;
 
-// An index array as (address, length).
+// An array as (address, length).
 using Array = std::pair<uintptr_t, int64_t>;
 
-const std::int32_t* indices(const Array& array, int64_t length, const char* name) {
-  require(array.second == length, std::string(name) + " has " + std::to_string(array.second) + " entries, not " +
+template <class T>
+const T* elements(const Array& array, int64_t length, const char* name) {
+  require(array.second == length, std::string(name) + " has " + std::to_string(array.second) + " elements, not " +
                                       std::to_string(length));
   require_pointer(array.first, length, name);
-  return reinterpret_cast<const std::int32_t*>(array.first);
-}
-
-template <class T>
-const T* numbers(const Array& array, int64_t length, const char* name) {
-  if (array.first == 0) return nullptr;
-  require(array.second == length, std::string(name) + " has " + std::to_string(array.second) + " entries, not " +
-                                      std::to_string(length));
   return reinterpret_cast<const T*>(array.first);
 }
 
-int64_t groups(const Array& offsets, const char* name) {
-  require(offsets.second >= 1, std::string(name) + " needs one entry more than there are groups");
-  return offsets.second - 1;
-}
-
 template <class T>
-std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& run_begin, const Array& run_entry, const Array& run_count,
-                               const Array& run_tap, const Array& in_row, const Array& in_column,
-                               const Array& out_begin, const Array& out_row, const Array& out_column,
-                               const Array& weight, int64_t taps, int64_t depth, int64_t width) {
-  GatherGemm<T> s{};
-  s.n_sites = groups(run_begin, "run_begin");
-  s.n_runs = run_entry.second;
-  s.n_entries = in_row.second;
-  s.n_outputs = out_row.second;
-  s.run_begin = indices(run_begin, s.n_sites + 1, "run_begin");
-  s.run_entry = indices(run_entry, s.n_runs, "run_entry");
-  s.run_count = indices(run_count, s.n_runs, "run_count");
-  s.run_tap = indices(run_tap, s.n_runs, "run_tap");
-  s.in_row = indices(in_row, s.n_entries, "in_row");
-  s.in_column = indices(in_column, s.n_entries, "in_column");
-  s.out_begin = indices(out_begin, s.n_sites + 1, "out_begin");
-  s.out_row = indices(out_row, s.n_outputs, "out_row");
-  s.out_column = indices(out_column, s.n_outputs, "out_column");
+std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array& outside, const Array& neighbours,
+                                                const Array& weight, int64_t n_inside, int64_t n_outside, int64_t taps,
+                                                int64_t groups, int64_t depth, int64_t width) {
+  require_count(n_inside, "n_inside");
+  require_count(n_outside, "n_outside");
   require_count(taps, "taps");
+  require_count(groups, "groups");
   require_count(depth, "depth");
   require_count(width, "width");
+  const int64_t inputs = checked_area(groups, depth, "the inputs");
   const int64_t panels = (width + weight_panel - 1) / weight_panel;
-  const int64_t n_weights = checked_area(checked_area(taps, depth, "the weights"), panels * weight_panel, "the weights");
-  s.weight = numbers<T>(weight, n_weights, "weight");
-  require(s.weight != nullptr || n_weights == 0, "weight is a null pointer");
-  s.taps = taps;
-  s.depth = depth;
-  s.width = width;
-  return std::make_unique<GatherGemmStage<T>>(s);
+  const int64_t n_weights =
+      checked_area(checked_area(taps, depth, "the weights"), panels * weight_panel, "the weights");
+  return std::make_unique<GatherGemmStage<T>>(GatherGemmTables<T>{
+      n_inside, n_outside, taps, groups, depth, width,
+      elements<std::int32_t>(inside, checked_area(n_inside, inputs, "inside"), "inside"),
+      elements<std::int32_t>(outside, checked_area(n_outside, width, "outside"), "outside"),
+      elements<std::int32_t>(neighbours, checked_area(n_outside, taps, "neighbours"), "neighbours"),
+      elements<T>(weight, n_weights, "weight")});
 }
 
 template <class T>
 void bind_gather_gemm(py::module_& m, const char* name) {
   using Stage = GatherGemmStage<T>;
   py::class_<Stage>(m, name)
-      .def(py::init(&gather_gemm<T>), py::kw_only(), py::arg("run_begin"), py::arg("run_entry"), py::arg("run_count"),
-           py::arg("run_tap"), py::arg("in_row"), py::arg("in_column"), py::arg("out_begin"), py::arg("out_row"),
-           py::arg("out_column"), py::arg("weight"), py::arg("taps"), py::arg("depth"),
-           py::arg("width"))
+      .def(py::init(&gather_gemm<T>), py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("neighbours"),
+           py::arg("weight"), py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("groups"),
+           py::arg("depth"), py::arg("width"))
       .def_property_readonly("multiply_adds", &Stage::multiply_adds)
       .def(
           "run",
@@ -119,17 +96,13 @@ template <class T>
 void bind_row_sum(py::module_& m, const char* name) {
   using Stage = RowSumStage<T>;
   py::class_<Stage>(m, name)
-      .def(py::init([](const Array& begin, const Array& in_row, const Array& scale, const Array& out_row) {
-             RowSum<T> s{};
-             s.n_outputs = groups(begin, "begin");
-             s.n_entries = in_row.second;
-             s.begin = indices(begin, s.n_outputs + 1, "begin");
-             s.in_row = indices(in_row, s.n_entries, "in_row");
-             s.scale = numbers<T>(scale, s.n_entries, "scale");
-             s.out_row = indices(out_row, s.n_outputs, "out_row");
-             return RowSumStage<T>(s);
+      .def(py::init([](const Array& to, const Array& from, const Array& scale) {
+             const int64_t n = to.second;
+             return std::make_unique<Stage>(RowSum<T>{n, elements<std::int32_t>(to, n, "to"),
+                                                      elements<std::int32_t>(from, n, "from_"),
+                                                      scale.first ? elements<T>(scale, n, "scale") : nullptr});
            }),
-           py::kw_only(), py::arg("begin"), py::arg("in_row"), py::arg("scale"), py::arg("out_row"))
+           py::kw_only(), py::arg("to"), py::arg("from_"), py::arg("scale"))
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,

@@ -55,23 +55,76 @@ bool has_bf16() {
 }
 
 template <class T>
-GatherGemmStage<T>::GatherGemmStage(const GatherGemm<T>& stage) : stage_(stage) {
+GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
-  const GatherGemm<T>& s = stage_;
-  require(s.n_sites < limit && s.n_runs < limit && s.n_entries < limit && s.n_outputs < limit,
-          "a stage of more than 2^31 sites, runs or rows");
-  require(s.depth == 0 || s.taps <= limit / weight_panel / s.depth, "the weights of one output panel exceed 2^31");
-  check_offsets(s.run_begin, s.n_sites, s.n_runs, "run_begin");
-  check_offsets(s.out_begin, s.n_sites, s.n_outputs, "out_begin");
-  check_range(s.run_tap, s.n_runs, s.taps, "run_tap");
-  check_range(s.in_column, s.n_entries, s.depth, "in_column");
-  check_range(s.out_column, s.n_outputs, s.width, "out_column");
-  rows_read_ = 1 + check_range(s.in_row, s.n_entries, limit, "in_row");
-  rows_written_ = check_distinct(s.out_row, s.n_outputs, limit, "out_row");
-  for (std::int64_t r = 0; r < s.n_runs; ++r) {
-    require(s.run_entry[r] >= 0 && s.run_count[r] >= 0 && s.run_entry[r] <= s.n_entries - s.run_count[r],
-            "run " + std::to_string(r) + " reaches beyond the entries");
+  const GatherGemmTables<T>& t = tables;
+  require(t.groups > 0 && t.width % t.groups == 0, "groups must divide the outputs");
+  require(t.depth == 0 || t.taps <= limit / weight_panel / t.depth, "the weights of one output panel exceed 2^31");
+  const std::int64_t cells = checked_area(t.n_inside, t.groups, "the input");
+  const std::int64_t inputs = checked_area(cells, t.depth, "the input");
+  const std::int64_t outputs = checked_area(t.n_outside, t.width, "the output");
+  const std::int64_t taps = checked_area(t.n_outside, t.taps, "the neighbours");
+  require(inputs < limit && outputs < limit && cells < limit && checked_area(taps, t.groups, "the runs") < limit,
+          "a stage of 2^31 units or runs, or more");
+  rows_read_ = 1 + check_range(t.inside, inputs, -1, limit, "inside");
+  rows_written_ = check_distinct(t.outside, outputs, limit, "outside");
+  check_range(t.neighbours, taps, -1, t.n_inside, "neighbours");
+  make_sites(tables);
+  stage_ = {static_cast<std::int64_t>(run_begin_.size()) - 1,
+            static_cast<std::int64_t>(run_entry_.size()),
+            static_cast<std::int64_t>(in_row_.size()),
+            static_cast<std::int64_t>(out_row_.size()),
+            run_begin_.data(), run_entry_.data(), run_count_.data(), run_tap_.data(), in_row_.data(),
+            in_column_.data(), out_begin_.data(), out_row_.data(), out_column_.data(), t.weight, t.taps, t.depth,
+            t.width};
+  make_tasks();
+}
+
+// Live inputs packed cell by cell (a position and a group); a site's runs are its neighbours' cells.
+template <class T>
+void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
+  const std::int64_t cells = t.n_inside * t.groups, made = t.groups ? t.width / t.groups : 0;
+  Indices cell_begin(static_cast<std::size_t>(cells) + 1, 0);
+  const std::int32_t* row = t.inside;
+  for (std::int64_t cell = 0; cell < cells; ++cell) {
+    for (std::int64_t c = 0; c < t.depth; ++c, ++row) {
+      if (*row < 0) continue;
+      in_row_.push_back(*row);
+      in_column_.push_back(static_cast<std::int32_t>(c));
+    }
+    cell_begin[cell + 1] = static_cast<std::int32_t>(in_row_.size());
   }
+  run_begin_.push_back(0);
+  out_begin_.push_back(0);
+  for (std::int64_t position = 0; position < t.n_outside; ++position) {
+    const std::int32_t* near = t.neighbours + position * t.taps;
+    for (std::int64_t group = 0; group < t.groups; ++group) {
+      const std::int64_t first = group * made;
+      for (std::int64_t o = first; o < first + made; ++o) {
+        const std::int32_t to = t.outside[position * t.width + o];
+        if (to < 0) continue;
+        out_row_.push_back(to);
+        out_column_.push_back(static_cast<std::int32_t>(o));
+      }
+      if (static_cast<std::int32_t>(out_row_.size()) == out_begin_.back()) continue;
+      for (std::int64_t tap = 0; tap < t.taps; ++tap) {
+        if (near[tap] < 0) continue;
+        const std::int64_t cell = near[tap] * t.groups + group;
+        const std::int32_t count = cell_begin[cell + 1] - cell_begin[cell];
+        if (count == 0) continue;
+        run_entry_.push_back(cell_begin[cell]);
+        run_count_.push_back(count);
+        run_tap_.push_back(static_cast<std::int32_t>(tap));
+      }
+      run_begin_.push_back(static_cast<std::int32_t>(run_entry_.size()));
+      out_begin_.push_back(static_cast<std::int32_t>(out_row_.size()));
+    }
+  }
+}
+
+template <class T>
+void GatherGemmStage<T>::make_tasks() {
+  const GatherGemm<T>& s = stage_;
   for (std::int64_t site = 0; site < s.n_sites; ++site) {
     std::int64_t inputs = 0;
     for (std::int64_t r = s.run_begin[site]; r < s.run_begin[site + 1]; ++r) inputs += s.run_count[r];

@@ -10,7 +10,8 @@
 
 namespace specxai {
 
-// A stage is a list of sites (output positions).  At site s, for its live outputs o in [out_begin[s], out_begin[s+1]),
+// A stage is a list of sites (an output position and a group).  At site s, for its live outputs o in
+// [out_begin[s], out_begin[s+1]),
 //
 //   output[out_row[o], :] (+)= sum_e weight(tap_e, in_column[e], out_column[o]) * input[in_row[e], :]
 //
@@ -36,6 +37,16 @@ struct GatherGemm {
   const std::int32_t* out_column;
   const T* weight;
   std::int64_t taps, depth, width;  // depth: inputs a tap, width: outputs
+};
+
+// What a stage is made of.  In the tables -1 stands for a dead unit, and for no neighbour under a tap.
+template <class T>
+struct GatherGemmTables {
+  std::int64_t n_inside, n_outside, taps, groups, depth, width;  // positions; depth inputs a group, width outputs
+  const std::int32_t* inside;      // (n_inside, groups * depth) rows of the input
+  const std::int32_t* outside;     // (n_outside, width) rows of the output, group by group
+  const std::int32_t* neighbours;  // (n_outside, taps) positions inside
+  const T* weight;                 // as below
 };
 
 // What one call adds: the blocks.
@@ -66,12 +77,14 @@ namespace bf16 {
 extern const GatherGemmKernel<float, Bf16> gather_gemm;
 }  // namespace bf16
 
-// A checked stage with its tasks; refers to the arrays of the stage, which must outlive it.
+// A checked stage with its tasks; refers to the weights, which must outlive it, and owns everything else.
 template <class T>
 class GatherGemmStage {
  public:
   // Throws std::invalid_argument on any index out of range, and where two outputs share a row.
-  explicit GatherGemmStage(const GatherGemm<T>& stage);
+  explicit GatherGemmStage(const GatherGemmTables<T>& tables);
+  GatherGemmStage(const GatherGemmStage&) = delete;
+  GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
   // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
@@ -84,11 +97,15 @@ class GatherGemmStage {
   std::int64_t multiply_adds() const { return multiply_adds_; }  // of one probe
 
  private:
+  void make_sites(const GatherGemmTables<T>& tables);
+  void make_tasks();
   void check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride) const;
   template <class W>
   void run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const;
 
-  GatherGemm<T> stage_;
+  using Indices = std::vector<std::int32_t>;
+  Indices run_begin_, run_entry_, run_count_, run_tap_, in_row_, in_column_, out_begin_, out_row_, out_column_;
+  GatherGemm<T> stage_;  // of those
   mutable std::once_flag rounded_;
   mutable std::vector<Bf16> weight_bf16_;  // made by the first run_bf16
   std::vector<Task> tasks_;

@@ -11,12 +11,32 @@
 namespace specxai {
 
 template <class T>
-RowSumStage<T>::RowSumStage(const RowSum<T>& sum) : sum_(sum) {
+RowSumStage<T>::RowSumStage(const RowSum<T>& sum) {
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
-  require(sum.n_outputs < limit && sum.n_entries < limit, "a sum of more than 2^31 rows");
-  check_offsets(sum.begin, sum.n_outputs, sum.n_entries, "begin");
-  rows_read_ = 1 + check_range(sum.in_row, sum.n_entries, limit, "in_row");
-  rows_written_ = check_distinct(sum.out_row, sum.n_outputs, limit, "out_row");
+  const std::int64_t n = sum.n_entries;
+  require(n < limit, "a sum of 2^31 rows or more");
+  rows_read_ = 1 + check_range(sum.from, n, 0, limit, "from");
+  rows_written_ = 1 + check_range(sum.to, n, 0, limit, "to");
+  // A counting sort keeps the order of a row's entries.
+  std::vector<std::int32_t> place(static_cast<std::size_t>(rows_written_) + 1, 0);
+  for (std::int64_t e = 0; e < n; ++e) ++place[sum.to[e]];
+  std::int32_t start = 0;
+  for (std::int64_t row = 0; row < rows_written_; ++row) {
+    const std::int32_t count = place[row];
+    place[row] = start;
+    if (count == 0) continue;
+    to_.push_back(static_cast<std::int32_t>(row));
+    begin_.push_back(start);
+    start += count;
+  }
+  begin_.push_back(start);
+  from_.resize(static_cast<std::size_t>(n));
+  if (sum.scale) scale_.resize(static_cast<std::size_t>(n));
+  for (std::int64_t e = 0; e < n; ++e) {
+    const std::int32_t at = place[sum.to[e]]++;
+    from_[at] = sum.from[e];
+    if (sum.scale) scale_[at] = sum.scale[e];
+  }
 }
 
 template <class T>
@@ -30,24 +50,23 @@ void RowSumStage<T>::run(const T* input, std::int64_t input_rows, std::int64_t i
                                             std::to_string(rows_written_));
   checked_area(input_rows, input_stride, "the input block");
   checked_area(output_rows, output_stride, "the output block");
-  const RowSum<T>& s = sum_;
+  const std::int64_t n_outputs = static_cast<std::int64_t>(to_.size());
+  const std::int64_t n_entries = static_cast<std::int64_t>(from_.size());
   // A row costs bytes, not operations: count each number as eight.
-  const int n_threads = thread_count(s.n_outputs, (s.n_entries + s.n_outputs) * n_probes * 8);
+  const int n_threads = thread_count(n_outputs, (n_entries + n_outputs) * n_probes * 8);
 
 #pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (std::int64_t o = 0; o < s.n_outputs; ++o) {
-    T* y = output + s.out_row[o] * output_stride;
-    const std::int32_t begin = s.begin[o], end = s.begin[o + 1];
-    for (std::int32_t e = begin; e < end; ++e) {
-      const T* z = input + s.in_row[e] * input_stride;
-      const T scale = s.scale ? s.scale[e] : T(1);
-      if (e == begin && !accumulate) {
+  for (std::int64_t o = 0; o < n_outputs; ++o) {
+    T* y = output + to_[o] * output_stride;
+    for (std::int32_t e = begin_[o]; e < begin_[o + 1]; ++e) {
+      const T* z = input + from_[e] * input_stride;
+      const T scale = scale_.empty() ? T(1) : scale_[e];
+      if (e == begin_[o] && !accumulate) {
         for (std::int64_t p = 0; p < n_probes; ++p) y[p] = scale * z[p];
       } else {
         for (std::int64_t p = 0; p < n_probes; ++p) y[p] += scale * z[p];
       }
     }
-    if (begin == end && !accumulate) std::fill_n(y, n_probes, T(0));
     std::fill(y + n_probes, y + output_stride, T(0));
   }
 }

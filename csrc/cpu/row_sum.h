@@ -2,26 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace specxai {
 
-//   output[out_row[o], :] (+)= sum over e in [begin[o], begin[o + 1]) of scale[e] * input[in_row[e], :]
+//   output[to[e], :] (+)= scale[e] * input[from[e], :], over all e
 //
 // A row holds n_probes numbers; the rest of an output row, up to its stride, is set to zero.
 template <class T>
 struct RowSum {
-  std::int64_t n_outputs, n_entries;
-  const std::int32_t* begin;    // n_outputs + 1
-  const std::int32_t* in_row;   // n_entries
-  const T* scale;               // n_entries, null for ones
-  const std::int32_t* out_row;  // n_outputs
+  std::int64_t n_entries;
+  const std::int32_t* to;
+  const std::int32_t* from;
+  const T* scale;  // null for ones
 };
 
-// A checked sum; refers to the arrays it was made of, which must outlive it.
+// A checked sum, its entries brought together by the row that they are summed in, in their order; owns its arrays.
 template <class T>
 class RowSumStage {
  public:
-  // Throws std::invalid_argument on any index out of range, and where two outputs share a row.
+  // Throws std::invalid_argument on a negative index.
   explicit RowSumStage(const RowSum<T>& sum);
 
   // Throws std::invalid_argument unless the blocks hold every row that is read and written.  The blocks may be one,
@@ -30,7 +30,8 @@ class RowSumStage {
            std::int64_t output_stride, std::int64_t n_probes, bool accumulate) const;
 
  private:
-  RowSum<T> sum_;
+  std::vector<std::int32_t> begin_, from_, to_;  // row to_[o] sums the entries [begin_[o], begin_[o + 1])
+  std::vector<T> scale_;
   std::int64_t rows_read_ = 0, rows_written_ = 0;
 };
 

@@ -25,44 +25,38 @@ def pack(weight: Tensor) -> Tensor:
 
 
 class GatherGemm:
-    """output[out_row[o]] (+)= Σ_e w(tap_e, in_column[e], out_column[o]) · input[in_row[e]], site by site.
+    """output[outside[s, o]] (+)= Σ_{t, c} weight[o, t, c] · input[inside[neighbours[s, t], c]], site by site.
 
-    Every index array is int32.
+    Tables are int32, and -1 stands for a dead unit, or for no neighbour.  With groups, outputs and inputs are cut into
+    as many parts, and each output reads its own part's inputs.
 
-    run_begin   (sites + 1,) runs of each site
-    run_entry, run_count, run_tap   (runs,) a run is `count` entries from `entry` on, all under one tap of the kernel
-    in_row, in_column    (entries,) a live input's row, and its place among the weights' depth
-    out_begin   (sites + 1,) outputs of each site
-    out_row, out_column  (outputs,) a live output's row, no two the same, and its place among the weights' outputs
-    weight      what `pack` made of (outputs, taps, depth)
-    width       outputs before packing
+    inside       (positions inside, groups · depth) rows of the input
+    outside      (positions outside, width) rows of the output, no two the same
+    neighbours   (positions outside, taps) positions inside
+    weight       what `pack` made of (width, taps, depth)
 
-    Raises ValueError for an index out of range, two outputs in one row, or arrays that do not fit together.
+    Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
 
-    >>> def i(*values): return torch.tensor(values, dtype=torch.int32)
-    >>> stage = GatherGemm(run_begin=i(0, 1), run_entry=i(0), run_count=i(2), run_tap=i(0), in_row=i(1, 0),
-    ...                    in_column=i(0, 1), out_begin=i(0, 1), out_row=i(0), out_column=i(0),
-    ...                    weight=pack(torch.tensor([[[3.0, 5.0]]])), width=1)
+    >>> def i(*rows): return torch.tensor(rows, dtype=torch.int32)
+    >>> stage = GatherGemm(inside=i([1, 0]), outside=i([0]), neighbours=i([0]),
+    ...                    weight=pack(torch.tensor([[[3.0, 5.0]]])))
     >>> output = torch.empty(1, 16)
     >>> stage.run(torch.tensor([[1.0], [2.0]]).expand(2, 16).contiguous(), output)
     >>> float(output[0, 0])
     11.0
     """
 
-    def __init__(self, *, run_begin: Tensor, run_entry: Tensor, run_count: Tensor, run_tap: Tensor, in_row: Tensor,
-                 in_column: Tensor, out_begin: Tensor, out_row: Tensor, out_column: Tensor, weight: Tensor,
-                 width: int) -> None:
-        arrays = {"run_begin": run_begin, "run_entry": run_entry, "run_count": run_count, "run_tap": run_tap,
-                  "in_row": in_row, "in_column": in_column, "out_begin": out_begin, "out_row": out_row,
-                  "out_column": out_column}
-        self.dtype = weight.dtype
-        panels, taps, depth, _ = weight.shape
+    def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1) -> None:
+        tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
+        _indices(tables, 2)
+        self.dtype, (panels, taps, depth, _) = weight.dtype, weight.shape
+        width = outside.shape[1]
         if panels != -(-width // PANEL) or weight.shape[3] != PANEL:
             raise ValueError(f"weight is packed as {tuple(weight.shape)}, which does not hold {width} outputs")
-        self._kept = (*_indices(arrays), _floats("weight", weight, self.dtype))
+        self._weight = _floats("weight", weight, self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
-            **{name: _array(t) for name, t in arrays.items()}, weight=_array(weight), taps=taps, depth=depth,
-            width=width)
+            **{name: _array(t) for name, t in tables.items()}, weight=_array(weight), n_inside=len(inside),
+            n_outside=len(outside), taps=taps, groups=groups, depth=depth, width=width)
 
     @property
     def multiply_adds(self) -> int:
@@ -87,31 +81,28 @@ class GatherGemm:
 
 
 class RowSum:
-    """output[out_row[o]] (+)= Σ_e scale[e] · input[in_row[e]], e from begin[o] to begin[o + 1].
+    """output[to[e]] (+)= scale[e] · input[source[e]], over all entries e.
 
-    begin     (outputs + 1,) int32
-    in_row    (entries,) int32
-    scale     (entries,) or None for ones
-    out_row   (outputs,) int32, no two the same
-    dtype     of the blocks
+    to, source   (entries,) int32 rows
+    scale        (entries,) or None for ones
+    dtype        of the blocks
 
     >>> def i(*values): return torch.tensor(values, dtype=torch.int32)
     >>> total = torch.zeros(1, 2)
-    >>> RowSum(begin=i(0, 2), in_row=i(0, 1), out_row=i(0), dtype=torch.float32).run(torch.eye(2), total, 2)
+    >>> RowSum(to=i(0, 0), source=i(0, 1), dtype=torch.float32).run(torch.eye(2), total, 2)
     >>> total
     tensor([[1., 1.]])
     """
 
-    def __init__(self, *, begin: Tensor, in_row: Tensor, out_row: Tensor, dtype: torch.dtype,
-                 scale: Tensor | None = None) -> None:
-        arrays = {"begin": begin, "in_row": in_row, "out_row": out_row}
+    def __init__(self, *, to: Tensor, source: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+        _indices({"to": to, "source": source}, 1)
         self.dtype = dtype
-        self._kept = (*_indices(arrays), None if scale is None else _floats("scale", scale, dtype))
+        scale = None if scale is None else _floats("scale", scale, dtype)
         self._stage = getattr(compiled(), f"RowSum_{_suffix(dtype)}")(
-            **{name: _array(t) for name, t in arrays.items()}, scale=_array(scale))
+            to=_array(to), from_=_array(source), scale=_array(scale))
 
     def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False) -> None:
-        """Sum the first `n_probes` of each row (rows, stride); the rest of an output row becomes zero."""
+        """Sum the first `n_probes` of each row (rows, stride); the rest of a written row becomes zero."""
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         self._stage.run(input.data_ptr(), rows_in, input.shape[1], output.data_ptr(), rows_out, output.shape[1],
                         n_probes, accumulate)
@@ -128,12 +119,11 @@ def _array(t: Tensor | None) -> tuple[int, int]:
     return (0, 0) if t is None else (t.data_ptr() or 1, t.numel())
 
 
-def _indices(arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    for name, t in arrays.items():
-        if t.dtype is not torch.int32 or t.ndim != 1 or not t.is_contiguous() or t.device.type != "cpu":
-            raise ValueError(f"{name} must be a contiguous int32 vector on the CPU, got {t.dtype} {tuple(t.shape)} on "
-                             f"{t.device}")
-    return tuple(arrays.values())
+def _indices(tables: dict[str, Tensor], ndim: int) -> None:
+    for name, t in tables.items():
+        if t.dtype is not torch.int32 or t.ndim != ndim or not t.is_contiguous() or t.device.type != "cpu":
+            raise ValueError(f"{name} must be a contiguous int32 {'vector' if ndim == 1 else 'table'} on the CPU, got "
+                             f"{t.dtype} {tuple(t.shape)} on {t.device}")
 
 
 def _floats(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -45,43 +45,34 @@ Indices distinct_rows(Index count, Index rows) {
 
 template <class T>
 struct Random {
-  Index taps, depth, width, entries, input_rows, output_rows;
-  Indices run_begin{0}, run_entry, run_count, run_tap, in_row, in_column, out_begin{0}, out_row, out_column;
+  Index places, sites, taps, groups, depth, made, input_rows, output_rows;
+  Indices inside, outside, neighbours;
   std::unique_ptr<T[]> weight;
 
-  Random(Index sites, Index most_outputs, Index most_inputs) {
+  Random(Index n_sites, Index most_outputs, Index most_inputs) : sites(n_sites) {
     taps = 1 + below(4);
-    depth = 1 + below(300);
-    width = 1 + below(70);
-    entries = most_inputs ? 1 + below(most_inputs) : 0;
-    input_rows = entries + 3;
-    for (Index e = 0; e < entries; ++e) {
-      in_row.push_back(static_cast<std::int32_t>(below(input_rows)));
-      in_column.push_back(static_cast<std::int32_t>(below(depth)));
+    groups = 1 + below(3);
+    depth = most_inputs ? 1 + below(most_inputs) : 0;
+    made = 1 + below(most_outputs);
+    places = 1 + below(3);
+    input_rows = places * groups * depth + 3;
+    for (Index i = 0; i < places * groups * depth; ++i) {
+      inside.push_back(below(2) ? -1 : static_cast<std::int32_t>(below(input_rows)));
     }
-    for (Index s = 0; s < sites; ++s) {
-      for (Index runs = entries ? below(4) : 0; runs > 0; --runs) {
-        const Index entry = below(entries);
-        run_entry.push_back(static_cast<std::int32_t>(entry));
-        run_count.push_back(static_cast<std::int32_t>(below(entries - entry + 1)));
-        run_tap.push_back(static_cast<std::int32_t>(below(taps)));
-      }
-      run_begin.push_back(static_cast<std::int32_t>(run_entry.size()));
-      for (Index outputs = below(most_outputs + 1); outputs > 0; --outputs) {
-        out_column.push_back(static_cast<std::int32_t>(below(width)));
-      }
-      out_begin.push_back(static_cast<std::int32_t>(out_column.size()));
+    output_rows = sites * width() + 2;
+    outside = distinct_rows(sites * width(), output_rows);
+    for (auto& row : outside) {
+      if (below(3) == 0) row = -1;
     }
-    output_rows = static_cast<Index>(out_column.size()) + 2;
-    out_row = distinct_rows(static_cast<Index>(out_column.size()), output_rows);
-    weight = random_block<T>((width + 15) / 16 * 16 * taps * depth);
+    for (Index i = 0; i < sites * taps; ++i) neighbours.push_back(static_cast<std::int32_t>(below(places + 1)) - 1);
+    weight = random_block<T>((width() + 15) / 16 * 16 * taps * depth);
   }
 
-  specxai::GatherGemm<T> stage() const {
-    return {static_cast<Index>(run_begin.size()) - 1, static_cast<Index>(run_entry.size()), entries,
-            static_cast<Index>(out_row.size()), run_begin.data(), run_entry.data(), run_count.data(), run_tap.data(),
-            in_row.data(), in_column.data(), out_begin.data(), out_row.data(), out_column.data(), weight.get(), taps,
-            depth, width};
+  Index width() const { return groups * made; }
+
+  specxai::GatherGemmTables<T> tables() const {
+    return {places, sites, taps, groups, depth, width(), inside.data(), outside.data(), neighbours.data(),
+            weight.get()};
   }
 };
 
@@ -97,27 +88,30 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   const auto before = random_block<T>(random.output_rows * stride);
   std::unique_ptr<T[]> output(new T[random.output_rows * stride]);
   std::copy_n(before.get(), random.output_rows * stride, output.get());
-  const auto s = random.stage();
-  const specxai::GatherGemmStage<T> stage(s);
-  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride,
-                                     accumulate, level);
+  const specxai::GatherGemmStage<T> stage(random.tables());
+  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, level);
   if (std::is_same_v<T, float> && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
     stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
   }
-  for (Index site = 0; site < s.n_sites; ++site) {
-    for (Index o = s.out_begin[site]; o < s.out_begin[site + 1]; ++o) {
+  const Random<T>& r = random;
+  for (Index site = 0; site < r.sites; ++site) {
+    for (Index o = 0; o < r.width(); ++o) {
+      if (r.outside[site * r.width() + o] < 0) continue;
       for (Index p = 0; p < stride; ++p) {
-        const Index at = s.out_row[o] * stride + p;
+        const Index at = r.outside[site * r.width() + o] * stride + p;
         long double sum = accumulate ? before[at] : 0, size = std::fabs(sum);
         Index terms = 0;
-        for (Index r = s.run_begin[site]; r < s.run_begin[site + 1]; ++r) {
-          for (Index e = s.run_entry[r]; e < s.run_entry[r] + s.run_count[r]; ++e, ++terms) {
-            const Index c = s.out_column[o];
-            const long double w = s.weight[(c / 16 * s.taps * s.depth + s.run_tap[r] * s.depth + s.in_column[e]) * 16 + c % 16];
-            const long double term = w * input[s.in_row[e] * stride + p];
+        for (Index tap = 0; tap < r.taps; ++tap) {
+          const Index place = r.neighbours[site * r.taps + tap];
+          for (Index c = 0; c < r.depth && place >= 0; ++c) {
+            const Index row = r.inside[(place * r.groups + o / r.made) * r.depth + c];
+            if (row < 0) continue;
+            const long double w = r.weight[((o / 16 * r.taps + tap) * r.depth + c) * 16 + o % 16];
+            const long double term = w * input[row * stride + p];
             sum += term;
             size += std::fabs(term);
+            ++terms;
           }
         }
         if (close<T>(output[at], sum, size, terms)) continue;
@@ -133,31 +127,31 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
 template <class T>
 bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
   const Index input_rows = 20, in_stride = probes + below(3), out_stride = probes + below(20);
-  Indices begin{0}, in_row;
-  for (Index o = 0; o < outputs; ++o) {
-    for (Index e = below(4); e > 0; --e) in_row.push_back(static_cast<std::int32_t>(below(input_rows)));
-    begin.push_back(static_cast<std::int32_t>(in_row.size()));
+  const Index output_rows = outputs + 1, entries = 2 * outputs;
+  Indices to, from;
+  for (Index e = 0; e < entries; ++e) {
+    to.push_back(static_cast<std::int32_t>(below(output_rows)));
+    from.push_back(static_cast<std::int32_t>(below(input_rows)));
   }
-  const Index output_rows = outputs + 1;
-  const Indices out_row = distinct_rows(outputs, output_rows);
-  const auto scale = random_block<T>(static_cast<Index>(in_row.size()));
+  const auto scale = random_block<T>(entries);
   const auto input = random_block<T>(input_rows * in_stride);
   const auto before = random_block<T>(output_rows * out_stride);
   std::unique_ptr<T[]> output(new T[output_rows * out_stride]);
   std::copy_n(before.get(), output_rows * out_stride, output.get());
-  specxai::RowSumStage<T>({outputs, static_cast<Index>(in_row.size()), begin.data(), in_row.data(), scale.get(),
-                           out_row.data()})
+  specxai::RowSumStage<T>({entries, to.data(), from.data(), scale.get()})
       .run(input.get(), input_rows, in_stride, output.get(), output_rows, out_stride, probes, accumulate);
-  for (Index o = 0; o < outputs; ++o) {
+  for (Index row = 0; row < output_rows; ++row) {
+    const bool written = std::count(to.begin(), to.end(), static_cast<std::int32_t>(row)) > 0;
     for (Index p = 0; p < out_stride; ++p) {
-      const Index at = out_row[o] * out_stride + p;
-      long double sum = accumulate && p < probes ? before[at] : 0, size = std::fabs(sum);
-      for (Index e = begin[o]; e < begin[o + 1] && p < probes; ++e) {
-        const long double term = static_cast<long double>(scale[e]) * input[in_row[e] * in_stride + p];
+      const Index at = row * out_stride + p;
+      long double sum = !written || (accumulate && p < probes) ? before[at] : 0, size = std::fabs(sum);
+      for (Index e = 0; e < entries && p < probes; ++e) {
+        if (to[e] != row) continue;
+        const long double term = static_cast<long double>(scale[e]) * input[from[e] * in_stride + p];
         sum += term;
         size += std::fabs(term);
       }
-      if (close<T>(output[at], sum, size, 4)) continue;
+      if (close<T>(output[at], sum, size, entries)) continue;
       std::printf("row sum, %zu-byte reals: %Lg, not %Lg\n", sizeof(T), static_cast<long double>(output[at]), sum);
       return false;
     }
@@ -189,10 +183,10 @@ bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
 template <class Change>
 bool refused(Change change, const char* what) {
   Random<float> random(3, 4, 10);
-  while (random.run_entry.empty() || random.out_row.size() < 2) random = Random<float>(3, 4, 10);
-  change(random);
+  auto tables = random.tables();
+  change(random, tables);
   try {
-    specxai::GatherGemmStage<float> stage(random.stage());
+    specxai::GatherGemmStage<float> stage(tables);
   } catch (const std::invalid_argument&) {
     return true;
   }
@@ -227,13 +221,12 @@ int main() {
       }
     }
   }
-  ok &= refused([](auto& r) { r.run_tap[0] = static_cast<std::int32_t>(r.taps); }, "a tap beyond the kernel");
-  ok &= refused([](auto& r) { r.in_column[0] = static_cast<std::int32_t>(r.depth); }, "an input beyond the weights");
-  ok &= refused([](auto& r) { r.out_column[0] = static_cast<std::int32_t>(r.width); }, "an output beyond the weights");
-  ok &= refused([](auto& r) { r.in_row[0] = -1; }, "a negative row");
-  ok &= refused([](auto& r) { r.out_row[0] = r.out_row[1]; }, "two outputs in one row");
-  ok &= refused([](auto& r) { r.run_count[0] = static_cast<std::int32_t>(r.entries + 1); }, "a run beyond the entries");
-  ok &= refused([](auto& r) { r.out_begin[1] = r.out_begin[3] + 1; }, "offsets that decrease");
+  ok &= refused([](auto& r, auto&) { r.neighbours[0] = static_cast<std::int32_t>(r.places); }, "a place beyond the input");
+  ok &= refused([](auto& r, auto&) { r.neighbours[0] = -2; }, "a place before the input");
+  ok &= refused([](auto& r, auto&) { r.inside[0] = -2; }, "a negative row");
+  ok &= refused([](auto& r, auto&) { r.outside[0] = r.outside[1] = 0; }, "two outputs in one row");
+  ok &= refused([](auto&, auto& t) { t.groups = 0; }, "no group");
+  ok &= refused([](auto&, auto& t) { t.n_inside = Index{1} << 40; }, "more units than an index counts");
   std::printf("stages: %s\n", ok ? "ok" : "FAILED");
   return ok ? 0 : 1;
 }

@@ -16,43 +16,43 @@ def i32(values) -> torch.Tensor:
     return torch.as_tensor(values, dtype=torch.int32)
 
 
-def random_stage(sites: int, dtype: torch.dtype, seed: int = 0):
-    """Arguments of a GatherGemm over random runs, and the same map as a dense matrix (rows out, rows in)."""
+def rows(table: torch.Tensor) -> torch.Tensor:
+    return table[table >= 0].long()
+
+
+def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, seed: int = 0):
+    """Arguments of a GatherGemm over random tables, and the same map as a dense matrix (rows out, rows in)."""
     g = torch.Generator().manual_seed(seed)
 
-    def below(n: int, *shape: int) -> torch.Tensor:
-        return torch.randint(n, shape, generator=g)
+    def table(rows: int, columns: int, below: int, dead: float, distinct: bool = False) -> torch.Tensor:
+        some = torch.randperm(below, generator=g) if distinct else torch.randint(below, (below,), generator=g)
+        live = some[: rows * columns].reshape(rows, columns)
+        return i32(torch.where(torch.rand(rows, columns, generator=g) < dead, -1, live))
 
-    taps, depth, width, entries = 3, 7, 21, 40
-    weight = torch.randn(width, taps, depth, generator=g, dtype=dtype)
-    runs, made = [int(r) for r in below(4, sites)], [int(o) for o in below(30, sites)]
-    entry = below(entries, sum(runs))
-    count = (below(10, sum(runs))).minimum(entries - entry)
-    arguments = {
-        "run_begin": i32([0, *torch.tensor(runs).cumsum(0)]), "run_entry": i32(entry), "run_count": i32(count),
-        "run_tap": i32(below(taps, sum(runs))), "in_row": i32(below(50, entries)),
-        "in_column": i32(below(depth, entries)), "out_begin": i32([0, *torch.tensor(made).cumsum(0)]),
-        "out_row": i32(torch.randperm(sum(made) + 5, generator=g)[: sum(made)]),
-        "out_column": i32(below(width, sum(made))),
-    }
-    dense, run = torch.zeros(sum(made) + 5, 50, dtype=dtype), 0
-    out = 0
-    for s in range(sites):
-        for o in range(out, out + made[s]):
-            for r in range(run, run + runs[s]):
-                for e in range(int(entry[r]), int(entry[r] + count[r])):
-                    dense[arguments["out_row"][o], arguments["in_row"][e]] += weight[
-                        arguments["out_column"][o], arguments["run_tap"][r], arguments["in_column"][e]]
-        run, out = run + runs[s], out + made[s]
-    return {**arguments, "weight": native.pack(weight), "width": width}, dense
+    taps, depth, made, places = 3, 7, 21, 9
+    weight = torch.randn(groups * made, taps, depth, generator=g, dtype=dtype)
+    inside = table(places, groups * depth, places * groups * depth, 0.5)  # an input may come twice
+    outside = table(sites, groups * made, sites * groups * made + 5, 0.3, distinct=True)
+    neighbours = table(sites, taps, max(places, sites * taps), 0.3) % places
+    neighbours[torch.rand(sites, taps, generator=g) < 0.3] = -1
+    dense = torch.zeros(outside.numel() + 5, inside.numel(), dtype=dtype)
+    for site, o in (outside >= 0).nonzero().tolist():
+        for tap, place in enumerate(neighbours[site].tolist()):
+            own = inside[place].reshape(groups, depth)[o // made] if place >= 0 else inside[0, :0]
+            for c, row in enumerate(own.tolist()):
+                if row >= 0:
+                    dense[outside[site, o], row] += weight[o, tap, c]
+    return {"inside": inside, "outside": outside, "neighbours": neighbours, "weight": native.pack(weight),
+            "groups": groups}, dense
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("stride", [16, 48, 64, 176])
-def test_gather_gemm(dtype, level, stride):
-    arguments, dense = random_stage(8, dtype)
-    stage, Z = native.GatherGemm(**arguments), torch.randn(50, stride, dtype=dtype)
-    written = arguments["out_row"].long()
+def test_gather_gemm(dtype, level, stride, groups):
+    arguments, dense = random_stage(8, dtype, groups)
+    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
+    written = rows(arguments["outside"])
     got = torch.zeros(len(dense), stride, dtype=dtype)
     stage.run(Z, got, level=level)
     assert_close(got[written], (dense @ Z)[written], factor=4)
@@ -65,8 +65,8 @@ def test_gather_gemm(dtype, level, stride):
 @pytest.mark.parametrize("stride", [16, 48, 64, 176])
 def test_bfloat16_factors(stride):
     arguments, dense = random_stage(8, torch.float32)
-    stage, Z = native.GatherGemm(**arguments), torch.randn(50, stride)
-    got, written = torch.zeros(len(dense), stride), arguments["out_row"].long()
+    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride)
+    got, written = torch.zeros(len(dense), stride), rows(arguments["outside"])
     if not native.has_bf16():
         with pytest.raises(RuntimeError, match="no bfloat16 products"):
             stage.run(Z, got, bf16=True)
@@ -87,7 +87,7 @@ def test_bfloat16_factors(stride):
 
 def test_threads_do_not_change_a_bit(dtype):
     arguments, dense = random_stage(60, dtype)
-    stage, Z = native.GatherGemm(**arguments), torch.randn(50, 64, dtype=dtype)
+    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], 64, dtype=dtype)
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -97,21 +97,22 @@ def test_threads_do_not_change_a_bit(dtype):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"run_tap": i32([3])}, "run_tap spans 3 to 3, but must lie in 0 to 2"),
-    ({"in_column": i32([0, 7])}, "in_column spans 0 to 7"), ({"out_column": i32([-1, 0])}, "out_column spans -1 to 0"),
-    ({"in_row": i32([-1, 0])}, "in_row spans -1"), ({"out_row": i32([1, 1])}, "out_row holds row 1 twice"),
-    ({"run_count": i32([3])}, "run 0 reaches beyond the entries"), ({"run_begin": i32([1, 1])}, "run_begin must start"),
-    ({"out_begin": i32([0, 3])}, "out_begin must start at 0 and end at 2"),
-    ({"run_count": i32([1, 1])}, "run_count has 2 entries, not 1"),
-    ({"in_row": torch.zeros(2, dtype=torch.int64)}, "in_row must be a contiguous int32 vector"),
-    ({"width": 40}, "does not hold 40 outputs"),
+    ({"inside": i32([[0, -2]])}, "inside spans -2 to 0, but must lie in -1 to"),
+    ({"outside": i32([[0, -2, 3]])}, "outside spans -2 to 3"),
+    ({"outside": i32([[0, 1, 1]])}, "outside holds row 1 twice"),
+    ({"neighbours": i32([[1, 0]])}, "neighbours spans 0 to 1, but must lie in -1 to 0"),
+    ({"neighbours": i32([[-2, 0]])}, "neighbours spans -2 to 0"),
+    ({"neighbours": i32([[0]])}, "neighbours has 1 elements, not 2"),
+    ({"inside": i32([[0]])}, "inside has 1 elements, not 2"), ({"groups": 0}, "inside has 2 elements, not 0"),
+    ({"groups": 2, "inside": i32([[0, 1, 2, 3]])}, "groups must divide the outputs"),
+    ({"groups": -1}, "groups = -1 is negative"),
+    ({"inside": torch.zeros(1, 2, dtype=torch.int64)}, "inside must be a contiguous int32 table"),
+    ({"neighbours": i32([0, 0])}, "neighbours must be a contiguous int32 table"),
+    ({"outside": i32([range(40)])}, "does not hold 40 outputs"),
 ])
 def test_bad_indices_never_reach_a_kernel(change, message):
-    arguments = {
-        "run_begin": i32([0, 1]), "run_entry": i32([0]), "run_count": i32([2]), "run_tap": i32([0]),
-        "in_row": i32([0, 1]), "in_column": i32([0, 1]), "out_begin": i32([0, 2]), "out_row": i32([0, 1]),
-        "out_column": i32([0, 1]), "weight": native.pack(torch.zeros(21, 3, 7)), "width": 21,
-    }
+    arguments = {"inside": i32([[0, 1]]), "outside": i32([[0, -1, 1]]), "neighbours": i32([[0, -1]]),
+                 "weight": native.pack(torch.zeros(3, 2, 2))}
     native.GatherGemm(**arguments)
     with pytest.raises(ValueError, match=message):
         native.GatherGemm(**(arguments | change))
@@ -123,31 +124,35 @@ def test_blocks_that_are_too_small():
     with pytest.raises(ValueError, match="the input has 3 rows, the stage reads"):
         stage.run(torch.zeros(3, 16), torch.zeros(len(dense), 16))
     with pytest.raises(ValueError, match="the output has 3 rows, the stage writes"):
-        stage.run(torch.zeros(50, 16), torch.zeros(3, 16))
+        stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(3, 16))
     with pytest.raises(ValueError, match="a multiple of 16 probes"):
-        stage.run(torch.zeros(50, 17), torch.zeros(len(dense), 17))
+        stage.run(torch.zeros(dense.shape[1], 17), torch.zeros(len(dense), 17))
     with pytest.raises(ValueError, match="input holds 16 probes a row, output 32"):
-        stage.run(torch.zeros(50, 16), torch.zeros(len(dense), 32))
+        stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 32))
     with pytest.raises(ValueError, match=r"must be contiguous torch\.float32"):
-        stage.run(torch.zeros(50, 16).double(), torch.zeros(len(dense), 16))
+        stage.run(torch.zeros(dense.shape[1], 16).double(), torch.zeros(len(dense), 16))
 
 
 def test_row_sum(dtype):
-    begin, rows, scale = i32([0, 2, 2, 3]), i32([4, 0, 1]), torch.tensor([2.0, -1.0, 0.5], dtype=dtype)
-    stage = native.RowSum(begin=begin, in_row=rows, scale=scale, out_row=i32([3, 0, 1]), dtype=dtype)
+    to, source, scale = i32([3, 1, 3]), i32([4, 1, 0]), torch.tensor([2.0, 0.5, -1.0], dtype=dtype)
+    stage = native.RowSum(to=to, source=source, scale=scale, dtype=dtype)
     X, out = torch.randn(5, 7, dtype=dtype), torch.ones(4, 16, dtype=dtype)
     stage.run(X, out, 7)
-    want = torch.stack([torch.zeros(7, dtype=dtype), 0.5 * X[1], torch.ones(7, dtype=dtype), 2 * X[4] - X[0]])
-    assert_close(out[:, :7], want)
-    assert not out[[0, 1, 3], 7:].any(), "the rest of a row that is written becomes zero"
+    assert_close(out[[1, 3], :7], torch.stack([0.5 * X[1], 2 * X[4] - X[0]]))
+    assert bool((out[[0, 2]] == 1).all()), "rows that no entry names are left alone"
+    assert not out[[1, 3], 7:].any(), "the rest of a row that is written becomes zero"
     stage.run(X, out, 7, accumulate=True)
-    assert_close(out[3, :7], 2 * want[3])
+    assert_close(out[3, :7], 2 * (2 * X[4] - X[0]))
     with pytest.raises(ValueError, match="the input has 2 rows"):
         stage.run(X[:2], out, 7)
+    with pytest.raises(ValueError, match="the output has 3 rows"):
+        stage.run(X, out[:3], 7)
     with pytest.raises(ValueError, match="narrower than the probes"):
         stage.run(X, out, 9)
-    with pytest.raises(ValueError, match="out_row holds row 3 twice"):
-        native.RowSum(begin=begin, in_row=rows, out_row=i32([3, 3, 1]), dtype=dtype)
+    with pytest.raises(ValueError, match="to spans -1 to 3, but must lie in 0"):
+        native.RowSum(to=i32([3, -1, 1]), source=source, dtype=dtype)
+    with pytest.raises(ValueError, match="from_ has 2 elements, not 3"):
+        native.RowSum(to=to, source=source[:2], dtype=dtype)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -55,14 +55,14 @@ class Sites:
     def reads(self) -> Tensor:
         """(output positions, taps): the input position under each tap, -1 for none."""
         if self.conv is None:
-            return torch.arange(_count(self.outer))[:, None]
+            return _range(_count(self.outer))[:, None]
         return _positions(self.outer, self.inner, *_geometry(self.conv), self.conv.transposed)
 
     @cached_property
     def feeds(self) -> Tensor:
         """(input positions, taps): the output position that reads it under each tap, -1 for none."""
         if self.conv is None:
-            return torch.arange(_count(self.inner))[:, None]
+            return _range(_count(self.inner))[:, None]
         return _positions(self.inner, self.outer, *_geometry(self.conv), not self.conv.transposed)
 
     def reach(self, live: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ def _positions(here: tuple[int, ...], there: tuple[int, ...], kernel: tuple[int,
     A convolution's output p reads input p·stride − padding + tap·dilation; `inverse` solves that for p.
     """
     dims = len(here)
-    flat, valid = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool)
+    flat, valid = torch.zeros((), dtype=torch.int32), torch.ones((), dtype=torch.bool)
     for axis, (n, m, k) in enumerate(zip(here, there, kernel, strict=True)):
         step = stride[axis]
-        place, tap = torch.arange(n)[:, None], torch.arange(k)[None, :] * dilation[axis]
+        place, tap = _range(n)[:, None], _range(k)[None, :] * dilation[axis]
         at = place + padding[axis] - tap if inverse else place * step - padding[axis] + tap
         ok = (at >= 0) & (at < (m * step if inverse else m))
         if inverse:
@@ -132,6 +132,10 @@ def _any_neighbour(cells: Tensor, neighbours: Tensor) -> Tensor:
     for tap in range(1, neighbours.shape[1]):
         seen = seen | padded[neighbours[:, tap]]
     return seen
+
+
+def _range(n: int) -> Tensor:
+    return torch.arange(n, dtype=torch.int32)
 
 
 def _count(shape: Sequence[int]) -> int:

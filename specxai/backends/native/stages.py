@@ -22,15 +22,16 @@ class Link:
     """A sparse map between two sets of rows, entry by entry: out[to] += scale · in[from]."""
 
     def __init__(self, to: Tensor, source: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
-        self._to, self._source, self._scale, self._dtype = to, source, scale, dtype
+        self._to, self._source, self._dtype = to.contiguous(), source.contiguous(), dtype
+        self._scale = None if scale is None else scale.to(dtype).contiguous()
 
     @cached_property
     def forward(self) -> native.RowSum:
-        return _row_sum(self._to, self._source, self._scale, self._dtype)
+        return native.RowSum(to=self._to, source=self._source, scale=self._scale, dtype=self._dtype)
 
     @cached_property
     def adjoint(self) -> native.RowSum:
-        return _row_sum(self._source, self._to, self._scale, self._dtype)
+        return native.RowSum(to=self._source, source=self._to, scale=self._scale, dtype=self._dtype)
 
 
 class Stage(ABC):
@@ -205,42 +206,12 @@ def _per_channel(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gather_gemm(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> native.GatherGemm:
-    """inside (positions, inputs) and outside (positions, outputs) rows, neighbours (positions outside, taps)."""
-    cells = inside.reshape(len(inside), groups, -1)
-    live = cells >= 0
-    count = live.sum(2).reshape(-1)
-    start = count.cumsum(0) - count
-    made = outside.reshape(len(outside), groups, -1) >= 0
-    made_count = made.sum(2)
-    place, group = made_count.nonzero(as_tuple=True)  # the sites: positions and groups with a live output
-    near = neighbours[place]
-    cell = near.clamp_min(0) * groups + group[:, None]
-    n = torch.where(near >= 0, count[cell], 0)
-    kept = n > 0
-    return native.GatherGemm(
-        run_begin=_offsets(kept.sum(1)), run_entry=start[cell][kept].int(), run_count=n[kept].int(),
-        run_tap=kept.nonzero()[:, 1].int(), in_row=cells[live].contiguous(), in_column=live.nonzero()[:, 2].int(),
-        out_begin=_offsets(made_count[place, group]), out_row=outside[outside >= 0].contiguous(),
-        out_column=(outside >= 0).nonzero()[:, 1].int(), weight=native.pack(weight), width=len(weight))
-
-
-def _row_sum(to: Tensor, source: Tensor, scale: Tensor | None, dtype: torch.dtype) -> native.RowSum:
-    """Entries brought together by the row that they are summed in."""
-    if bool((to[1:] > to[:-1]).all()):
-        rows, count = to, torch.ones_like(to)
-    else:
-        to, order = to.sort(stable=True)
-        source, scale = source[order], None if scale is None else scale[order]
-        rows, count = to.unique_consecutive(return_counts=True)
-    return native.RowSum(begin=_offsets(count), in_row=source.contiguous(), out_row=rows.contiguous(),
-                         scale=None if scale is None else scale.to(dtype).contiguous(), dtype=dtype)
+    """weight (outputs, taps, depth)."""
+    return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
+                             weight=native.pack(weight), groups=groups)
 
 
 def _together(entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor | None:
     if all(scale is None for _, _, scale in entries):
         return None
     return torch.cat([torch.ones(len(to), dtype=dtype) if scale is None else scale for to, _, scale in entries])
-
-
-def _offsets(count: Tensor) -> Tensor:
-    return torch.cat([count.new_zeros(1, dtype=torch.int64), count.cumsum(0)]).int()
