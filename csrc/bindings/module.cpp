@@ -101,4 +101,5 @@ PYBIND11_MODULE(_native, m) {
   bind_gram<float>(m, "gram_f32");
   bind_gram<double>(m, "gram_f64");
   specxai::bind_stages(m);
+  specxai::bind_tables(m);
 }

@@ -86,6 +86,9 @@ void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
   const std::int64_t cells = t.n_inside * t.groups, made = t.groups ? t.width / t.groups : 0;
   Indices cell_begin(static_cast<std::size_t>(cells) + 1, 0);
   const std::int32_t* row = t.inside;
+  const std::int64_t live = cells * t.depth - std::count(row, row + cells * t.depth, -1);
+  in_row_.reserve(static_cast<std::size_t>(live));
+  in_column_.reserve(static_cast<std::size_t>(live));
   for (std::int64_t cell = 0; cell < cells; ++cell) {
     for (std::int64_t c = 0; c < t.depth; ++c, ++row) {
       if (*row < 0) continue;

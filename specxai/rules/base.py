@@ -90,6 +90,8 @@ class LinearNode:
     scale     set where the node is diagonal
     view      the units of its one input, in the same order
     curved    its map changes with x although it is no gate: a product of two values, a stopped gradient
+    joined    set for a concatenation: () -> (output units,) the unit that each one is, counted through the terms'
+              inputs one after the other, -1 for none
     """
 
     terms: tuple[Term, ...]
@@ -102,6 +104,7 @@ class LinearNode:
     scale: Tensor | None = None
     view: bool = False
     curved: bool = False
+    joined: Callable[[], Tensor] | None = None
 
     @property
     def flops(self) -> int:

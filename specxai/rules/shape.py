@@ -56,18 +56,28 @@ def concatenate(site: Site) -> LinearNode:
     parts, templates = site.args[0], site.step.args[0]
     stacked = "stack" in str(site.step.target)
     axis = site.arg(1, "dim", 0) % site.value.ndim
-    offset, start, terms = None, 0, []
+    offset, start, terms, numbers, units = None, 0, [], [], 0
     for part, template in zip(parts, templates, strict=True):
         if part.numel() == 0 and not stacked:
             continue
         size = 1 if stacked else part.shape[axis]
         if isinstance(template, Ref) and template.index in site.active:
             terms.append(_part(template.index, part.shape, site.value.shape, axis, start, size))
+            numbers.append((part.shape, units))
+            units += part.numel()
         else:
+            numbers.append((part.shape, None))
             offset = torch.zeros_like(site.value) if offset is None else offset
             offset.narrow(axis, start, size).copy_(part.detach().reshape(offset.narrow(axis, start, size).shape))
         start += size
-    return LinearNode(tuple(terms), offset=offset)
+
+    def joined() -> Tensor:
+        blocks = [torch.full(shape, -1, dtype=torch.int32) if first is None else
+                  torch.arange(first, first + shape.numel(), dtype=torch.int32).reshape(shape)
+                  for shape, first in numbers]
+        return (torch.stack if stacked else torch.cat)(blocks, axis).reshape(-1)
+
+    return LinearNode(tuple(terms), offset=offset, joined=joined)
 
 
 def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:

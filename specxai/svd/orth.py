@@ -76,7 +76,12 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
         if failed:
             return None
         # The small inverse makes the tall step one product; what it loses the next pass repairs.
-        Q = Q @ torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
+        inverse = torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
+        if step == 0:
+            Q = X @ inverse
+        else:  # in place: pages that are new cost more than the product
+            for rows in row_chunks(Q):
+                Q[rows] = Q[rows] @ inverse
         C = L.mT @ C
         if step == passes - 1:
             return Q, C

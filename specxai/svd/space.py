@@ -40,8 +40,8 @@ class Space:
         P, H, C = extend(self.P, self.operator.rmatmat(Q), floor)
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
-        self.Q = torch.cat([self.Q, Q], 1)
-        self.P = torch.cat([self.P, P], 1)
+        first = self.size == 0
+        self.Q, self.P = (Q, P) if first else (torch.cat([self.Q, Q], 1), torch.cat([self.P, P], 1))
         return P
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:

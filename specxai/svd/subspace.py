@@ -83,7 +83,7 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             Q, chain = range_basis(image, floor)
             continue
         iterations += 1
-        Y = current.matmat(P @ space.T.to(P.dtype))  # RRᵀQ
+        Y = current.matmat(P) @ space.T.to(P.dtype)  # RRᵀQ
         _, s, right = space.ritz()
         if rank is not None:
             # Rv = RRᵀQ y/σ, so the residual needs no product of its own.

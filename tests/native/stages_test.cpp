@@ -14,6 +14,7 @@
 #include "cpu/gather_gemm.h"
 #include "cpu/gram.h"
 #include "cpu/row_sum.h"
+#include "cpu/tables.h"
 
 namespace {
 
@@ -179,6 +180,31 @@ bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
   return true;
 }
 
+bool tables_agree(Index n) {
+  Indices rows, map = distinct_rows(n + 1, 3 * n + 1), begin{0, static_cast<std::int32_t>(n / 2), static_cast<std::int32_t>(n + 1)};
+  for (Index i = 0; i < 2 * n; ++i) rows.push_back(static_cast<std::int32_t>(below(n + 2)) - 1);
+  rows.shrink_to_fit();
+  std::vector<std::int64_t> counts(2);
+  specxai::count_distinct(rows.data(), 2 * n, begin.data(), 2, counts.data());
+  Indices mapped = rows;
+  specxai::map_rows(mapped.data(), 2 * n, map.data(), n + 1);
+  std::vector<std::uint8_t> cells(n + 1), seen(2);
+  for (auto& cell : cells) cell = below(2);
+  specxai::any_neighbour(cells.data(), n + 1, 1, rows.data(), 2, n, seen.data());
+  bool ok = true;
+  Index distinct[2] = {0, 0};
+  for (Index row = 0; row <= n; ++row) distinct[row >= n / 2] += std::count(rows.begin(), rows.end(), row) > 0;
+  ok &= counts[0] == distinct[0] && counts[1] == distinct[1];
+  for (Index i = 0; i < 2 * n; ++i) ok &= mapped[i] == (rows[i] < 0 ? -1 : map[rows[i]]);
+  for (Index s = 0; s < 2; ++s) {
+    bool any = false;
+    for (Index t = 0; t < n; ++t) any |= rows[s * n + t] >= 0 && cells[rows[s * n + t]];
+    ok &= any == (seen[s] != 0);
+  }
+  if (!ok) std::printf("tables of %lld rows disagree\n", static_cast<long long>(n));
+  return ok;
+}
+
 // A stage with one thing wrong must not come into being.
 template <class Change>
 bool refused(Change change, const char* what) {
@@ -221,6 +247,7 @@ int main() {
       }
     }
   }
+  for (Index n : {1, 2, 50}) ok &= tables_agree(n);
   ok &= refused([](auto& r, auto&) { r.neighbours[0] = static_cast<std::int32_t>(r.places); }, "a place beyond the input");
   ok &= refused([](auto& r, auto&) { r.neighbours[0] = -2; }, "a place before the input");
   ok &= refused([](auto& r, auto&) { r.inside[0] = -2; }, "a negative row");

@@ -14,7 +14,7 @@ from specxai import native
 from specxai.backends.native.live import Structure, ends, live_units
 from specxai.backends.native.plan import Plan
 from specxai.backends.native.sites import sites_of
-from specxai.backends.native.units import pick_of
+from specxai.backends.native.units import Join, pick_of
 from specxai.backends.reference import Graph
 
 
@@ -67,4 +67,7 @@ class NativeGraph(Graph):
             sites = sites_of(node, self.shapes[node.terms[0].input], shape)
         if sites is not None:
             return Structure(sites, (None,) * len(node.terms))
+        if node.joined is not None:
+            sizes = tuple(self.shapes[t.input].numel() for t in node.terms)
+            return Structure(None, (None,) * len(node.terms), Join(node.joined(), sizes))
         return Structure(None, tuple(pick_of(t, self.shapes[t.input], shape, dtype) for t in node.terms))

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from specxai.backends.native.sites import Sites
-from specxai.backends.native.units import Mix, Pick
+from specxai.backends.native.units import Join, Mix, Pick
 from specxai.rules import LinearNode, Term
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a plan needs of a node, found once a graph: sites, or one pick a term, or neither."""
+    """What a plan needs of a node, found once a graph: sites, or a join, or one pick a term, or none of them."""
 
     sites: Sites | None
     picks: tuple[Pick | Mix | None, ...]
+    join: Join | None = None
 
 
 def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | Mix | None]]:
@@ -48,6 +49,9 @@ def live_units(nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size]
     reach = dict(sources)
     for step in path:
         found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool), structures[step].sites
+        if structures[step].join is not None:
+            reach[step] = structures[step].join.reach([reach.get(term.input) for term in nodes[step].terms])
+            continue
         for term, pick in terms(nodes[step], structures[step], reach):
             live = reach[term.input]
             found |= sites.reach(live) if sites is not None else live.any() if pick is None else pick.reach(live)
@@ -55,6 +59,9 @@ def live_units(nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size]
     want = {step: targets[step].clone() if step in targets else torch.zeros_like(mask) for step, mask in reach.items()}
     for step in reversed(path):
         wanted, sites = want[step] & reach[step], structures[step].sites
+        if structures[step].join is not None:
+            structures[step].join.demand(wanted, [want.get(term.input) for term in nodes[step].terms])
+            continue
         for term, pick in terms(nodes[step], structures[step], reach):
             asked = want[term.input]
             asked |= (sites.demand(wanted) if sites is not None else wanted.any() if pick is None

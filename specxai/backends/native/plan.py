@@ -74,7 +74,8 @@ class Plan:
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         probes = Y.shape[1]
-        out = Y.new_zeros(self._count(self._sources, self._columns), probes)
+        count = self._count(self._sources, self._columns)
+        out = (Y.new_empty if self._whole else Y.new_zeros)(count, probes)
         with self._arena(probes) as arena:
             _clear(arena, self._collect_zero)
             self._collect.adjoint.run(Y.contiguous(), arena, probes)
@@ -97,7 +98,7 @@ class Plan:
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of every weighted node, in order."""
-        return [(s.step, len(s.writes), 2 * s.multiply_adds) for s in self._stages if isinstance(s, GatherStage)]
+        return [(s.step, s.live, 2 * s.multiply_adds) for s in self._stages if isinstance(s, GatherStage)]
 
     @contextmanager
     def _arena(self, probes: int) -> Iterator[Tensor]:
@@ -126,6 +127,9 @@ class Plan:
                 self._units[step] = Units(torch.full((shape.numel(),), -1, dtype=torch.int32))
             elif structure.sites is not None:
                 self._units[step] = self._gather(step, next(iter(inputs.values())), live)
+            elif structure.join is not None:
+                sources = [inputs.get(term.input) for term in self._nodes[step].terms]
+                self._units[step] = structure.join.of(sources, self.dtype).among(live)
             elif all(pick is not None for pick in structure.picks):
                 self._units[step] = self._picked(step, live)
             else:
@@ -152,8 +156,6 @@ class Plan:
             parts = [pick.of(self._units[term.input]).among(live) for term, pick in found]
             if len(parts) == 1:
                 return parts[0]
-            if int(sum((part.row >= 0).int() for part in parts).max()) <= 1:  # a concatenation
-                return _union(parts, self.dtype)
         units = self._rows_for(live, self._channels(step), born=len(self._stages))
         entries = []
         for term, pick in found:
@@ -175,10 +177,10 @@ class Plan:
 
     def _rows_for(self, live: Tensor, channels: int, born: int) -> Units:
         """Rows of their own for the live units, position by position: those of a window lie together."""
-        count = int(live.sum())
-        table = live.reshape(channels, -1).T
-        row = torch.full(table.shape, -1, dtype=torch.int32)
-        row[table] = torch.arange(self._size, self._size + count, dtype=torch.int32)
+        by_position = live.reshape(channels, -1).T.contiguous()
+        number = by_position.view(-1).cumsum(0, dtype=torch.int32)
+        count = int(number[-1]) if len(number) else 0
+        row = torch.where(by_position, number.view(by_position.shape) + (self._size - 1), -1)
         self._buffers.append(Buffer(self._size, count, born, born))
         self._size += count
         return Units(row.T.reshape(-1))
@@ -191,8 +193,8 @@ class Plan:
 
     def _lay_out(self) -> int:
         """Give every buffer a place in the arena, tell the adjoints who writes first, and build the two ends."""
-        size = torch.tensor([b.size for b in self._buffers])
-        owner = torch.repeat_interleave(torch.arange(len(self._buffers)), size)
+        size = torch.tensor([b.size for b in self._buffers], dtype=torch.int32)
+        begin = torch.cat([size.new_zeros(1), size.cumsum(0, dtype=torch.int32)])
         sources = torch.cat([self._units[s].row for s in self._sources])
         parts = [self._units[s] if s in self._units else Units(torch.full((self._shapes[s].numel(),), -1,
                  dtype=torch.int32)) for s in self._targets]
@@ -202,8 +204,8 @@ class Plan:
         targets = targets.among(torch.cat([wanted[s] for s in self._targets]))
         at, read, scale = targets.live()
 
-        touched = [torch.bincount(owner[stage.reads.long()], minlength=len(size)) for stage in self._stages]
-        last = torch.bincount(owner[read.long()], minlength=len(size))
+        touched = [stage.count(begin) for stage in self._stages]
+        last = native.count_distinct(read, begin)
         for k, counts in enumerate([*touched, last]):
             for b in counts.nonzero().flatten().tolist():
                 self._buffers[b].last = max(self._buffers[b].last, k)
@@ -225,17 +227,14 @@ class Plan:
             spans = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size) for b in new]
             return spans, True
 
-        def distinct(reads: Tensor) -> Tensor:
-            return torch.bincount(owner[reads.unique().long()], minlength=len(size))
-
-        self._collect_zero, _ = claim(distinct(read), True)
-        for stage in reversed(self._stages):
-            stage.zero, stage.accumulate = claim(distinct(stage.reads), not isinstance(stage, DenseStage))
+        self._collect_zero, _ = claim(last, True)
+        for stage, counts in zip(reversed(self._stages), reversed(touched), strict=True):
+            stage.zero, stage.accumulate = claim(counts, not isinstance(stage, DenseStage))
         self._seed_zero = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size)
                            for b in range(len(self._sources)) if b in fresh]
 
         shift = torch.tensor([b.place - b.start for b in self._buffers[: len(size)]], dtype=torch.int32)
-        table = torch.arange(self._size, dtype=torch.int32) + shift[owner]
+        table = torch.arange(self._size, dtype=torch.int32) + shift.repeat_interleave(size)
         for stage in self._stages:
             if stage.scratch:
                 stage.scratch_at = self._buffers[stage.scratch_at].place
@@ -250,6 +249,7 @@ class Plan:
             units = _position(self._columns, len(sources))[units]
         harvest = Link(place, units.int(), None, self.dtype)
         self._seed, self._harvest = harvest.forward, harvest.adjoint
+        self._whole = len(place) == self._count(self._sources, self._columns)  # does a harvest write every unit?
         return rows
 
     def _count(self, steps: Sequence[int], chosen: Tensor | None) -> int:
@@ -263,18 +263,6 @@ def _stride(probes: int) -> int:
 def _clear(arena: Tensor, spans: list[tuple[int, int]]) -> None:
     for start, stop in spans:
         arena[start:stop].zero_()
-
-
-def _union(parts: list[Units], dtype: torch.dtype) -> Units:
-    """Units that are live in one part at most."""
-    row, scale = parts[0].row, parts[0].scale
-    for part in parts[1:]:
-        taken = part.row >= 0
-        row = torch.where(taken, part.row, row)
-        if scale is not None or part.scale is not None:
-            ones = torch.ones(len(row), dtype=dtype)
-            scale = torch.where(taken, ones if part.scale is None else part.scale, ones if scale is None else scale)
-    return Units(row, scale)
 
 
 def _position(chosen: Tensor, units: int) -> Tensor:

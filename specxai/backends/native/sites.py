@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from specxai import native
 from specxai.rules import Convolution, LinearNode
 
 
@@ -67,15 +68,18 @@ class Sites:
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
-        seen = _any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
-        used = self.weight.ne(0).flatten(2).any(2)  # an output whose weights are all zero is dead
-        return self.flat((seen[:, :, None] & used).flatten(1))
+        seen = native.any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
+        return self.flat((seen[:, :, None] & self._used.flatten(2).any(2)).flatten(1))
 
     def demand(self, wanted: Tensor) -> Tensor:
         """Input units (flat) that a wanted output unit reads."""
-        seen = _any_neighbour(self._any(wanted, self.outputs), self.feeds)
-        used = self.weight.ne(0).any(3).any(1)
-        return self.flat((seen[:, :, None] & used).flatten(1))
+        seen = native.any_neighbour(self._any(wanted, self.outputs), self.feeds)
+        return self.flat((seen[:, :, None] & self._used.any(3).any(1)).flatten(1))
+
+    @cached_property
+    def _used(self) -> Tensor:
+        """Weights that are not zero: a unit whose weights are all zero is dead."""
+        return self.weight.ne(0)
 
     def _any(self, units: Tensor, channels: int) -> Tensor:
         """(positions, groups): is any unit of the group set there?"""
@@ -123,15 +127,6 @@ def _positions(here: tuple[int, ...], there: tuple[int, ...], kernel: tuple[int,
         shape[axis], shape[dims + axis] = n, k
         flat, valid = flat * m + at.reshape(shape), valid & ok.reshape(shape)
     return torch.where(valid, flat, -1).reshape(_count(here), _count(kernel))
-
-
-def _any_neighbour(cells: Tensor, neighbours: Tensor) -> Tensor:
-    """(positions there, groups) -> (positions here, groups): is any neighbour's cell set?"""
-    padded = torch.cat([cells, cells.new_zeros(1, cells.shape[1])])  # -1 reads the last row
-    seen = padded[neighbours[:, 0]]
-    for tap in range(1, neighbours.shape[1]):
-        seen = seen | padded[neighbours[:, tap]]
-    return seen
 
 
 def _range(n: int) -> Tensor:

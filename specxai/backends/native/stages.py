@@ -38,7 +38,7 @@ class Stage(ABC):
     """A step of a plan; `relocate` turns its rows into rows of the arena once that is laid out.
 
     step         the one whose rows are written
-    reads        rows, which may repeat
+    reads        rows, which may repeat, and -1 for none
     writes       rows
     zero         arena rows (start, stop) to clear before the adjoint
     accumulate   the adjoint adds to what other readers have written
@@ -53,9 +53,13 @@ class Stage(ABC):
         self.accumulate = False
         self.scratch, self.scratch_at = 0, 0
 
+    def count(self, begin: Tensor) -> Tensor:
+        """How many different rows of each buffer are read."""
+        return native.count_distinct(self.reads, begin)
+
     def relocate(self, table: Tensor) -> None:
         """`table[row]` is the row's place in the arena."""
-        self.reads, self.writes = table[self.reads.long()], table[self.writes.long()]
+        self.reads, self.writes = native.map_rows(self.reads, table), native.map_rows(self.writes, table)
 
     @abstractmethod
     def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
@@ -80,46 +84,44 @@ class GatherStage(Stage):
 
     def __init__(self, sites: Sites, inputs: Units, outputs: Units) -> None:
         weight = sites.weight
-        self._inside = sites.table(inputs.row, sites.inputs)
-        self._outside = sites.table(outputs.row, sites.outputs)
+        inside = sites.table(inputs.row, sites.inputs)
+        outside = sites.table(outputs.row, sites.outputs)
         if inputs.scale is not None:
-            scale = _per_channel(sites.table(inputs.scale, sites.inputs), self._inside)
+            scale = _per_channel(sites.table(inputs.scale, sites.inputs), inside)
             weight = weight * scale.reshape(sites.groups, 1, -1, 1)
-        if len(self._inside) == len(self._outside) == 1 and sites.groups == 1:
+        if len(inside) == len(outside) == 1 and sites.groups == 1:
             # Packed once as W[live out, live in].
-            live_in, live_out = (t[0].ge(0).nonzero().flatten() for t in (self._inside, self._outside))
+            live_in, live_out = (t[0].ge(0).nonzero().flatten() for t in (inside, outside))
             weight = weight[:, live_out][:, :, live_in]
-            self._inside, self._outside = self._inside[:, live_in], self._outside[:, live_out]
-        self._weight, self._sites = weight, sites
-        super().__init__(self._inside[self._inside >= 0], self._outside[self._outside >= 0])
-        self._repeats = len(self.reads.unique()) < len(self.reads)
-        self.scratch = len(self.reads) if self._repeats else 0
+            inside, outside = inside[:, live_in], outside[:, live_out]
+        self._weight, self._sites, self._repeats = weight, sites, False
+        super().__init__(inside, outside)
 
-    def relocate(self, table: Tensor) -> None:
-        super().relocate(table)
-        for name in ("_inside", "_outside"):
-            rows = getattr(self, name)
-            setattr(self, name, torch.where(rows >= 0, table[rows.clamp_min(0).long()], -1))
+    def count(self, begin: Tensor) -> Tensor:
+        counts, live = super().count(begin), int((self.reads >= 0).sum())
+        self._repeats = int(counts.sum()) < live
+        self.scratch = live if self._repeats else 0
+        return counts
 
     @cached_property
     def _forward(self) -> native.GatherGemm:
         weight = self._weight.permute(0, 1, 3, 2).flatten(0, 1)
-        return _gather_gemm(self._inside, self._outside, self._sites.reads, weight, self._sites.groups)
+        return _gather_gemm(self.reads, self.writes, self._sites.reads, weight, self._sites.groups)
 
     @cached_property
     def _adjoint(self) -> native.GatherGemm:
         weight = self._weight.permute(0, 2, 3, 1).flatten(0, 1)
-        inside = self._inside
+        inside = self.reads
         if self._repeats:  # a pooling winner of two windows: each its own row first, then their sum
             inside = torch.full_like(inside, -1)
-            live = self._inside >= 0
+            live = self.reads >= 0
             inside[live] = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
-        return _gather_gemm(self._outside, inside, self._sites.feeds, weight, self._sites.groups)
+        return _gather_gemm(self.writes, inside, self._sites.feeds, weight, self._sites.groups)
 
     @cached_property
     def _fold(self) -> Link:
         rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
-        return Link(rows, self.reads, None, self._weight.dtype)
+        return Link(rows, self.reads[self.reads >= 0], None, self._weight.dtype)
 
     def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         self._forward.run(arena, arena, bf16=rough)
@@ -132,6 +134,11 @@ class GatherStage(Stage):
     @property
     def multiply_adds(self) -> int:
         return self._forward.multiply_adds
+
+    @property
+    def live(self) -> int:
+        """Live outputs."""
+        return int((self.writes >= 0).sum())
 
 
 class LinkStage(Stage):

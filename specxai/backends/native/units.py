@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,41 @@ class Mix:
         kept = live[self.to] & (source.row[self.unit] >= 0)
         to, unit, factor = self.to[kept], self.unit[kept], self.factor[kept]
         return to, source.row[unit], factor if source.scale is None else factor * source.scale[unit]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A concatenation: output unit i is unit `unit[i]` of the inputs put one after the other (-1: zero).
+
+    sizes   units of each input; in the methods, None stands for an input that is zero
+    """
+
+    unit: Tensor
+    sizes: tuple[int, ...]
+
+    def reach(self, live: Sequence[Tensor | None]) -> Tensor:
+        return self._of(live, False, torch.bool)
+
+    def demand(self, wanted: Tensor, asked: Sequence[Tensor | None]) -> None:
+        """Add to `asked` the units of each input that a wanted output unit is."""
+        found = wanted.new_zeros(sum(self.sizes) + 1)  # -1 asks for the last
+        found.index_fill_(0, self.unit[wanted].long() % len(found), True)
+        for mask, mine in zip(asked, found[:-1].split(self.sizes), strict=True):
+            if mask is not None:
+                mask |= mine
+
+    def of(self, sources: Sequence[Units | None], dtype: torch.dtype) -> Units:
+        """The output's units, given the inputs'."""
+        row, scale = self._of([s and s.row for s in sources], -1, torch.int32), None
+        if any(s is not None and s.scale is not None for s in sources):
+            scale = self._of([None if s is None else torch.ones(size, dtype=dtype) if s.scale is None else s.scale
+                              for s, size in zip(sources, self.sizes, strict=True)], 0, dtype)
+        return Units(row, scale)
+
+    def _of(self, parts: Sequence[Tensor | None], missing: float, dtype: torch.dtype) -> Tensor:
+        values = [torch.full((size,), missing, dtype=dtype) if part is None else part
+                  for part, size in zip(parts, self.sizes, strict=True)]
+        return torch.cat([*values, torch.full((1,), missing, dtype=dtype)])[self.unit]
 
 
 @dataclass(frozen=True)

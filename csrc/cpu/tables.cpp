@@ -1,0 +1,51 @@
+#include "cpu/tables.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/indices.h"
+
+namespace specxai {
+
+void map_rows(std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map) {
+  check_range(rows, n_rows, -1, n_map, "rows");
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    if (rows[i] >= 0) rows[i] = map[rows[i]];
+  }
+}
+
+void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::int32_t* begin, std::int64_t n_groups,
+                    std::int64_t* counts) {
+  require(begin[0] == 0, "begin must start at 0");
+  for (std::int64_t g = 0; g < n_groups; ++g) require(begin[g] <= begin[g + 1], "begin must not decrease");
+  const std::int64_t end = 1 + check_range(rows, n_rows, -1, begin[n_groups], "rows");
+  std::int64_t start = end;
+  for (std::int64_t i = 0; i < n_rows; ++i) start = std::min<std::int64_t>(start, rows[i] < 0 ? end : rows[i]);
+  std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start), 0);
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    if (rows[i] >= 0) seen[rows[i] - start] = 1;
+  }
+  for (std::int64_t g = 0; g < n_groups; ++g) {
+    const auto first = seen.begin() + (std::clamp<std::int64_t>(begin[g], start, end) - start);
+    const auto last = seen.begin() + (std::clamp<std::int64_t>(begin[g + 1], start, end) - start);
+    counts[g] = std::count(first, last, 1);
+  }
+}
+
+void any_neighbour(const std::uint8_t* cells, std::int64_t n_inside, std::int64_t groups,
+                   const std::int32_t* neighbours, std::int64_t n_outside, std::int64_t taps, std::uint8_t* seen) {
+  check_range(neighbours, n_outside * taps, -1, n_inside, "neighbours");
+  std::fill_n(seen, n_outside * groups, std::uint8_t{0});
+  for (std::int64_t s = 0; s < n_outside; ++s) {
+    std::uint8_t* to = seen + s * groups;
+    for (std::int64_t t = 0; t < taps; ++t) {
+      const std::int32_t near = neighbours[s * taps + t];
+      if (near < 0) continue;
+      const std::uint8_t* from = cells + near * groups;
+      for (std::int64_t g = 0; g < groups; ++g) to[g] |= from[g];
+    }
+  }
+}
+
+}  // namespace specxai

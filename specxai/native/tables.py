@@ -1,0 +1,52 @@
+"""Index tables of a plan, int32 on the CPU: -1 stands for a dead unit, or for no neighbour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specxai.native.module import compiled
+
+
+def map_rows(rows: Tensor, table: Tensor) -> Tensor:
+    """table[rows] with -1 kept, in a new tensor of the shape of `rows`.
+
+    >>> def i(*values): return torch.tensor(values, dtype=torch.int32)
+    >>> map_rows(i(2, -1, 0), i(7, 8, 9)).tolist()
+    [9, -1, 7]
+    """
+    mapped = rows.clone(memory_format=torch.contiguous_format)
+    _check("rows", mapped), _check("table", table)
+    compiled().map_rows(mapped.data_ptr(), mapped.numel(), table.data_ptr(), table.numel())
+    return mapped
+
+
+def count_distinct(rows: Tensor, begin: Tensor) -> Tensor:
+    """How many different rows lie in [begin[g], begin[g + 1]): (groups,) int64.
+
+    >>> count_distinct(torch.tensor([4, 0, -1, 4], dtype=torch.int32), torch.tensor([0, 3, 5], dtype=torch.int32))
+    tensor([1, 1])
+    """
+    rows = rows.contiguous()
+    _check("rows", rows), _check("begin", begin)
+    counts = torch.zeros(len(begin) - 1, dtype=torch.int64)
+    compiled().count_distinct(rows.data_ptr(), rows.numel(), begin.data_ptr(), len(counts), counts.data_ptr())
+    return counts
+
+
+def any_neighbour(cells: Tensor, neighbours: Tensor) -> Tensor:
+    """Is a cell set at any neighbour?  cells (n, groups) bool, neighbours (m, taps): (m, groups) bool.
+
+    >>> any_neighbour(torch.tensor([[True], [False]]), torch.tensor([[1, -1], [1, 0]], dtype=torch.int32)).tolist()
+    [[False], [True]]
+    """
+    cells, neighbours = cells.contiguous(), neighbours.contiguous()
+    _check("neighbours", neighbours), _check("cells", cells, torch.bool)
+    seen = torch.empty(len(neighbours), cells.shape[1], dtype=torch.bool)
+    compiled().any_neighbour(cells.data_ptr(), *cells.shape, neighbours.data_ptr(), *neighbours.shape, seen.data_ptr())
+    return seen
+
+
+def _check(name: str, t: Tensor, dtype: torch.dtype = torch.int32) -> None:
+    if t.dtype is not dtype or t.device.type != "cpu" or not t.is_contiguous():
+        raise ValueError(f"{name} must be contiguous {dtype} on the CPU, got {t.dtype} on {t.device}")
