@@ -25,7 +25,7 @@ test: $(VENV)/.stamp-test
 bench: $(VENV)/.stamp-test
 	mkdir -p build
 	$(BIN)/pytest -q benchmarks --benchmark-json=build/bench.json
-	$(BIN)/python benchmarks/table.py build/bench.json --save latest
+	$(BIN)/python -m specxai.bench.table build/bench.json --save benchmarks/results/latest
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves it off; fresh.py, a script, has it as well
-
-from peers import Subject, find
+from specxai.bench.peers import Subject, find
+from specxai.bench.run import machine
 
 
 def pytest_addoption(parser):
@@ -54,13 +49,6 @@ def truths():
 @pytest.fixture
 def record(benchmark, options):
     """Add to the row's `extra_info`, after where it ran."""
-    benchmark.extra_info.update(threads=options.threads, torch=torch.__version__, cpu=_cpu())
+    where = machine()
+    benchmark.extra_info.update({key: where[key] for key in ("threads", "torch", "cpu")})
     return benchmark.extra_info.update
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

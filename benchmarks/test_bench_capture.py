@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import fresh
 import pytest
 import torch
-from peers import capture, export
+
+from specxai.bench import fresh
+from specxai.bench.peers import capture, export
 
 WHO = {"bare torch.export": export, "specxai.capture": capture}
 IMPORTS = {

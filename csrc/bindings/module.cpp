@@ -12,6 +12,7 @@
 #include "bindings/stages.h"
 #include "cpu/gated_linear.h"
 #include "cpu/gram.h"
+#include "cpu/peak.h"
 
 namespace py = pybind11;
 using specxai::SimdLevel;
@@ -77,6 +78,15 @@ void bind_gram(py::module_& m, const char* name) {
         py::arg("n_rows"), py::arg("output"), py::arg("level"));
 }
 
+template <class T>
+void bind_multiply_add(py::module_& m, const char* name) {
+  m.def(name, [](int64_t rounds, const std::optional<std::string>& level) {
+    const SimdLevel simd = level ? specxai::parse_level(*level, "level") : specxai::active_level();
+    const py::gil_scoped_release release;
+    return specxai::multiply_add<T>(rounds, simd);
+  });
+}
+
 std::vector<std::string> supported_levels() {
   std::vector<std::string> names;
   for (SimdLevel level : specxai::supported_levels()) names.emplace_back(specxai::name_of(level));
@@ -100,6 +110,8 @@ PYBIND11_MODULE(_native, m) {
   bind<double>(m, "gated_linear_f64");
   bind_gram<float>(m, "gram_f32");
   bind_gram<double>(m, "gram_f64");
+  bind_multiply_add<float>(m, "multiply_add_f32");
+  bind_multiply_add<double>(m, "multiply_add_f64");
   specxai::bind_stages(m);
   specxai::bind_tables(m);
 }

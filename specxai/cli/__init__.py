@@ -1,4 +1,4 @@
-"""The `specxai` command: explain, info, reproduce."""
+"""The `specxai` command: explain, info, reproduce, bench."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from inspect import cleandoc
 from typing import Annotated
 
-from specxai.cli.settings import ExplainSettings, InfoSettings, ReproduceSettings
+from specxai.cli.settings import BenchSettings, ExplainSettings, InfoSettings, ReproduceSettings
 
 DESCRIPTION = """SpecXAI: spectral explanations of neural networks, exact and certified.
 
@@ -19,7 +19,10 @@ Examples:
     specxai explain --model digits --image 3
     specxai info
     specxai reproduce squares --out squares
+    specxai bench --cases digits
 """
+
+Settings = ExplainSettings | InfoSettings | ReproduceSettings | BenchSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> ExplainSettings | InfoSettings | ReproduceSettings:
+def _parse(argv: Sequence[str] | None) -> Settings:
     """The settings; help and errors leave by SystemExit, an error as one line."""
     import tyro
 
@@ -54,7 +57,7 @@ def _parse(argv: Sequence[str] | None) -> ExplainSettings | InfoSettings | Repro
         return Annotated[kind, tyro.conf.subcommand(name, description=cleandoc(kind.__doc__))]
 
     Command = command("explain", ExplainSettings) | command("info", InfoSettings) | command(
-        "reproduce", ReproduceSettings)
+        "reproduce", ReproduceSettings) | command("bench", BenchSettings)
     shown = io.StringIO()
     try:
         with redirect_stderr(shown):
@@ -80,13 +83,17 @@ def _cause(box: str) -> str:
     return "; ".join(said)
 
 
-def _run(settings: ExplainSettings | InfoSettings | ReproduceSettings) -> None:
+def _run(settings: Settings) -> None:
     if isinstance(settings, InfoSettings):
         from specxai.cli.info import info
 
         print(info())
     elif isinstance(settings, ReproduceSettings):
         from specxai.cli.reproduce import run
+
+        run(settings)
+    elif isinstance(settings, BenchSettings):
+        from specxai.cli.bench import run
 
         run(settings)
     else:

@@ -124,3 +124,38 @@ class ReproduceSettings:
             raise ValueError(f"--epochs {self.epochs} is out of range: give at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed {self.seed} is out of range: give a whole number from 0 on")
+
+
+@dataclass
+class BenchSettings:
+    """Time SpecXAI beside torch.func, autograd, dense chains and other solvers, and print the ratios.
+
+    Every peer runs in this process on the same input, and is checked before it is timed.
+
+    Examples:
+        specxai bench
+        specxai bench --cases vgg11_bn --questions equal passes --out bench
+        specxai bench --cases digits --peers "torch.func matrix-free" "specxai native"
+    """
+
+    cases: tuple[str, ...] = ("digits", "autoencoder8", "alexnet")
+    """digits, autoencoder8, alexnet, resnet18, vgg11_bn, densenet121, vgg11_bn_fc: the larger ones take minutes"""
+    questions: tuple[str, ...] = ()
+    """equal (products), first (10 triplets, certified), exact (all), passes (one product); default: each case's own"""
+    peers: tuple[str, ...] = ()
+    """who is timed; default: all who can answer"""
+    threads: int | None = None
+    """torch's threads; default: as torch has it"""
+    full: bool = False
+    """the long questions too, three rounds at least"""
+    memory: bool = False
+    """peaks of memory as well, each of which repeats its work in a process of its own"""
+    out: Path | None = None
+    """folder for bench.md, bench.json and settings.json; default: print only"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range."""
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads {self.threads} is out of range: give at least 1")

@@ -161,9 +161,9 @@ def test_errors_name_the_remedy(net, tmp_path, capsys, change, remedy):
     (["explain", "--colour", "red"], "Unrecognized options: --colour, red; run specxai --help"),
     (["explain", "--rank", "many"], "Error parsing --rank"),
     (["explain", "--backend", "cuda"], "invalid choice 'cuda' for argument '--backend'"),
-    (["explian"], "Available subcommands: explain, info, reproduce"),
+    (["explian"], "Available subcommands: explain, info, reproduce, bench"),
     (["reproduce", "circles"], "Expected one of ('squares',)"),
-    ([], "Expected one of {explain, info, reproduce}"),
+    ([], "Expected one of {explain, info, reproduce, bench}"),
 ])
 def test_a_command_that_cannot_be_read(capsys, argv, cause):
     with pytest.raises(SystemExit) as exit_:

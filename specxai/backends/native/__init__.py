@@ -38,19 +38,31 @@ class NativeGraph(Graph):
         self.plan_from = plan_from
         self._structures: dict[int, Structure] = {}
         self._pool: list[Tensor] = []  # arenas that no product is using
+        self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                  columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
         """The plan of the map from the units of some steps to the units of others."""
         path = self._path(sources, targets, held, dtype)
-        return Plan(self.nodes, self.shapes, self._structures, path, sources, targets, dtype, columns, rows,
+        live = self._live(path, sources, targets, held, columns, rows)
+        return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
                     self._pool)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                    device: torch.device) -> dict[int, Tensor]:
-        path = self._path(sources, targets, held, dtype)
-        return live_units(self.nodes, self.shapes, self._structures, path, ends(self.shapes, sources, None),
-                          ends(self.shapes, targets, None))
+        return self._live(self._path(sources, targets, held, dtype), sources, targets, held, None, None)
+
+    def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+              columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:
+        key = (tuple(sources), tuple(targets), tuple(held))
+        whole = columns is None and rows is None
+        if whole and self._last is not None and self._last[0] == key:
+            return self._last[1]
+        live = live_units(self.nodes, self.shapes, self._structures, path, ends(self.shapes, sources, columns),
+                          ends(self.shapes, targets, rows))
+        if whole:
+            self._last = key, live
+        return live
 
     def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               dtype: torch.dtype) -> list[int]:

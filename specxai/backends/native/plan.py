@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specxai import native
-from specxai.backends.native.live import Structure, ends, live_units, terms
+from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
@@ -42,14 +42,13 @@ class Plan:
     """
 
     def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size],
-                 structures: Mapping[int, Structure], path: Sequence[int], sources: Sequence[int],
-                 targets: Sequence[int], dtype: torch.dtype, columns: Tensor | None = None,
+                 structures: Mapping[int, Structure], path: Sequence[int], live: Mapping[int, Tensor],
+                 sources: Sequence[int], targets: Sequence[int], dtype: torch.dtype, columns: Tensor | None = None,
                  rows: Tensor | None = None, pool: list[Tensor] | None = None) -> None:
         self._nodes, self._shapes, self._structures, self._path = nodes, shapes, structures, list(path)
         self._sources, self._targets, self.dtype = list(sources), list(targets), dtype
         self._columns, self._rows = columns, rows
-        self._live = live_units(nodes, shapes, structures, path, ends(shapes, sources, columns),
-                                ends(shapes, targets, rows))
+        self._live = live
         self._buffers: list[Buffer] = []
         self._stages: list[Stage] = []
         self._units: dict[int, Units] = {}

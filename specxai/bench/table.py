@@ -1,7 +1,7 @@
 """Tables of ratios from a run's JSON.
 
-    python benchmarks/table.py run.json                 # Markdown on stdout
-    python benchmarks/table.py run.json --save NAME     # and benchmarks/results/NAME.json, NAME.md
+    python -m specxai.bench.table run.json                 # Markdown on stdout
+    python -m specxai.bench.table run.json --save STEM     # and STEM.json, STEM.md
 
 A ratio is the peer's median over the row's, both of the same run: above 1 the row is faster than that peer.
 """
@@ -13,11 +13,11 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-AGAINST = ("torch.func matrix-free", "torch.func dense", "bare torch.export", "forward pass", "import torch",
+AGAINST = ("torch.func matrix-free", "torch.func dense", "autograd on a batch", "dense gated chain", "scipy ARPACK",
+           "scipy PROPACK", "skerch", "bare torch.export", "forward pass", "import torch",
            "torch.mm, dense with masks")
 COLUMNS = ("peer", "median", "rounds", "error", "estimate", "worst residual / λ₁", "true error of λ / λ₁", "products",
-           "GFLOP/s", "GB/s", "peak MB")
+           "GFLOP/s", "of peak", "GB/s", "peak MB")
 NOTES = """\
 Medians; a ratio is the peer's median over the row's, so that above 1 the row is faster.  *error*: for an SVD the
 certified bound of ‖R − UΣVᵀ‖_F / ‖R‖_F, in which what a truncation leaves out counts, and its *estimate*, the same
@@ -65,7 +65,8 @@ def section(rows: list[dict]) -> str:
     against = [peer for peer in AGAINST if peer in medians]
     table = [[row["peer"], seconds(row["median"]), row["rounds"], number(row.get("error")),
               number(row.get("estimate")), number(row.get("residual")), number(row.get("values_error")),
-              products(row), rate(row, "gflop"), rate(row, "gigabytes"), number(row.get("peak_mb"), "{:,.0f}"),
+              products(row), rate(row, "gflop"), number(row.get("of_peak"), "{:.0%}"),
+              rate(row, "gigabytes"), number(row.get("peak_mb"), "{:,.0f}"),
               *(f"{medians[peer] / row['median']:.2f}×" for peer in against)]
              for row in rows]  # fmt: skip
     heads = [*COLUMNS, *(f"× {peer}" for peer in against)]
@@ -102,15 +103,15 @@ def number(value: float | None, form: str = "{:.1e}") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="what pytest --benchmark-json wrote, or a saved result")
-    parser.add_argument("--save", metavar="NAME", help="keep the rows and the table in benchmarks/results/")
+    parser.add_argument("--save", metavar="STEM", type=Path, help="keep the rows in STEM.json and the table in STEM.md")
     arguments = parser.parse_args()
     run = load(arguments.run)
     text = markdown(run)
     print(text)
     if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-        (RESULTS / f"{arguments.save}.md").write_text(text)
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        arguments.save.with_suffix(".json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        arguments.save.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,37 @@
-"""Who is measured: SpecXAI's backends and what one would write with torch.func instead.
+"""Who is measured: SpecXAI's backends and what one would write instead.
 
-`matrix-free` gives the same solver, `specxai.svd`, the products of `torch.func`; `dense` builds the Jacobian with
-`jacrev` and hands it to `torch.linalg.svd`.  `Subject.check` compares each with the reference before it is timed.
+Products by `torch.func`, by autograd and by a chain of dense convolutions go through the same solver, `specxai.svd`;
+`dense` builds the Jacobian with `jacrev` and hands it to `torch.linalg.svd`; ARPACK, PROPACK and skerch are solvers of
+their own over the products of `torch.func`.  `Subject.check` compares each with the reference before it is timed.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case, Question
-from torch import Tensor, nn
+from torch import Tensor
 
 import specxai
 from specxai.backends import describe
+from specxai.bench.cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case, Question
+from specxai.bench.operators import AutogradBatch, DenseChain, TorchFunc, UpTo, chain_of
+from specxai.bench.solvers import Triplets, has_skerch, residual, scipy_svds, skerch_svd
 from specxai.operators import LinearOperator
 
-REFERENCE, NATIVE = "specxai reference", "specxai native"
+REFERENCE, AUTO = "specxai reference", "specxai auto"
 MATRIX_FREE, DENSE = "torch.func matrix-free", "torch.func dense"
-PEERS = (DENSE, MATRIX_FREE, REFERENCE, NATIVE)  # dense first: its singular values are the others' truth
+AUTOGRAD, CHAIN = "autograd on a batch", "dense gated chain"
+ARPACK, PROPACK, SKERCH = "scipy ARPACK", "scipy PROPACK", "skerch"
+# Dense first: its singular values are the others' truth.
+PEERS = (DENSE, MATRIX_FREE, AUTOGRAD, CHAIN, ARPACK, PROPACK, SKERCH, REFERENCE, AUTO)
+SOLVERS = (ARPACK, PROPACK, SKERCH)  # asked for the leading triplets only
 
 DENSE_COPIES = 4  # J, LAPACK's copy of it, the factors and its workspace
 DENSE_BYTES = 4 << 30
 CHECK = {torch.float32: 1e-3, torch.float64: 1e-10}  # a gate at rounding distance from zero may differ in float32
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the layer."""
-
-
-class UpTo:
-    """x -> the activation at `layer` (the model's output for None); nothing after the layer runs."""
-
-    def __init__(self, model: nn.Module, layer: str | None) -> None:
-        self.model, self.layer = model, layer
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.layer is None:
-            return self.model(x)
-        seen: list[Tensor] = []
-
-        def stop(module, inputs, output):
-            seen.append(output)
-            raise _Reached
-
-        hook = self.model.get_submodule(self.layer).register_forward_hook(stop)
-        try:
-            self.model(x)
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
-        return seen[0]
-
-
-class TorchFunc(LinearOperator):
-    """R of `function` at x by torch.func, `chunk` columns at a time under vmap.
-
-    forward   "linearize" traces the tangent map once (seconds), "jvp" repeats the forward pass for each chunk
-    """
-
-    def __init__(self, function, x: Tensor, chunk: int, forward: str = "linearize") -> None:
-        value, pull = torch.func.vjp(function, x)
-        super().__init__((value.numel(), x.numel()), x.dtype, x.device, block_size=chunk)
-        self._input, self._output = x.shape, value.shape
-        if forward == "linearize":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about get_attr nodes, from its constant folding
-                push = torch.func.linearize(function, x)[1]
-        else:
-            def push(v):
-                return torch.func.jvp(function, (x,), (v,))[1]
-        self._push = torch.vmap(push)
-        self._pull = torch.vmap(lambda u: pull(u)[0])
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self._run(self._push, X, self._input)
-
-    def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self._run(self._pull, Y, self._output)
-
-    @torch.no_grad()
-    def _run(self, product, block: Tensor, shape: torch.Size) -> Tensor:
-        return product(block.T.reshape(-1, *shape)).flatten(1).T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -93,8 +39,8 @@ class Answer:
     """Singular values and what is known of their error, relative to ‖R‖_F and λ₁; the same for every peer."""
 
     values: Tensor
-    error: float
-    estimate: float
+    error: float | None
+    estimate: float | None
     residual: float
     products: int
     converged: bool
@@ -142,17 +88,29 @@ class Subject:
 
     def operator(self, peer: str, forward: str = "linearize") -> LinearOperator:
         """R with the gates fixed at x."""
-        if peer in (MATRIX_FREE, DENSE):
+        if peer in (MATRIX_FREE, DENSE, *SOLVERS):
             return TorchFunc(self.function, self.x, self.chunk, forward)
+        if peer == AUTOGRAD:
+            return AutogradBatch(self.function, self.x, self.chunk)
+        if peer == CHAIN:
+            return DenseChain(chain_of(self.model, self.case.layer), self.x, self.chunk)
         local = self.captured.linearize(self.x, backend=peer.removeprefix("specxai "))
         return local.jacobian if self.case.layer is None else local.split(self.case.layer).right
 
-    def left_out(self, peer: str) -> str | None:
+    def left_out(self, peer: str, question: str) -> str | None:
         """Why a peer cannot be run on this case, None where it can."""
+        if peer in SOLVERS and question != "first":
+            return "finds the leading triplets by products of its own choice"
+        if peer in (AUTOGRAD, CHAIN) and question == "exact":
+            return "the same as matrix-free, slower"
+        if peer == CHAIN and chain_of(self.model, self.case.layer) is None:
+            return "the layers are not a sequence of convolutions"
+        if peer == SKERCH and not has_skerch():
+            return "not installed: pip install 'specxai[bench]'"
         if peer == DENSE:
             needed = DENSE_COPIES * len(self.rows) * self.x.numel() * self.x.itemsize
             return f"does not fit: {needed / 1e9:.0f} GB" if needed > DENSE_BYTES else None
-        if peer == NATIVE:
+        if peer == AUTO:
             return next((why for name, ok, why in describe(self.x.device, self.x.dtype) if name == "native" and not ok),
                         None)
         return None
@@ -179,11 +137,20 @@ class Subject:
             settings = QUESTIONS["equal"].settings
         else:
             settings = question.settings
+        if peer in SOLVERS:
+            return lambda: self._solved(peer, settings)
         if question.timed_from == "input":
             # jvp: tracing by linearize would cost more than the forward passes that it saves.
             return lambda: specxai.svd(self.operator(peer, "jvp"), seed=SOLVER_SEED, progress=False, **settings)
         operator = self.operator(peer)
         return lambda: specxai.svd(operator, seed=SOLVER_SEED, progress=False, **settings)
+
+    def _solved(self, peer: str, settings: dict) -> Triplets:
+        rank, tol = settings["rank"], settings["tol"]
+        if peer == SKERCH:
+            return skerch_svd(self.operator(peer, "jvp"), rank, tol, SOLVER_SEED, settings["max_products"])
+        # One vector at a time: the traced tangent map is then the faster one.
+        return scipy_svds(self.operator(peer), rank, tol, peer.removeprefix("scipy ").lower(), SOLVER_SEED)
 
     def jacobian(self) -> Tensor:
         """The rows of J that are not zero, (rows, n)."""
@@ -196,6 +163,9 @@ class Subject:
         return J, *torch.linalg.svd(J, full_matrices=False)
 
     def answer(self, result) -> Answer:
+        if isinstance(result, Triplets):
+            worst = residual(self.reference, result)
+            return Answer(result.S, None, None, worst, result.products, result.converged, result.method)
         if not isinstance(result, tuple):
             return Answer(result.S, result.relative_error, _ratio(result.estimate, result.norm),
                           _ratio(result.residuals.max(), result.S[0]), result.products, result.converged, result.method)

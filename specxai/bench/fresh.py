@@ -7,7 +7,7 @@ file falls back to it where there is no /proc, minus the resident memory before,
 Blocks above 128 KiB are mapped one by one (MALLOC_MMAP_THRESHOLD_), so that what was freed before the work is returned
 to the system and cannot be used again unseen.
 
-    python benchmarks/fresh.py svd vgg11_bn equal "specxai reference" 2 8
+    python -m specxai.bench.fresh svd vgg11_bn equal "specxai reference" 2 8
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 
 
 def measure(*arguments: object, timeout: float = 1800) -> dict:
-    """Run this file with `arguments` in a process of its own; {"seconds", "peak_mb"}."""
+    """Run this module with `arguments` in a process of its own; {"seconds", "peak_mb"}."""
     run = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
+        [sys.executable, "-m", "specxai.bench.fresh", *map(str, arguments)], capture_output=True, text=True,
+        timeout=timeout, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
     )  # fmt: skip
     if run.returncode:
         raise RuntimeError(f"{' '.join(map(str, arguments))} failed in a fresh process:\n{run.stderr[-2000:]}")
@@ -69,8 +69,10 @@ def _maximum() -> int:
 
 def _svd(case: str, question: str, peer: str, threads: str, chunk: str) -> dict:
     import torch
-    from cases import QUESTIONS
-    from peers import TorchFunc, find
+
+    from specxai.bench.cases import QUESTIONS
+    from specxai.bench.operators import TorchFunc
+    from specxai.bench.peers import find
 
     torch.set_num_threads(int(threads))
     subject = find(case, int(chunk))
@@ -83,7 +85,8 @@ def _svd(case: str, question: str, peer: str, threads: str, chunk: str) -> dict:
 
 def _capture(case: str, who: str, threads: str) -> dict:
     import torch
-    from peers import capture, export, find
+
+    from specxai.bench.peers import capture, export, find
 
     torch.set_num_threads(int(threads))
     subject = find(case)
