@@ -1,13 +1,15 @@
-// specxai._native: pointers and sizes as integers, so that one build serves every torch.  specxai/native.py, the only
+// specxai._native: pointers and sizes as integers, so that one build serves every torch.  specxai/native/, the only
 // caller, has checked what is behind the pointers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "common/checks.h"
+#include "common/memory.h"
 #include "common/simd_level.h"
 #include "bindings/stages.h"
 #include "cpu/gated_linear.h"
@@ -110,6 +112,15 @@ PYBIND11_MODULE(_native, m) {
   bind<double>(m, "gated_linear_f64");
   bind_gram<float>(m, "gram_f32");
   bind_gram<double>(m, "gram_f64");
+  py::class_<specxai::Block>(m, "Block", py::buffer_protocol())
+      .def(py::init([](int64_t size) {
+        specxai::require_count(size, "size");
+        return std::make_unique<specxai::Block>(static_cast<std::size_t>(size));
+      }))
+      .def_buffer([](specxai::Block& block) {
+        return py::buffer_info(static_cast<unsigned char*>(block.data()), static_cast<py::ssize_t>(block.size()));
+      });
+  m.def("release_idle", specxai::release_idle);
   bind_multiply_add<float>(m, "multiply_add_f32");
   bind_multiply_add<double>(m, "multiply_add_f64");
   specxai::bind_stages(m);

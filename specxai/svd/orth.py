@@ -78,7 +78,7 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
         # The small inverse makes the tall step one product; what it loses the next pass repairs.
         inverse = torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
         if step == 0:
-            Q = X @ inverse
+            Q = _product(X, inverse)
         else:  # in place: pages that are new cost more than the product
             for rows in row_chunks(Q):
                 Q[rows] = Q[rows] @ inverse
@@ -86,6 +86,13 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
         if step == passes - 1:
             return Q, C
     return None
+
+
+def _product(X: Tensor, M: Tensor) -> Tensor:
+    """X M for tall X."""
+    if X.device.type != "cpu":
+        return X @ M
+    return torch.mm(X, M, out=native.empty(len(X), M.shape[1], dtype=X.dtype))
 
 
 def range_basis(X: Tensor, floor: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from numbers import Real
 
 from torch import Tensor
 
+from specxai import native
 from specxai.operators import LinearOperator, as_integer
 from specxai.svd.auto import Choice, choose, default_basis, default_block
 from specxai.svd.exact import exact
@@ -89,6 +90,7 @@ def svd(
             return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
     finally:
         bar.close()
+        native.release_idle()
 
 
 def _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings) -> SVDResult:

@@ -63,7 +63,9 @@ class Plan:
 
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         probes = X.shape[1]
-        out = X.new_zeros(self._count(self._targets, self._rows), probes)
+        out = native.empty(self._count(self._targets, self._rows), probes, dtype=self.dtype)
+        if not self._collects_all:
+            out.zero_()
         with self._arena(probes) as arena:
             self._seed.run(X.contiguous(), arena, probes)
             for stage in self._stages:
@@ -73,8 +75,9 @@ class Plan:
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         probes = Y.shape[1]
-        count = self._count(self._sources, self._columns)
-        out = (Y.new_empty if self._whole else Y.new_zeros)(count, probes)
+        out = native.empty(self._count(self._sources, self._columns), probes, dtype=self.dtype)
+        if not self._harvests_all:
+            out.zero_()
         with self._arena(probes) as arena:
             _clear(arena, self._collect_zero)
             self._collect.adjoint.run(Y.contiguous(), arena, probes)
@@ -106,7 +109,7 @@ class Plan:
         needed = self.arena_rows * stride
         memory = self._pool.pop() if self._pool else torch.empty(0, dtype=self.dtype)
         if memory.numel() < needed:
-            memory = torch.empty(needed, dtype=self.dtype)
+            memory = native.empty(needed, dtype=self.dtype)
         try:
             yield memory[:needed].view(-1, stride)
         finally:
@@ -248,7 +251,8 @@ class Plan:
             units = _position(self._columns, len(sources))[units]
         harvest = Link(place, units.int(), None, self.dtype)
         self._seed, self._harvest = harvest.forward, harvest.adjoint
-        self._whole = len(place) == self._count(self._sources, self._columns)  # does a harvest write every unit?
+        self._harvests_all = len(place) == self._count(self._sources, self._columns)
+        self._collects_all = len(at) == self._count(self._targets, self._rows)
         return rows
 
     def _count(self, steps: Sequence[int], chosen: Tensor | None) -> int:

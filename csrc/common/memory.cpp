@@ -1,0 +1,80 @@
+#include "common/memory.h"
+
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <new>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace specxai {
+namespace {
+
+constexpr std::size_t page = std::size_t{2} << 20;
+constexpr std::size_t most_idle = std::size_t{256} << 20;  // bytes; what is given back beyond is freed
+
+struct Pool {
+  std::mutex mutex;
+  std::multimap<std::size_t, void*> idle;  // by room
+  std::size_t idle_bytes = 0;
+};
+
+Pool& pool() {
+  static Pool* const the = new Pool;  // never destroyed: blocks may outlive the statics
+  return *the;
+}
+
+}  // namespace
+
+Block::Block(std::size_t size) : data_(nullptr), size_(size) {
+  if (size > std::numeric_limits<std::size_t>::max() - page) throw std::bad_alloc();
+  room_ = (size + page - 1) / page * page;
+  if (room_ == 0) room_ = page;
+  {
+    Pool& p = pool();
+    const std::lock_guard<std::mutex> lock(p.mutex);
+    const auto found = p.idle.lower_bound(room_);
+    if (found != p.idle.end() && found->first <= room_ + room_ / 4) {
+      room_ = found->first;
+      data_ = found->second;
+      p.idle_bytes -= room_;
+      p.idle.erase(found);
+      return;
+    }
+  }
+  data_ = std::aligned_alloc(page, room_);
+  if (data_ == nullptr) {
+    release_idle();
+    data_ = std::aligned_alloc(page, room_);
+  }
+  if (data_ == nullptr) throw std::bad_alloc();
+#ifdef __linux__
+  madvise(data_, room_, MADV_HUGEPAGE);  // a hint: where it is refused the pages are small
+#endif
+}
+
+Block::~Block() {
+  Pool& p = pool();
+  {
+    const std::lock_guard<std::mutex> lock(p.mutex);
+    if (p.idle_bytes + room_ <= most_idle) {
+      p.idle.emplace(room_, data_);
+      p.idle_bytes += room_;
+      return;
+    }
+  }
+  std::free(data_);
+}
+
+void release_idle() {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  for (const auto& [room, data] : p.idle) std::free(data);
+  p.idle.clear();
+  p.idle_bytes = 0;
+}
+
+}  // namespace specxai
