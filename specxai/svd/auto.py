@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from specxai.operators import LinearOperator
 from specxai.svd.exact import useful_cut
+from specxai.svd.orth import small_svd_cost
 
 __all__ = ["Choice", "choose", "default_basis", "default_block"]
 
 MEMORY = 4 << 30  # bytes of bases a solver may hold before "auto" looks for a smaller one
-# A projected SVD in float64 reaches a small part of the rate of a matrix product; its operations weigh more.
-SVD_WEIGHT = 8
 GUESSED_DEPTH = 6  # bases of about this many times the rank are usual for residuals of 1e-5 λ₁
 GUESSED_RANK = 256  # where only a tolerance is given, nothing is known yet
 
@@ -36,7 +35,7 @@ def default_basis(rank: int | None, block: int) -> int:
 
 def _orthogonalisation(operator: LinearOperator, q: int) -> int:
     """Two Gram-Schmidt passes on both sides, and the small SVD."""
-    return 8 * sum(operator.shape) * q**2 + SVD_WEIGHT * 22 * q**3
+    return 8 * sum(operator.shape) * q**2 + small_svd_cost(q)
 
 
 def _exact_cost(operator: LinearOperator, rank: int | None) -> tuple[int, int, int]:
@@ -48,7 +47,7 @@ def _exact_cost(operator: LinearOperator, rank: int | None) -> tuple[int, int, i
     held = (m + n) * width * item + 3 * 8 * width**2
     rows = max(m, n) if cut is None else m + n
     kept = min(rank if rank is not None else width, width)
-    operations = (width + 2 * kept) * operator.flops + 8 * rows * width**2 + SVD_WEIGHT * 22 * width**3
+    operations = (width + 2 * kept) * operator.flops + 8 * rows * width**2 + small_svd_cost(width)
     return operations, held, width
 
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
-from specxai.svd.orth import extend
+from specxai.svd.orth import extend, small_svd_cost
 from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 from specxai.svd.space import Space
 
 __all__ = ["krylov"]
 
-# The projected SVD is repeated when the basis has grown by this factor: its cost then stays a fixed share.
-CHECK_GROWTH = 1.2
+# The projected SVD is repeated at every step while it costs no more than this share of the step's products, then when
+# the basis has grown by this factor: its cost then stays a fixed share.
+CHECK_SHARE, CHECK_GROWTH = 0.1, 1.2
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
 
@@ -67,7 +68,8 @@ def krylov(
         spent = operator.products >= max_products or (full and rank is None)
         if space.size < next_check and not (spent or restart):
             continue
-        next_check = max(space.size + 1, int(CHECK_GROWTH * space.size))
+        growth = CHECK_GROWTH if small_svd_cost(space.size) > CHECK_SHARE * 2 * block * operator.flops else 1.0
+        next_check = max(space.size + 1, int(growth * space.size))
         X, s, _ = space.ritz()
         if rank is not None:
             # (I − QQᵀ)RP is zero but for the newest columns of P, where it is `new` C.

@@ -21,27 +21,65 @@ from specxai.svd.result import SVDResult
 __all__ = ["Space"]
 
 
+class Basis:
+    """Columns (rows, q) that come block by block: kept as rows of a buffer with room for more, so that what is there
+    is copied once in a while and not every time."""
+
+    GROWTH = 1.5
+
+    def __init__(self, rows: int, operator: LinearOperator) -> None:
+        self._buffer = torch.zeros(0, rows, dtype=operator.dtype, device=operator.device)
+        self.size = 0
+
+    @property
+    def columns(self) -> Tensor:
+        """(rows, q), a view."""
+        return self._buffer[: self.size].T
+
+    def append(self, block: Tensor) -> None:
+        size = self.size + block.shape[1]
+        if size > len(self._buffer):
+            room = size if self.size == 0 else max(size, int(self.GROWTH * self.size))
+            larger = self._buffer.new_empty(room, self._buffer.shape[1])
+            larger[: self.size] = self._buffer[: self.size]
+            self._buffer = larger
+        self._buffer[self.size : size] = block.T
+        self.size = size
+
+    def replace(self, columns: Tensor) -> None:
+        """Other columns instead, at most as many."""
+        self.size = columns.shape[1]
+        self._buffer[: self.size] = columns.T
+
+
 class Space:
     """The bases Q, P and the projection T, grown block by block."""
 
     def __init__(self, operator: LinearOperator) -> None:
         m, n = operator.shape
         self.operator = operator
-        self.Q = torch.zeros(m, 0, dtype=operator.dtype, device=operator.device)
-        self.P = torch.zeros(n, 0, dtype=operator.dtype, device=operator.device)
+        self._left, self._right = Basis(m, operator), Basis(n, operator)
         self.T = torch.zeros(0, 0, dtype=torch.float64, device=operator.device)
 
     @property
     def size(self) -> int:
-        return self.Q.shape[1]
+        return self._left.size
+
+    @property
+    def Q(self) -> Tensor:
+        return self._left.columns
+
+    @property
+    def P(self) -> Tensor:
+        return self._right.columns
 
     def add(self, Q: Tensor, floor: float) -> Tensor:
         """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
         P, H, C = extend(self.P, self.operator.rmatmat(Q), floor)
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
-        first = self.size == 0
-        self.Q, self.P = (Q, P) if first else (torch.cat([self.Q, Q], 1), torch.cat([self.P, P], 1))
+        self._left.append(Q)
+        self._right.append(P)
         return P
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,8 +90,8 @@ class Space:
     def compress(self, keep: int) -> None:
         """Keep the `keep` leading Ritz pairs only (thick restart, Baglama & Reichel 2005)."""
         X, s, Y = self.ritz()
-        self.Q = self.Q @ Y[:, :keep].to(self.Q.dtype)
-        self.P = self.P @ X[:, :keep].to(self.P.dtype)
+        self._left.replace(self.Q @ Y[:, :keep].to(self.Q.dtype))
+        self._right.replace(self.P @ X[:, :keep].to(self.P.dtype))
         self.T = torch.diag(s[:keep])
 
     def truncation(self, s: Tensor, tol: float, unseen: float) -> int | None:
