@@ -14,7 +14,7 @@ namespace specxai {
 namespace {
 
 constexpr std::size_t page = std::size_t{2} << 20;
-constexpr std::size_t most_idle = std::size_t{256} << 20;  // bytes; what is given back beyond is freed
+constexpr std::size_t most_idle = std::size_t{128} << 20;  // bytes; what is given back beyond is freed
 
 struct Pool {
   std::mutex mutex;

@@ -98,4 +98,4 @@ def generator_of(seed: int) -> torch.Generator:
 
 def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOperator) -> Tensor:
     """Standard normal block (rows, columns), drawn on the CPU in float32: the same on every device and dtype."""
-    return torch.randn(columns, rows, generator=generator).T.to(like.device, like.dtype).contiguous()
+    return torch.randn(rows, columns, generator=generator).to(like.device, like.dtype)

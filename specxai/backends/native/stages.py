@@ -80,21 +80,20 @@ class GatherStage(Stage):
 
     inputs    the input's units; their scale is constant per channel, or there is one site
     outputs   the output's
+    live      how many outputs there are
     """
 
     def __init__(self, sites: Sites, inputs: Units, outputs: Units) -> None:
-        weight = sites.weight
         inside = sites.table(inputs.row, sites.inputs)
         outside = sites.table(outputs.row, sites.outputs)
+        self._sites, self._repeats, self._scale, self._packed = sites, False, None, None
         if inputs.scale is not None:
-            scale = _per_channel(sites.table(inputs.scale, sites.inputs), inside)
-            weight = weight * scale.reshape(sites.groups, 1, -1, 1)
+            self._scale = _per_channel(sites.table(inputs.scale, sites.inputs), inside)
         if len(inside) == len(outside) == 1 and sites.groups == 1:
             # Packed once as W[live out, live in].
-            live_in, live_out = (t[0].ge(0).nonzero().flatten() for t in (inside, outside))
-            weight = weight[:, live_out][:, :, live_in]
+            live_in, live_out = self._packed = tuple(t[0].ge(0).nonzero().flatten() for t in (inside, outside))
             inside, outside = inside[:, live_in], outside[:, live_out]
-        self._weight, self._sites, self._repeats = weight, sites, False
+        self.live = int((outside >= 0).sum())
         super().__init__(inside, outside)
 
     def count(self, begin: Tensor) -> Tensor:
@@ -103,42 +102,48 @@ class GatherStage(Stage):
         self.scratch = live if self._repeats else 0
         return counts
 
+    def _weight(self) -> Tensor:
+        """(groups, outputs, inputs, taps), with what the inputs are scaled by."""
+        weight = self._sites.weight
+        if self._scale is not None:
+            weight = weight * self._scale.reshape(self._sites.groups, 1, -1, 1)
+        if self._packed is not None:
+            live_in, live_out = self._packed
+            weight = weight[:, live_out][:, :, live_in]
+        return weight
+
     @cached_property
     def _forward(self) -> native.GatherGemm:
-        weight = self._weight.permute(0, 1, 3, 2).flatten(0, 1)
+        weight = self._weight().permute(0, 1, 3, 2).flatten(0, 1)
         return _gather_gemm(self.reads, self.writes, self._sites.reads, weight, self._sites.groups)
 
     @cached_property
-    def _adjoint(self) -> native.GatherGemm:
-        weight = self._weight.permute(0, 2, 3, 1).flatten(0, 1)
-        inside = self.reads
+    def _adjoint(self) -> tuple[native.GatherGemm, Link | None]:
+        """The stage, and how its results fold where an input is read twice."""
+        weight, inside, fold = self._weight().permute(0, 2, 3, 1).flatten(0, 1), self.reads, None
         if self._repeats:  # a pooling winner of two windows: each its own row first, then their sum
             inside = torch.full_like(inside, -1)
             live = self.reads >= 0
-            inside[live] = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
-        return _gather_gemm(self.writes, inside, self._sites.feeds, weight, self._sites.groups)
-
-    @cached_property
-    def _fold(self) -> Link:
-        rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
-        return Link(rows, self.reads[self.reads >= 0], None, self._weight.dtype)
+            rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
+            inside[live] = rows
+            fold = Link(rows, self.reads[live], None, weight.dtype)
+        stage = _gather_gemm(self.writes, inside, self._sites.feeds, weight, self._sites.groups)
+        if "_forward" in self.__dict__:
+            del self.reads, self.writes  # the stages have tables of their own
+        return stage, fold
 
     def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         self._forward.run(arena, arena, bf16=rough)
 
     def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
-        self._adjoint.run(arena, arena, self.accumulate and not self._repeats, bf16=rough)
-        if self._repeats:
-            self._fold.adjoint.run(arena, arena, probes, self.accumulate)
+        stage, fold = self._adjoint
+        stage.run(arena, arena, self.accumulate and fold is None, bf16=rough)
+        if fold is not None:
+            fold.adjoint.run(arena, arena, probes, self.accumulate)
 
     @property
     def multiply_adds(self) -> int:
         return self._forward.multiply_adds
-
-    @property
-    def live(self) -> int:
-        """Live outputs."""
-        return int((self.writes >= 0).sum())
 
 
 class LinkStage(Stage):

@@ -18,14 +18,15 @@ class Pick:
 
     None stands for the same units in the same order, and for ones.
 
+    factor    expanded to the output's shape, not flat: what is broadcast takes no memory
     partial   some `unit[i]` is -1
-    gate      every factor is 0 or 1
+    kept      where the factor is not zero, flat; None where it never is zero
     """
 
     unit: Tensor | None
     factor: Tensor | None
     partial: bool = True
-    gate: bool = False
+    kept: Tensor | None = None
 
     def reach(self, live: Tensor) -> Tensor:
         return self._kept(live if self.unit is None else self._take(live, False))
@@ -48,10 +49,11 @@ class Pick:
         if self.unit is not None:
             row = self._take(row, -1)
             scale = None if scale is None else self._take(scale, 0)
+        if self.kept is not None:
+            row = torch.where(self.kept, row, -1)
         if self.factor is not None:
-            row = torch.where(self.factor != 0, row, -1)
-            if not self.gate:
-                scale = self.factor if scale is None else scale * self.factor
+            factor = self.factor.reshape(-1)
+            scale = factor if scale is None else scale * factor
         return Units(row, scale)
 
     def _take(self, values: Tensor, missing: float) -> Tensor:
@@ -60,7 +62,7 @@ class Pick:
         return torch.where(self.unit >= 0, values.index_select(0, self.unit.clamp_min(0)), missing)
 
     def _kept(self, mask: Tensor) -> Tensor:
-        return mask if self.factor is None else mask & (self.factor != 0)
+        return mask if self.kept is None else mask & self.kept
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,15 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) 
         numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32).reshape(1, *own)
         unit = term.units(numbers).reshape(-1) - 1
     partial = unit is not None and bool((unit < 0).any())
-    factor, gate = None, False
+    factor = kept = None
     if isinstance(term.factor, Tensor):
-        small = term.factor.detach().to(dtype)
-        gate = bool(((small == 0) | (small == 1)).all())
-        factor = small.expand(shape).reshape(-1)
+        small = term.factor.detach()
+        open_ = small != 0
+        if not bool((small.eq(1) | ~open_).all()):
+            factor = small.to(dtype).expand(shape)
+        if not bool(open_.all()):
+            kept = open_.expand(shape).reshape(-1)
     elif term.factor != 1:
-        factor = torch.full((shape.numel(),), term.factor, dtype=dtype)
-    return Pick(unit, factor, partial, gate)
+        factor = torch.full((), term.factor, dtype=dtype).expand(shape)
+        kept = torch.zeros(shape.numel(), dtype=torch.bool) if term.factor == 0 else None
+    return Pick(unit, factor, partial, kept)
