@@ -22,34 +22,36 @@ __all__ = ["Space"]
 
 
 class Basis:
-    """Columns (rows, q) that come block by block: kept as rows of a buffer with room for more, so that what is there
-    is copied once in a while and not every time."""
+    """Columns (rows, q) that come block by block.
+
+    The first block is kept as it is; with the second they become rows of a buffer with room for more, so that what is
+    there is copied once in a while and not every time.
+    """
 
     GROWTH = 1.5
 
     def __init__(self, rows: int, operator: LinearOperator) -> None:
-        self._buffer = torch.zeros(0, rows, dtype=operator.dtype, device=operator.device)
-        self.size = 0
+        self.columns = torch.zeros(rows, 0, dtype=operator.dtype, device=operator.device)
+        self._buffer: Tensor | None = None
 
     @property
-    def columns(self) -> Tensor:
-        """(rows, q), a view."""
-        return self._buffer[: self.size].T
+    def size(self) -> int:
+        return self.columns.shape[1]
 
     def append(self, block: Tensor) -> None:
-        size = self.size + block.shape[1]
-        if size > len(self._buffer):
-            room = size if self.size == 0 else max(size, int(self.GROWTH * self.size))
-            larger = self._buffer.new_empty(room, self._buffer.shape[1])
-            larger[: self.size] = self._buffer[: self.size]
-            self._buffer = larger
+        old, size = self.columns, self.size + block.shape[1]
+        if self.size == 0:
+            self.columns, self._buffer = block, None
+            return
+        if self._buffer is None or size > len(self._buffer):
+            self._buffer = old.new_empty(max(size, int(self.GROWTH * self.size)), len(old))
+            self._buffer[: self.size] = old.T
         self._buffer[self.size : size] = block.T
-        self.size = size
+        self.columns = self._buffer[:size].T
 
     def replace(self, columns: Tensor) -> None:
-        """Other columns instead, at most as many."""
-        self.size = columns.shape[1]
-        self._buffer[: self.size] = columns.T
+        """Other columns instead."""
+        self.columns, self._buffer = columns, None
 
 
 class Space:
