@@ -30,10 +30,11 @@ bench: $(VENV)/.stamp-test
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .
 
-# The kernels and their C++ tests under the address and undefined-behaviour sanitizers; needs cmake and a compiler.
-sanitize:
-	cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
-	cmake --build build/sanitize
+# The kernels and their C++ tests under the address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/.stamp-torch
+	$(PIP) cmake
+	$(BIN)/cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/gated_linear_test
 	build/sanitize/stages_test
 

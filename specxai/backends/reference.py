@@ -69,11 +69,15 @@ class Graph:
         k = some.shape[0] if seeds else 1 + max(row for row, _ in inject.values())
         blocks: dict[int, Tensor] = dict(seeds)
         for index in path:
-            total = None
-            for term in self.nodes[index].terms:
-                if term.input in blocks:
-                    part = term.apply(blocks[term.input])
-                    total = part if total is None else total + part
+            node, total = self.nodes[index], None
+            given = [blocks.get(term.input) for term in node.terms]
+            if node.together is not None and any(block is not None for block in given):
+                total = node.together(given)
+            else:
+                for term, block in zip(node.terms, given, strict=True):
+                    if block is not None:
+                        part = term.apply(block)
+                        total = part if total is None else total + part
             for term in self.nodes[index].terms:  # after the sum: an operand may come twice
                 if last.get(term.input) == index:
                     blocks.pop(term.input, None)

@@ -31,7 +31,8 @@ def scipy_svds(operator: LinearOperator, rank: int, tol: float, solver: str, see
     counted = Counted(operator, ProgressBar(False))
     wanted = counted.to_scipy()
     start = np.random.default_rng(seed).standard_normal(min(operator.shape)).astype(wanted.dtype)
-    U, s, Vt = svds(wanted, k=rank, tol=tol, solver=solver, v0=start, random_state=seed)
+    # Room for a slow decay: PROPACK fails where ten vectors a triplet are not enough.
+    U, s, Vt = svds(wanted, k=rank, tol=tol, solver=solver, v0=start, maxiter=50 * rank, random_state=seed)
     order = np.argsort(s)[::-1]
     U, S, V = (torch.from_numpy(np.ascontiguousarray(a)) for a in (U[:, order], s[order], Vt[order].T))
     return Triplets(U, S, V, counted.products, True, solver)

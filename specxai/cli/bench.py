@@ -16,11 +16,11 @@ def run(settings: BenchSettings) -> None:
     """Measure, print the tables, and with `settings.out` keep them with every number behind them."""
     import torch
 
-    from specxai.bench import markdown
-    from specxai.bench import run as measure
     from specxai.bench.cases import CASES, QUESTIONS
     from specxai.bench.peers import PEERS
     from specxai.bench.run import PASSES
+    from specxai.bench.run import run as measure
+    from specxai.bench.table import markdown
 
     cases = [_known("case", name, CASES) for name in settings.cases]
     peers = [_known("peer", name, PEERS) for name in settings.peers or PEERS]

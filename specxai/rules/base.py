@@ -92,6 +92,8 @@ class LinearNode:
     curved    its map changes with x although it is no gate: a product of two values, a stopped gradient
     joined    set for a concatenation: () -> (output units,) the unit that each one is, counted through the terms'
               inputs one after the other, -1 for none
+    together  all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for zero) -> the
+              node's block
     """
 
     terms: tuple[Term, ...]
@@ -105,6 +107,7 @@ class LinearNode:
     view: bool = False
     curved: bool = False
     joined: Callable[[], Tensor] | None = None
+    together: Callable[[Sequence[Tensor | None]], Tensor] | None = None
 
     @property
     def flops(self) -> int:

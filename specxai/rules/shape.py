@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +79,16 @@ def concatenate(site: Site) -> LinearNode:
                   for shape, first in numbers]
         return (torch.stack if stacked else torch.cat)(blocks, axis).reshape(-1)
 
-    return LinearNode(tuple(terms), offset=offset, joined=joined)
+    def together(given: Sequence[Tensor | None]) -> Tensor:
+        some = next(block for block in given if block is not None)
+        left = iter(given)
+        blocks = []
+        for shape, first in numbers:
+            block = next(left) if first is not None else None
+            blocks.append(some.new_zeros(len(some), *shape) if block is None else block.reshape(len(some), *shape))
+        return (torch.stack if stacked else torch.cat)(blocks, axis + 1)
+
+    return LinearNode(tuple(terms), offset=offset, joined=joined, together=together)
 
 
 def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
@@ -90,7 +101,7 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     def adjoint(block: Tensor) -> Tensor:
         return block.narrow(axis + 1, start, size).reshape(block.shape[0], *own)
 
-    return Term(index, apply, adjoint, units=apply)
+    return Term(index, apply, adjoint)
 
 
 @rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default")

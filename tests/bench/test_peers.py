@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import specxai
-from specxai.bench import markdown
 from specxai.bench.cases import QUESTIONS, Case, autoencoder, digits, vision
 from specxai.bench.operators import chain_of
 from specxai.bench.peers import (
@@ -24,6 +23,7 @@ from specxai.bench.peers import (
     values_error,
 )
 from specxai.bench.run import run
+from specxai.bench.table import markdown
 
 SMALL = {
     "digits": Case("digits", digits, "features.18", ()),

@@ -1,0 +1,55 @@
+"""Memory that is used again: never while a tensor still sees it."""
+
+from __future__ import annotations
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from specxai import native
+from specxai.native.memory import SMALL
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels: {native.available()[1]}")
+ROWS = SMALL // 64  # float32 rows of 64: four times what is small
+
+
+def test_memory_is_used_again_when_the_last_view_is_gone():
+    native.release_idle()
+    first = native.empty(ROWS, 64)
+    view, place = first[3:, :2], first.data_ptr()
+    del first
+    gc.collect()
+    other = native.empty(ROWS, 64)
+    assert other.data_ptr() != place, "a view still sees it"
+    del view
+    gc.collect()
+    assert native.empty(ROWS, 64).data_ptr() == place
+
+
+def test_blocks_are_what_was_asked_for():
+    for shape in ((ROWS, 64), (3, 5), (0, 7), (ROWS * 64 + 1,)):
+        for dtype in (torch.float32, torch.float64):
+            block = native.empty(*shape, dtype=dtype)
+            assert block.shape == shape
+            assert block.dtype is dtype
+            block.fill_(1)
+            assert float(block.sum()) == block.numel()
+
+
+def test_threads_never_share_a_block():
+    def work(number: int) -> bool:
+        for _ in range(20):
+            block = native.empty(ROWS, 64).fill_(number)
+            if not bool((block == number).all()):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_no_memory_is_an_error():
+    with pytest.raises(MemoryError):
+        native.empty(1 << 40, 1 << 18)
