@@ -73,7 +73,10 @@ def section(rows: list[dict]) -> str:
     # A column that nothing in this group fills is left out.
     kept = [i for i in range(len(heads)) if any(line[i] != "–" for line in table)]
     lines = ["| " + " | ".join(str(line[i]) for i in kept) + " |" for line in (heads, ["---"] * len(heads), *table)]
-    lines += [f"\n{peer}: {why}" for peer, why in first.get("left_out", {}).items()]
+    left_out: dict[str, list[str]] = {}
+    for peer, why in first.get("left_out", {}).items():
+        left_out.setdefault(why, []).append(peer)
+    lines += [f"\nNot here: {', '.join(peers)} ({why})." for why, peers in left_out.items()]
     if any("seconds_fresh" in row for row in rows):
         fresh = {row["peer"]: row["seconds_fresh"] for row in rows}
         base = fresh.get("bare torch.export")
