@@ -59,13 +59,19 @@ def subspace(
 
 def _iterate(operator, width, rank, tol, held, floor, generator, start, max_products):
     """Iterate a basis of `width` columns until `rank` residuals hold, or until leave-one-out stops falling."""
-    probes = gaussian(operator.shape[1], width, generator, operator)
-    if start is not None:
-        warm = start[:, :width].to(probes)
-        probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
+    state = generator.get_state()
+
+    def probes() -> torch.Tensor:  # drawn again where they are needed again: they are as large as a basis
+        generator.set_state(state)
+        drawn = gaussian(operator.shape[1], width, generator, operator)
+        if start is not None:
+            warm = start[:, :width].to(drawn)
+            drawn = torch.cat([warm, drawn[:, warm.shape[1] :]], 1)
+        return drawn
+
     # Rough products while the subspace is sought; what is returned comes from a pass in full precision.
     rough = operator.rough() if rank is not None else None
-    image = (rough or operator).matmat(probes)
+    image = (rough or operator).matmat(probes())
     Q, chain = range_basis(image, floor)
     shift, before, iterations = 0.0, float("inf"), 0
     own = rough is None  # is Q an image of the operator itself?
@@ -79,11 +85,12 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
         if whole and own:
             return space, True, iterations  # Q spans the whole range: nothing to iterate for
         if whole:  # the range that rough products see is not the operator's
-            rough, own, shift, image = None, True, 0.0, operator.matmat(probes)
+            rough, own, shift, image = None, True, 0.0, operator.matmat(probes())
             Q, chain = range_basis(image, floor)
             continue
         iterations += 1
         Y = current.matmat(P) @ space.T.to(P.dtype)  # RRᵀQ
+        del P  # the space's alone, and gone with it when the next begins
         _, s, right = space.ritz()
         if rank is not None:
             # Rv = RRᵀQ y/σ, so the residual needs no product of its own.

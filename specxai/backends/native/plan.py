@@ -107,8 +107,9 @@ class Plan:
         """A block from the pool, which spares a product the page faults; two threads never share one."""
         stride = _stride(probes)
         needed = self.arena_rows * stride
-        memory = self._pool.pop() if self._pool else torch.empty(0, dtype=self.dtype)
-        if memory.numel() < needed:
+        memory = self._pool.pop() if self._pool else None
+        if memory is None or memory.numel() < needed:
+            memory = None  # gone before the larger one comes
             memory = native.empty(needed, dtype=self.dtype)
         try:
             yield memory[:needed].view(-1, stride)
