@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import specxai
+from specxai import native
 from specxai._vision import import_vision
 
 # Images as small as the architecture allows: the map has the same structure.
@@ -35,7 +36,8 @@ def test_affine_map(name):
     model = randomised(name)
     for dtype in (torch.float32, torch.float64):
         model, x = model.to(dtype), torch.randn(1, 3, MODELS[name], MODELS[name], dtype=dtype)
-        local = specxai.capture(model, x, verify=False).linearize(x)  # what `verify` compares is compared below
+        captured = specxai.capture(model, x, verify=False)  # what `verify` compares is compared below
+        local = captured.linearize(x, backend="reference")
         assert local.generic_nodes == []
         J, v, u = local.jacobian, torch.randn_like(x), torch.randn_like(local.output)
         assert local.output.abs().max() > 0
@@ -46,6 +48,10 @@ def test_affine_map(name):
         assert Jv.norm() > 0
         assert (J.matvec(v.flatten()) - Jv.flatten()).norm() <= BOUND[dtype] * Jv.norm()
         assert (J.rmatvec(u.flatten()) - Ju.flatten()).norm() <= BOUND[dtype] * Ju.norm()
+        if native.available()[0]:
+            compiled = captured.linearize(x, backend="native").jacobian
+            assert (compiled.matvec(v.flatten()) - Jv.flatten()).norm() <= BOUND[dtype] * Jv.norm()
+            assert (compiled.rmatvec(u.flatten()) - Ju.flatten()).norm() <= BOUND[dtype] * Ju.norm()
         left = J.matvec(v.flatten()).double() @ u.flatten().double()
         right = v.flatten().double() @ J.rmatvec(u.flatten()).double()
         assert abs(left - right) <= BOUND[dtype] * Jv.norm() * u.norm()
