@@ -10,6 +10,7 @@
 #include "common/checks.h"
 #include "common/indices.h"
 #include "common/threads.h"
+#include "cpu/narrow_gemm.h"
 
 namespace specxai {
 namespace {
@@ -71,20 +72,21 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   check_range(t.neighbours, taps, -1, t.n_inside, "neighbours");
   make_sites(tables);
   stage_ = {static_cast<std::int64_t>(run_begin_.size()) - 1,
-            static_cast<std::int64_t>(run_entry_.size()),
+            static_cast<std::int64_t>(cell_begin_.size()) - 1,
+            static_cast<std::int64_t>(run_cell_.size()),
             static_cast<std::int64_t>(in_row_.size()),
             static_cast<std::int64_t>(out_row_.size()),
-            run_begin_.data(), run_entry_.data(), run_count_.data(), run_tap_.data(), in_row_.data(),
+            run_begin_.data(), run_cell_.data(), run_tap_.data(), cell_begin_.data(), in_row_.data(),
             in_column_.data(), out_begin_.data(), out_row_.data(), out_column_.data(), t.weight, t.taps, t.depth,
             t.width};
   make_tasks();
 }
 
-// Live inputs packed cell by cell (a position and a group); a site's runs are its neighbours' cells.
+// Live inputs packed cell by cell; a site's runs are its neighbours' cells.
 template <class T>
 void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
   const std::int64_t cells = t.n_inside * t.groups, made = t.groups ? t.width / t.groups : 0;
-  Indices cell_begin(static_cast<std::size_t>(cells) + 1, 0);
+  cell_begin_.assign(static_cast<std::size_t>(cells) + 1, 0);
   const std::int32_t* row = t.inside;
   const std::int64_t live = cells * t.depth - std::count(row, row + cells * t.depth, -1);
   in_row_.reserve(static_cast<std::size_t>(live));
@@ -95,7 +97,7 @@ void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
       in_row_.push_back(*row);
       in_column_.push_back(static_cast<std::int32_t>(c));
     }
-    cell_begin[cell + 1] = static_cast<std::int32_t>(in_row_.size());
+    cell_begin_[cell + 1] = static_cast<std::int32_t>(in_row_.size());
   }
   run_begin_.push_back(0);
   out_begin_.push_back(0);
@@ -113,13 +115,11 @@ void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
       for (std::int64_t tap = 0; tap < t.taps; ++tap) {
         if (near[tap] < 0) continue;
         const std::int64_t cell = near[tap] * t.groups + group;
-        const std::int32_t count = cell_begin[cell + 1] - cell_begin[cell];
-        if (count == 0) continue;
-        run_entry_.push_back(cell_begin[cell]);
-        run_count_.push_back(count);
+        if (cell_begin_[cell + 1] == cell_begin_[cell]) continue;
+        run_cell_.push_back(static_cast<std::int32_t>(cell));
         run_tap_.push_back(static_cast<std::int32_t>(tap));
       }
-      run_begin_.push_back(static_cast<std::int32_t>(run_entry_.size()));
+      run_begin_.push_back(static_cast<std::int32_t>(run_cell_.size()));
       out_begin_.push_back(static_cast<std::int32_t>(out_row_.size()));
     }
   }
@@ -130,7 +130,9 @@ void GatherGemmStage<T>::make_tasks() {
   const GatherGemm<T>& s = stage_;
   for (std::int64_t site = 0; site < s.n_sites; ++site) {
     std::int64_t inputs = 0;
-    for (std::int64_t r = s.run_begin[site]; r < s.run_begin[site + 1]; ++r) inputs += s.run_count[r];
+    for (std::int64_t r = s.run_begin[site]; r < s.run_begin[site + 1]; ++r) {
+      inputs += s.cell_begin[s.run_cell[r] + 1] - s.cell_begin[s.run_cell[r]];
+    }
     most_inputs_ = std::max(most_inputs_, inputs);
     const std::int32_t begin = s.out_begin[site], end = s.out_begin[site + 1];
     multiply_adds_ += inputs * (end - begin);
@@ -141,8 +143,10 @@ void GatherGemmStage<T>::make_tasks() {
 }
 
 template <class T>
-void GatherGemmStage<T>::check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride) const {
-  require(stride > 0 && stride % probe_unit == 0, "rows must hold a multiple of 16 probes");
+void GatherGemmStage<T>::check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride,
+                               bool narrow) const {
+  require((stride > 0 && stride % probe_unit == 0) || (narrow && is_narrow(stride)),
+          narrow ? "rows must hold 1, 2, 4, 8 or a multiple of 16 probes" : "rows must hold a multiple of 16 probes");
   require(input_rows >= rows_read_, "the input has " + std::to_string(input_rows) + " rows, the stage reads " +
                                         std::to_string(rows_read_));
   require(output_rows >= rows_written_, "the output has " + std::to_string(output_rows) + " rows, the stage writes " +
@@ -175,7 +179,12 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weigh
 template <class T>
 void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
                              std::int64_t stride, bool accumulate, SimdLevel level) const {
-  check(input_rows, output_rows, stride);
+  check(input_rows, output_rows, stride, true);
+  if (is_narrow(stride) && level != SimdLevel::scalar) {
+    std::call_once(narrowed_, [this] { narrow_ = std::make_unique<const NarrowGemm<T>>(stage_); });
+    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, level);
+    return;
+  }
   run_tasks<T>(kernel_for<T>(level), stage_.weight, {input, output, stride, accumulate});
 }
 
@@ -183,7 +192,7 @@ template <class T>
 void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
                                   std::int64_t stride, bool accumulate) const {
   if (!has_bf16()) throw std::runtime_error("this CPU or this build has no bfloat16 products (AVX512-BF16)");
-  check(input_rows, output_rows, stride);
+  check(input_rows, output_rows, stride, false);
 #ifdef SPECXAI_X86_SIMD
   if constexpr (std::is_same_v<T, float>) {
     std::call_once(rounded_, [this] {
@@ -197,6 +206,9 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
 #endif
   throw std::invalid_argument("specxai._native: only float32 blocks have bfloat16 products");
 }
+
+template <class T>
+GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm is known
 
 template class GatherGemmStage<float>;
 template class GatherGemmStage<double>;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -15,9 +16,10 @@ namespace specxai {
 //
 //   output[out_row[o], :] (+)= sum_e weight(tap_e, in_column[e], out_column[o]) * input[in_row[e], :]
 //
-// over the live inputs e of the site's runs: run r is the entries [run_entry[r], run_entry[r] + run_count[r]), all
-// under tap run_tap[r].  Rows hold `stride` probes, a multiple of probe_unit.  The adjoint is a stage of its own, with
-// sites at the input positions and the transposed weights: no two sites ever write one row.
+// over the live inputs e of the site's runs: run r is the entries of the cell run_cell[r] (an input position and a
+// group), [cell_begin[cell], cell_begin[cell + 1]), all under tap run_tap[r].  Rows hold `stride` probes: a multiple of
+// probe_unit, or 1, 2, 4 or 8 (cpu/narrow_gemm.h).  The adjoint is a stage of its own, with sites at the input
+// positions and the transposed weights: no two sites ever write one row.
 constexpr std::int64_t probe_unit = 16;
 
 // weight(t, c, o) = weight[((o / weight_panel) * taps * depth + t * depth + c) * weight_panel + o % weight_panel]
@@ -25,11 +27,11 @@ constexpr std::int64_t weight_panel = 16;
 
 template <class T>
 struct GatherGemm {
-  std::int64_t n_sites, n_runs, n_entries, n_outputs;
+  std::int64_t n_sites, n_cells, n_runs, n_entries, n_outputs;
   const std::int32_t* run_begin;  // n_sites + 1
-  const std::int32_t* run_entry;  // n_runs, and below
-  const std::int32_t* run_count;
+  const std::int32_t* run_cell;   // n_runs, and below
   const std::int32_t* run_tap;
+  const std::int32_t* cell_begin;  // n_cells + 1
   const std::int32_t* in_row;  // n_entries
   const std::int32_t* in_column;
   const std::int32_t* out_begin;  // n_sites + 1
@@ -77,12 +79,16 @@ namespace bf16 {
 extern const GatherGemmKernel<float, Bf16> gather_gemm;
 }  // namespace bf16
 
+template <class T>
+class NarrowGemm;
+
 // A checked stage with its tasks; refers to the weights, which must outlive it, and owns everything else.
 template <class T>
 class GatherGemmStage {
  public:
   // Throws std::invalid_argument on any index out of range, and where two outputs share a row.
   explicit GatherGemmStage(const GatherGemmTables<T>& tables);
+  ~GatherGemmStage();
   GatherGemmStage(const GatherGemmStage&) = delete;
   GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
@@ -99,15 +105,17 @@ class GatherGemmStage {
  private:
   void make_sites(const GatherGemmTables<T>& tables);
   void make_tasks();
-  void check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride) const;
+  void check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride, bool narrow) const;
   template <class W>
   void run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const;
 
   using Indices = std::vector<std::int32_t>;
-  Indices run_begin_, run_entry_, run_count_, run_tap_, in_row_, in_column_, out_begin_, out_row_, out_column_;
+  Indices run_begin_, run_cell_, run_tap_, cell_begin_, in_row_, in_column_, out_begin_, out_row_, out_column_;
   GatherGemm<T> stage_;  // of those
   mutable std::once_flag rounded_;
   mutable std::vector<Bf16> weight_bf16_;  // made by the first run_bf16
+  mutable std::once_flag narrowed_;
+  mutable std::unique_ptr<const NarrowGemm<T>> narrow_;  // made by the first narrow run
   std::vector<Task> tasks_;
   std::int64_t rows_read_ = 0, rows_written_ = 0, most_inputs_ = 0, multiply_adds_ = 0;
 };

@@ -15,7 +15,8 @@ void run(const GatherGemm<T>& s, const T* weight, const Blocks<T>& blocks, const
       for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] = T(0);
     }
     for (std::int64_t r = s.run_begin[task.site]; r < s.run_begin[task.site + 1]; ++r) {
-      for (std::int64_t e = s.run_entry[r]; e < s.run_entry[r] + s.run_count[r]; ++e) {
+      const std::int64_t cell = s.run_cell[r];
+      for (std::int64_t e = s.cell_begin[cell]; e < s.cell_begin[cell + 1]; ++e) {
         const T w = weights[(s.run_tap[r] * s.depth + s.in_column[e]) * weight_panel];
         const T* z = blocks.input + s.in_row[e] * blocks.stride;
         for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] += w * z[p];

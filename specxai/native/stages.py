@@ -1,6 +1,6 @@
 """Stages of a plan over live rows: built and checked once, run on many blocks of probes.
 
-A block is a matrix [row][probe], probes contiguous, `stride` of them, a multiple of 16.
+A block is a matrix [row][probe], probes contiguous, `stride` of them: 1, 2, 4, 8 or a multiple of 16.
 """
 
 from __future__ import annotations
@@ -10,9 +10,20 @@ from torch import Tensor
 
 from specxai.native.module import compiled
 
-PROBE_UNIT = 16  # the stride of a block is a multiple of it
+PROBE_UNIT = 16  # the stride of a wide block is a multiple of it
 PANEL = 16  # outputs whose weights lie side by side
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+def stride_of(probes: int) -> int:
+    """The least stride of a block that holds so many probes.
+
+    >>> [stride_of(k) for k in (1, 3, 8, 9, 33)]
+    [1, 4, 8, 16, 48]
+    """
+    if probes <= PROBE_UNIT // 2:
+        return 1 << max(0, probes - 1).bit_length()
+    return -(-probes // PROBE_UNIT) * PROBE_UNIT
 
 
 def pack(weight: Tensor) -> Tensor:

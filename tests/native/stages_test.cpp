@@ -91,7 +91,7 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   std::copy_n(before.get(), random.output_rows * stride, output.get());
   const specxai::GatherGemmStage<T> stage(random.tables());
   stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, level);
-  if (std::is_same_v<T, float> && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
+  if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
     stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
   }
@@ -227,7 +227,7 @@ int main() {
   for (SimdLevel level : specxai::supported_levels()) {
     for (Index outputs : {1, 5, 7, 100}) {
       for (Index inputs : {0, 1, 30, 700}) {
-        for (Index stride : {16, 32, 48, 64, 80, 144}) {
+        for (Index stride : {1, 2, 4, 8, 16, 32, 48, 64, 80, 144}) {
           for (bool accumulate : {false, true}) {
             ok &= gather_gemm_agrees<float>(5, outputs, inputs, stride, accumulate, level);
             ok &= gather_gemm_agrees<double>(5, outputs, inputs, stride, accumulate, level);

@@ -20,8 +20,11 @@ def rows(table: torch.Tensor) -> torch.Tensor:
     return table[table >= 0].long()
 
 
-def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, seed: int = 0):
-    """Arguments of a GatherGemm over random tables, and the same map as a dense matrix (rows out, rows in)."""
+def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7, dead=(0.5, 0.3), seed: int = 0):
+    """Arguments of a GatherGemm over random tables, and the same map as a dense matrix (rows out, rows in).
+
+    dead   shares of the inputs and of the outputs
+    """
     g = torch.Generator().manual_seed(seed)
 
     def table(rows: int, columns: int, below: int, dead: float, distinct: bool = False) -> torch.Tensor:
@@ -29,10 +32,10 @@ def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, seed: int = 0)
         live = some[: rows * columns].reshape(rows, columns)
         return i32(torch.where(torch.rand(rows, columns, generator=g) < dead, -1, live))
 
-    taps, depth, made, places = 3, 7, 21, 9
+    taps, made, places = 3, 21, 9
     weight = torch.randn(groups * made, taps, depth, generator=g, dtype=dtype)
-    inside = table(places, groups * depth, places * groups * depth, 0.5)  # an input may come twice
-    outside = table(sites, groups * made, sites * groups * made + 5, 0.3, distinct=True)
+    inside = table(places, groups * depth, places * groups * depth, dead[0])  # an input may come twice
+    outside = table(sites, groups * made, sites * groups * made + 5, dead[1], distinct=True)
     neighbours = table(sites, taps, max(places, sites * taps), 0.3) % places
     neighbours[torch.rand(sites, taps, generator=g) < 0.3] = -1
     dense = torch.zeros(outside.numel() + 5, inside.numel(), dtype=dtype)
@@ -48,9 +51,11 @@ def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, seed: int = 0)
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("stride", [16, 48, 64, 176])
-def test_gather_gemm(dtype, level, stride, groups):
-    arguments, dense = random_stage(8, dtype, groups)
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 48, 64, 176])
+# The second is dense in its inputs and sparse in its outputs: few probes then take it by inputs.
+@pytest.mark.parametrize("shape", [{"sites": 8}, {"sites": 90, "depth": 33, "dead": (0.1, 0.9)}], ids=["out", "in"])
+def test_gather_gemm(dtype, level, stride, groups, shape):
+    arguments, dense = random_stage(dtype=dtype, groups=groups, **shape)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
     written = rows(arguments["outside"])
     got = torch.zeros(len(dense), stride, dtype=dtype)
@@ -85,13 +90,14 @@ def test_bfloat16_factors(stride):
         double.run(Z.double(), got.double(), bf16=True)
 
 
-def test_threads_do_not_change_a_bit(dtype):
-    arguments, dense = random_stage(60, dtype)
-    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], 64, dtype=dtype)
+@pytest.mark.parametrize("stride", [1, 8, 64])
+def test_threads_do_not_change_a_bit(dtype, stride):
+    arguments, dense = random_stage(600, dtype)
+    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(torch.zeros(len(dense), 64, dtype=dtype))
+        found.append(torch.zeros(len(dense), stride, dtype=dtype))
         stage.run(Z, found[-1])
     assert torch.equal(*found)
 
@@ -125,7 +131,7 @@ def test_blocks_that_are_too_small():
         stage.run(torch.zeros(3, 16), torch.zeros(len(dense), 16))
     with pytest.raises(ValueError, match="the output has 3 rows, the stage writes"):
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(3, 16))
-    with pytest.raises(ValueError, match="a multiple of 16 probes"):
+    with pytest.raises(ValueError, match="1, 2, 4, 8 or a multiple of 16 probes"):
         stage.run(torch.zeros(dense.shape[1], 17), torch.zeros(len(dense), 17))
     with pytest.raises(ValueError, match="input holds 16 probes a row, output 32"):
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 32))

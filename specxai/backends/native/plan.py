@@ -36,7 +36,8 @@ class Buffer:
 class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
 
-    `rough` products multiply bfloat16 and add float32, where the processor does that at twice the rate.
+    `rough` products multiply bfloat16 and add float32, where the processor does that at twice the rate; those of a few
+    columns are in full precision.
 
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
@@ -56,6 +57,7 @@ class Plan:
         self.has_rough = dtype is torch.float32 and native.has_bf16()
         self._build()
         self.arena_rows = self._lay_out()
+        self._spread = max((stage.spread for stage in self._stages), default=0)
         self._pool = [] if pool is None else pool
         del self._live, self._units
 
@@ -68,6 +70,7 @@ class Plan:
             out.zero_()
         with self._arena(probes) as arena:
             self._seed.run(X.contiguous(), arena, probes)
+            rough = rough and arena.shape[1] >= native.PROBE_UNIT
             for stage in self._stages:
                 stage.forward(arena, probes, rough)
             self._collect.forward.run(arena, out, probes)
@@ -79,6 +82,7 @@ class Plan:
         if not self._harvests_all:
             out.zero_()
         with self._arena(probes) as arena:
+            rough = rough and arena.shape[1] >= native.PROBE_UNIT
             _clear(arena, self._collect_zero)
             self._collect.adjoint.run(Y.contiguous(), arena, probes)
             for stage in reversed(self._stages):
@@ -91,7 +95,9 @@ class Plan:
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        return self.dtype.itemsize * (self.arena_rows * _stride(columns) + ends * columns)
+        stride = native.stride_of(columns)
+        spread = self._spread if stride < native.PROBE_UNIT else 0
+        return self.dtype.itemsize * ((self.arena_rows + spread) * stride + ends * columns)
 
     @property
     def flops(self) -> int:
@@ -105,7 +111,7 @@ class Plan:
     @contextmanager
     def _arena(self, probes: int) -> Iterator[Tensor]:
         """A block from the pool, which spares a product the page faults; two threads never share one."""
-        stride = _stride(probes)
+        stride = native.stride_of(probes)
         needed = self.arena_rows * stride
         memory = self._pool.pop() if self._pool else None
         if memory is None or memory.numel() < needed:
@@ -258,10 +264,6 @@ class Plan:
 
     def _count(self, steps: Sequence[int], chosen: Tensor | None) -> int:
         return sum(self._shapes[s].numel() for s in steps) if chosen is None else len(chosen)
-
-
-def _stride(probes: int) -> int:
-    return -(-probes // native.PROBE_UNIT) * native.PROBE_UNIT
 
 
 def _clear(arena: Tensor, spans: list[tuple[int, int]]) -> None:

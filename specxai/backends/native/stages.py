@@ -43,6 +43,7 @@ class Stage(ABC):
     zero         arena rows (start, stop) to clear before the adjoint
     accumulate   the adjoint adds to what other readers have written
     scratch      rows that the adjoint needs for itself, and where they are
+    spread       units that a product of few columns may lay out once more
     """
 
     step: int
@@ -51,7 +52,7 @@ class Stage(ABC):
         self.reads, self.writes = reads, writes
         self.zero: list[tuple[int, int]] = []
         self.accumulate = False
-        self.scratch, self.scratch_at = 0, 0
+        self.scratch, self.scratch_at, self.spread = 0, 0, 0
 
     def count(self, begin: Tensor) -> Tensor:
         """How many different rows of each buffer are read."""
@@ -95,6 +96,8 @@ class GatherStage(Stage):
             inside, outside = inside[:, live_in], outside[:, live_out]
         self.live = int((outside >= 0).sum())
         super().__init__(inside, outside)
+        self.spread = max(len(t) * sites.groups * -(-t.shape[1] // (sites.groups * native.PANEL)) * native.PANEL
+                          for t in (inside, outside))
 
     def count(self, begin: Tensor) -> Tensor:
         counts, live = super().count(begin), int((self.reads >= 0).sum())

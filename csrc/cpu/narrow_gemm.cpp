@@ -1,0 +1,124 @@
+#include "cpu/narrow_gemm.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "common/memory.h"
+#include "common/threads.h"
+
+namespace specxai {
+namespace {
+
+// Weights of one task: half a second-level cache, since many sites read them one after the other.
+constexpr std::int64_t task_bytes = 192 << 10;
+constexpr std::int64_t spread_cost = 8;  // of a vector of spread inputs, written and read, in multiplied vectors
+constexpr std::int64_t least_sites = 8, most_sites = 128, site_blocks = 16;
+
+template <class T>
+std::pair<ByOutputsKernel<T>, ByInputsKernel<T>> kernels_for(SimdLevel level) {
+#ifdef SPECXAI_X86_SIMD
+  const bool wide = level == SimdLevel::avx512;
+  if constexpr (std::is_same_v<T, float>) {
+    return wide ? std::pair(avx512::by_outputs_f32, avx512::by_inputs_f32)
+                : std::pair(avx2::by_outputs_f32, avx2::by_inputs_f32);
+  } else {
+    return wide ? std::pair(avx512::by_outputs_f64, avx512::by_inputs_f64)
+                : std::pair(avx2::by_outputs_f64, avx2::by_inputs_f64);
+  }
+#else
+  (void)level;
+  return {nullptr, nullptr};  // never asked for: the scalar kernel takes rows of any width
+#endif
+}
+
+// Vectors of weight_panel weights that either form multiplies for one probe.
+template <class T>
+std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64_t depth) {
+  std::int64_t by_outputs = 0, by_inputs = spread_cost * s.n_cells * (depth / weight_panel);
+  for (std::int64_t site = 0; site < s.n_sites; ++site) {
+    std::int64_t inputs = 0, panels = 0, panel = -1;
+    const std::int64_t runs = s.run_begin[site + 1] - s.run_begin[site];
+    for (std::int64_t r = s.run_begin[site]; r < s.run_begin[site + 1]; ++r) {
+      inputs += s.cell_begin[s.run_cell[r] + 1] - s.cell_begin[s.run_cell[r]];
+    }
+    for (std::int64_t o = s.out_begin[site]; o < s.out_begin[site + 1]; ++o) {
+      panels += s.out_column[o] / weight_panel != panel;
+      panel = s.out_column[o] / weight_panel;
+    }
+    by_outputs += inputs * panels;
+    by_inputs += runs * (depth / weight_panel) * (s.out_begin[site + 1] - s.out_begin[site]);
+  }
+  return {by_outputs, by_inputs};
+}
+
+}  // namespace
+
+template <class T>
+NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
+    : stage_(stage), depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
+  const auto [by_outputs, by_inputs] = vectors(stage, depth_);
+  // One site reads every weight once: rearranging them would cost more than it saves.
+  by_inputs_ = stage.n_sites > 1 && by_inputs < by_outputs;
+  if (by_inputs_) {
+    weight_.assign(static_cast<std::size_t>(stage.width * stage.taps * depth_), T(0));
+    const std::int64_t lines = stage.taps * stage.depth;
+    for (std::int64_t o = 0; o < stage.width; ++o) {
+      const T* from = stage.weight + o / weight_panel * lines * weight_panel + o % weight_panel;
+      for (std::int64_t t = 0; t < stage.taps; ++t) {
+        T* to = weight_.data() + (o * stage.taps + t) * depth_;
+        for (std::int64_t c = 0; c < stage.depth; ++c) to[c] = from[(t * stage.depth + c) * weight_panel];
+      }
+    }
+  }
+  const std::int64_t panel_bytes =
+      std::max<std::int64_t>(1, stage.taps * stage.depth * weight_panel * static_cast<std::int64_t>(sizeof(T)));
+  const std::int64_t columns = std::max<std::int64_t>(1, task_bytes / panel_bytes) * weight_panel;
+  const std::int64_t sites = std::clamp(stage.n_sites / site_blocks, least_sites, most_sites);
+  for (std::int64_t o = 0; o < stage.width; o += columns) {
+    for (std::int64_t site = 0; site < stage.n_sites; site += sites) {
+      tasks_.push_back({o, std::min(stage.width, o + columns), site, std::min(stage.n_sites, site + sites)});
+    }
+  }
+}
+
+template <class T>
+void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, int n_threads) const {
+  const GatherGemm<T>& s = stage_;
+  const std::int64_t stride = blocks.stride, cell_size = stride * depth_;
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (std::int64_t cell = 0; cell < s.n_cells; ++cell) {
+    T* at = to + cell * cell_size;
+    std::fill(at, at + cell_size, T(0));
+    for (std::int64_t e = s.cell_begin[cell]; e < s.cell_begin[cell + 1]; ++e) {
+      const T* from = blocks.input + s.in_row[e] * stride;
+      T* lane = at + s.in_column[e] / lanes * lanes * stride + s.in_column[e] % lanes;
+      for (std::int64_t p = 0; p < stride; ++p) lane[p * lanes] = from[p];
+    }
+  }
+}
+
+template <class T>
+void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, SimdLevel level) const {
+  const auto [by_outputs, by_inputs] = kernels_for<T>(level);
+  const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
+  const int n_threads = thread_count(n_tasks, work);
+  const Block scratch(by_inputs_ ? static_cast<std::size_t>(stage_.n_cells * blocks.stride * depth_) * sizeof(T) : 0);
+  const ByInputs<T> by{weight_.data(), static_cast<const T*>(scratch.data()), depth_};
+  if (by_inputs_) {
+    const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
+    spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);
+  }
+
+  // One after the other in the order of their weights, which a thread then finds in its cache.
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
+  for (std::int64_t i = 0; i < n_tasks; ++i) {
+    if (by_inputs_) by_inputs(stage_, by, blocks, tasks_[i]);
+    else by_outputs(stage_, blocks, tasks_[i]);
+  }
+}
+
+template class NarrowGemm<float>;
+template class NarrowGemm<double>;
+
+}  // namespace specxai
