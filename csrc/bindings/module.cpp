@@ -11,9 +11,8 @@
 #include "common/checks.h"
 #include "common/memory.h"
 #include "common/simd_level.h"
-#include "bindings/stages.h"
+#include "bindings/bind.h"
 #include "cpu/gated_linear.h"
-#include "cpu/gram.h"
 #include "cpu/peak.h"
 
 namespace py = pybind11;
@@ -60,27 +59,6 @@ void gated_linear(uintptr_t weight, int64_t weight_rows, int64_t weight_cols, ui
 }
 
 template <class T>
-void gram(uintptr_t left, int64_t n_left, uintptr_t right, int64_t n_right, int64_t n_rows, uintptr_t output,
-          const std::optional<std::string>& level) {
-  specxai::require_count(n_left, "n_left");
-  specxai::require_count(n_right, "n_right");
-  specxai::require_count(n_rows, "n_rows");
-  specxai::require_pointer(left, specxai::checked_area(n_rows, n_left, "left"), "left");
-  specxai::require_pointer(right, specxai::checked_area(n_rows, n_right, "right"), "right");
-  specxai::require_pointer(output, specxai::checked_area(n_left, n_right, "output"), "output");
-  const SimdLevel simd = level ? specxai::parse_level(*level, "level") : specxai::active_level();
-  const py::gil_scoped_release release;
-  specxai::gram(reinterpret_cast<const T*>(left), n_left, reinterpret_cast<const T*>(right), n_right, n_rows,
-                reinterpret_cast<double*>(output), simd);
-}
-
-template <class T>
-void bind_gram(py::module_& m, const char* name) {
-  m.def(name, gram<T>, py::kw_only(), py::arg("left"), py::arg("n_left"), py::arg("right"), py::arg("n_right"),
-        py::arg("n_rows"), py::arg("output"), py::arg("level"));
-}
-
-template <class T>
 void bind_multiply_add(py::module_& m, const char* name) {
   m.def(name, [](int64_t rounds, const std::optional<std::string>& level) {
     const SimdLevel simd = level ? specxai::parse_level(*level, "level") : specxai::active_level();
@@ -110,8 +88,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_levels", supported_levels);
   bind<float>(m, "gated_linear_f32");
   bind<double>(m, "gated_linear_f64");
-  bind_gram<float>(m, "gram_f32");
-  bind_gram<double>(m, "gram_f64");
   py::class_<specxai::Block>(m, "Block", py::buffer_protocol())
       .def(py::init([](int64_t size) {
         specxai::require_count(size, "size");
@@ -125,4 +101,5 @@ PYBIND11_MODULE(_native, m) {
   bind_multiply_add<double>(m, "multiply_add_f64");
   specxai::bind_stages(m);
   specxai::bind_tables(m);
+  specxai::bind_tall(m);
 }

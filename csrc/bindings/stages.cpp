@@ -1,6 +1,6 @@
 // Stages are built once a plan, checked there, and run many times.  specxai/native/stages.py, the only caller, keeps
 // the arrays behind the pointers alive and unchanged.
-#include "bindings/stages.h"
+#include "bindings/bind.h"
 
 #include <pybind11/stl.h>
 

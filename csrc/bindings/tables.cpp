@@ -1,5 +1,5 @@
 // Index tables of a plan; specxai/native/tables.py, the only caller, has checked what is behind the pointers.
-#include "bindings/stages.h"
+#include "bindings/bind.h"
 
 #include "common/checks.h"
 #include "cpu/tables.h"

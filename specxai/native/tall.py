@@ -1,13 +1,14 @@
-"""Gram matrices of tall blocks, in double precision."""
+"""Tall blocks: Gram matrices in double precision, coefficients in an orthonormal basis, and what is left without it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from specxai.native.memory import empty
 from specxai.native.module import compiled
 
-_KERNELS = {torch.float32: "gram_f32", torch.float64: "gram_f64"}
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def gram(X: Tensor, Y: Tensor | None = None, level: str | None = None) -> Tensor:
@@ -19,19 +20,70 @@ def gram(X: Tensor, Y: Tensor | None = None, level: str | None = None) -> Tensor
     [[10.0, 14.0], [14.0, 20.0]]
     """
     Y = X if Y is None else Y
-    for name, block in (("X", X), ("Y", Y)):
-        if block.ndim != 2 or block.dtype not in _KERNELS or block.device.type != "cpu" or not block.is_contiguous():
-            raise ValueError(f"{name} must be a contiguous matrix of float32 or float64 on the CPU, got {block.dtype} "
-                             f"{tuple(block.shape)} on {block.device}, strides {block.stride()}")
-    if Y.dtype is not X.dtype or len(Y) != len(X):
-        raise ValueError(f"X is {X.dtype} {tuple(X.shape)} but Y is {Y.dtype} {tuple(Y.shape)}: one dtype and one "
-                         "number of rows are needed")
+    _check(X=X, Y=Y)
+    if len(Y) != len(X):
+        raise ValueError(f"X is {tuple(X.shape)} but Y is {tuple(Y.shape)}: one number of rows is needed")
     G = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64)
-    getattr(compiled(), _KERNELS[X.dtype])(left=X.data_ptr(), n_left=X.shape[1], right=Y.data_ptr(),
-                                           n_right=Y.shape[1], n_rows=len(X), output=G.data_ptr(), level=level)
+    _kernel("gram", X)(left=X.data_ptr(), n_left=X.shape[1], right=Y.data_ptr(), n_right=Y.shape[1], n_rows=len(X),
+                       output=G.data_ptr(), level=level)
     return G
 
 
+def coefficients(basis: Tensor, X: Tensor, level: str | None = None) -> Tensor:
+    """`basis` X for a basis (q, m) of row vectors and a block X (m, b) of one dtype, contiguous: (q, b) float64.
+
+    Equal arguments give equal bits, on any number of threads.
+
+    >>> coefficients(torch.eye(2, 3), torch.tensor([[1.0], [2.0], [3.0]])).tolist()
+    [[1.0], [2.0]]
+    """
+    _check(basis=basis, X=X)
+    _fit(basis, X)
+    H = torch.zeros(len(basis), X.shape[1], dtype=torch.float64)
+    _kernel("coefficients", X)(basis=basis.data_ptr(), n_basis=len(basis), block=X.data_ptr(), width=X.shape[1],
+                               n=len(X), output=H.data_ptr(), level=level)
+    return H
+
+
+def subtract(basis: Tensor, H: Tensor, X: Tensor, out: Tensor | None = None, level: str | None = None) -> Tensor:
+    """X − `basis`ᵀ H for H (q, b) float64, the rest as in `coefficients`; into `out`, which may be X.
+
+    >>> X = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> subtract(torch.eye(2, 3), coefficients(torch.eye(2, 3), X), X).flatten().tolist()
+    [0.0, 0.0, 3.0]
+    """
+    out = empty(*X.shape, dtype=X.dtype) if out is None else out
+    _check(basis=basis, X=X, out=out)
+    _fit(basis, X)
+    if H.dtype is not torch.float64 or H.shape != (len(basis), X.shape[1]) or not H.is_contiguous():
+        raise ValueError(f"H must be contiguous float64 of shape {(len(basis), X.shape[1])}, got {H.dtype} "
+                         f"{tuple(H.shape)}")
+    if out.shape != X.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, X has {tuple(X.shape)}")
+    _kernel("subtract", X)(basis=basis.data_ptr(), n_basis=len(basis), factors=H.data_ptr(), block=X.data_ptr(),
+                           width=X.shape[1], n=len(X), output=out.data_ptr(), level=level)
+    return out
+
+
 def takes(X: Tensor) -> bool:
-    """Can the kernel have this block?"""
-    return X.device.type == "cpu" and X.dtype in _KERNELS and X.is_contiguous()
+    """Can the kernels have this block?"""
+    return X.device.type == "cpu" and X.dtype in _SUFFIX and X.is_contiguous()
+
+
+def _kernel(name: str, X: Tensor):
+    return getattr(compiled(), f"{name}_{_SUFFIX[X.dtype]}")
+
+
+def _check(**blocks: Tensor) -> None:
+    """All are matrices that the kernels take, of one dtype."""
+    for name, block in blocks.items():
+        if block.ndim != 2 or not takes(block):
+            raise ValueError(f"{name} must be a contiguous matrix of float32 or float64 on the CPU, got {block.dtype} "
+                             f"{tuple(block.shape)} on {block.device}, strides {block.stride()}")
+    if len({block.dtype for block in blocks.values()}) > 1:
+        raise ValueError("one dtype is needed: " + ", ".join(f"{name} is {b.dtype}" for name, b in blocks.items()))
+
+
+def _fit(basis: Tensor, X: Tensor) -> None:
+    if basis.shape[1] != len(X):
+        raise ValueError(f"basis vectors have {basis.shape[1]} numbers, X has {len(X)} rows")

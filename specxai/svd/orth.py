@@ -21,6 +21,9 @@ CHUNK = 1 << 16
 # well conditioned, and what it returns is orthonormal to the rounding of one product.
 NEARLY = 0.5
 
+# Columns up to which the compiled projection, which reads a basis once, beats two matrix products.
+NARROW = 32
+
 
 def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
     """Xᵀ Y (Xᵀ X without Y), accumulated in float64 on the device of X."""
@@ -117,12 +120,21 @@ def extend(basis: Tensor, X: Tensor, floor: float) -> tuple[Tensor, Tensor, Tens
     if basis.shape[1] == 0:
         Q, C = range_basis(X, floor)
         return Q, C.new_zeros(0, X.shape[1]), C
-    H = (basis.mT @ X).double()
-    Q, C = range_basis(X - basis @ H.to(X.dtype), floor)
-    H2 = (basis.mT @ Q).double()
+    H, outside = project_out(basis, X)
+    Q, C = range_basis(outside, floor)
+    H2, outside = project_out(basis, Q)
     # A unit column that loses half of itself here was rounding noise, not a new direction.
-    Q, C2 = range_basis(Q - basis @ H2.to(X.dtype), 0.5)
+    Q, C2 = range_basis(outside, 0.5)
     return Q, H + H2 @ C, C2 @ C
+
+
+def project_out(basis: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients H (q, b) in float64 and X − basis H, for an orthonormal basis (m, q)."""
+    if X.shape[1] <= NARROW and native.available()[0] and takes(basis.mT) and takes(X) and basis.dtype is X.dtype:
+        H = native.coefficients(basis.mT, X)
+        return H, native.subtract(basis.mT, H, X)
+    H = (basis.mT @ X).double()
+    return H, X - basis @ H.to(X.dtype)
 
 
 def small_svd_cost(size: int) -> int:

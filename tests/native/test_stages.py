@@ -159,19 +159,3 @@ def test_row_sum(dtype):
         native.RowSum(to=i32([3, -1, 1]), source=source, dtype=dtype)
     with pytest.raises(ValueError, match="from_ has 2 elements, not 3"):
         native.RowSum(to=to, source=source[:2], dtype=dtype)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("m, b, c", [(1000, 7, 0), (333, 64, 0), (100, 65, 13), (1, 1, 1), (0, 3, 2), (50, 0, 4)])
-def test_gram(dtype, level, m, b, c):
-    X = torch.randn(m, b, dtype=dtype)
-    Y = torch.randn(m, c, dtype=dtype) if c else None
-    want = X.double().mT @ (X if Y is None else Y).double()
-    torch.testing.assert_close(native.gram(X, Y, level=level), want, rtol=1e-13, atol=1e-12)
-
-
-def test_gram_refuses():
-    with pytest.raises(ValueError, match="X must be a contiguous matrix"):
-        native.gram(torch.zeros(4, 3).T)
-    with pytest.raises(ValueError, match="one dtype and one number of rows"):
-        native.gram(torch.zeros(4, 3), torch.zeros(5, 3))

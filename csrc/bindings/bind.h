@@ -10,4 +10,7 @@ void bind_stages(pybind11::module_& m);
 // Their index tables: map_rows, count_distinct, any_neighbour.
 void bind_tables(pybind11::module_& m);
 
+// Tall blocks: gram, coefficients, subtract.
+void bind_tall(pybind11::module_& m);
+
 }  // namespace specxai
