@@ -89,6 +89,10 @@ class LocalOperator(LinearOperator):
         """Operations of one column's product as the backend runs it, a multiply-add counted as two."""
         return self._products.flops + self.shape[0]
 
+    @property
+    def efficient_columns(self) -> int:
+        return self._products.efficient_columns
+
     def narrowest_cut(self) -> Cut | None:
         """The factorisation through the fewest live units, found as a minimum vertex cut of the graph."""
         found = self._cut

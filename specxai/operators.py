@@ -221,6 +221,11 @@ class LinearOperator(ABC):
         """Floating-point operations of one column's product, a multiply-add counted as two."""
         return 2 * self.shape[0] * self.shape[1]
 
+    @property
+    def efficient_columns(self) -> int:
+        """The fewest columns of a product that cost about as little each as those of a wide one."""
+        return 16
+
     def narrowest_cut(self) -> Cut | None:
         """The factorisation R = left @ right of least width, or None where the operator knows none."""
         return None
@@ -319,6 +324,10 @@ class ComposedOperator(LinearOperator):
     def flops(self) -> int:
         return self.left.flops + self.right.flops
 
+    @property
+    def efficient_columns(self) -> int:
+        return max(self.left.efficient_columns, self.right.efficient_columns)
+
     def narrowest_cut(self) -> Cut:
         """The narrowest of the seam between the factors and the cuts inside them."""
         cuts = [Cut(self.left.shape[1], self.left, self.right)]
@@ -358,6 +367,10 @@ class AdjointOperator(LinearOperator):
     @property
     def flops(self) -> int:
         return self.original.flops
+
+    @property
+    def efficient_columns(self) -> int:
+        return self.original.efficient_columns
 
     def narrowest_cut(self) -> Cut | None:
         cut = self.original.narrowest_cut()

@@ -10,8 +10,9 @@
 namespace specxai {
 namespace {
 
-// Weights of one task: half a second-level cache, since many sites read them one after the other.
-constexpr std::int64_t task_bytes = 192 << 10;
+// Weights that the sites of a task read in turn: a part of a second-level cache.
+constexpr std::int64_t weight_bytes = 256 << 10;
+constexpr std::int64_t task_columns = 6 * weight_panel;
 constexpr std::int64_t spread_cost = 8;  // of a vector of spread inputs, written and read, in multiplied vectors
 constexpr std::int64_t least_sites = 8, most_sites = 128, site_blocks = 16;
 
@@ -71,13 +72,13 @@ NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
       }
     }
   }
-  const std::int64_t panel_bytes =
-      std::max<std::int64_t>(1, stage.taps * stage.depth * weight_panel * static_cast<std::int64_t>(sizeof(T)));
-  const std::int64_t columns = std::max<std::int64_t>(1, task_bytes / panel_bytes) * weight_panel;
+  const std::int64_t columns = std::min(task_columns, (stage.width + weight_panel - 1) / weight_panel * weight_panel);
+  const std::int64_t tap_bytes = columns * stage.depth * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t taps = std::max<std::int64_t>(1, weight_bytes / std::max<std::int64_t>(1, tap_bytes));
   const std::int64_t sites = std::clamp(stage.n_sites / site_blocks, least_sites, most_sites);
   for (std::int64_t o = 0; o < stage.width; o += columns) {
     for (std::int64_t site = 0; site < stage.n_sites; site += sites) {
-      tasks_.push_back({o, std::min(stage.width, o + columns), site, std::min(stage.n_sites, site + sites)});
+      tasks_.push_back({o, std::min(stage.width, o + columns), site, std::min(stage.n_sites, site + sites), taps});
     }
   }
 }

@@ -17,9 +17,11 @@ inline bool is_narrow(std::int64_t stride) { return stride == 1 || stride == 2 |
 //
 // A stage takes the form with fewer vectors.  After a ReLU half of the units are alive, after max-pooling nearly all,
 // and before it a quarter: mostly one side is nearly dense.
+// A task goes through its taps a few at a time, and its sites in turn for each: weights that stay in the cache.
 struct NarrowTask {
   std::int64_t first, last;  // columns of outputs
   std::int64_t site_begin, site_end;
+  std::int64_t taps;  // at a time
 };
 
 // By inputs: weight(t, c, o) = weight[(o * taps + t) * depth + c], and the inputs of cell i, zero where they are dead, are

@@ -167,6 +167,7 @@ class Products(Protocol):
     """R X and Rᵀ Y of one operator, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column costs."""
 
     has_rough: bool  # are there cheaper products in fewer digits?
+    efficient_columns: int  # as of an operator
 
     @property
     def flops(self) -> int: ...
@@ -183,6 +184,7 @@ class DenseProducts:
     """
 
     has_rough = False
+    efficient_columns = 16
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  dtype: torch.dtype, columns: Tensor | None, rows: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from specxai.svd.orth import small_svd_cost
 __all__ = ["Choice", "choose", "default_basis", "default_block"]
 
 MEMORY = 4 << 30  # bytes of bases a solver may hold before "auto" looks for a smaller one
+STEP = 10**8  # operations of a product below which what a Krylov step costs besides outweighs it
 GUESSED_DEPTH = 6  # bases of about this many times the rank are usual for residuals of 1e-5 λ₁
 GUESSED_RANK = 256  # where only a tolerance is given, nothing is known yet
 
@@ -22,10 +23,13 @@ class Choice:
 
 
 def default_block(operator: LinearOperator, rank: int | None) -> int:
-    """16 to 64 columns: wide enough for matrix products to be fast, narrow enough for the depth to do the work."""
+    """Wide enough for products to be fast, and else narrow: depth does more for a column than width."""
     if operator.device.type == "cuda":
         return 64
-    return 16 if rank is not None and rank <= 16 else 32
+    if rank is None or rank > 16:
+        return 32
+    few = operator.efficient_columns
+    return few if few * operator.flops >= STEP else 16
 
 
 def default_basis(rank: int | None, block: int) -> int:

@@ -19,9 +19,9 @@ from specxai.svd.space import Space
 
 __all__ = ["krylov"]
 
-# The projected SVD is repeated at every step while it costs no more than this share of the step's products, then when
-# the basis has grown by this factor: its cost then stays a fixed share.
-CHECK_SHARE, CHECK_GROWTH = 0.1, 1.2
+# The projected SVD is repeated when the products since cost this many times as much, and at the latest when the basis
+# has grown by this factor.
+CHECK_WORTH, CHECK_GROWTH = 4, 1.2
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
 
@@ -68,8 +68,8 @@ def krylov(
         spent = operator.products >= max_products or (full and rank is None)
         if space.size < next_check and not (spent or restart):
             continue
-        growth = CHECK_GROWTH if small_svd_cost(space.size) > CHECK_SHARE * 2 * block * operator.flops else 1.0
-        next_check = max(space.size + 1, int(growth * space.size))
+        columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * operator.flops)
+        next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
         X, s, _ = space.ritz()
         if rank is not None:
             # (I − QQᵀ)RP is zero but for the newest columns of P, where it is `new` C.

@@ -20,6 +20,7 @@ from specxai.svd.subspace import subspace
 __all__ = ["METHODS", "svd"]
 
 METHODS = ("auto", "exact", "krylov", "subspace")
+OVERSAMPLING = 16  # columns of subspace iteration beyond the rank
 DEFAULT_TOLERANCE = 1e-5  # of a residual, relative to λ₁, where a rank but no tolerance is given
 
 
@@ -48,7 +49,8 @@ def svd(
         method: "auto" (by counted cost), "exact", "krylov" or "subspace".
         seed: of the random probes; same seed, same machine, same result, bit for bit.
         progress: True or False forces the bar; None shows it on terminals, on runs longer than two seconds.
-        block_size: columns of a Krylov block, or oversampling columns of subspace iteration.
+        block_size: columns of a Krylov block, or oversampling columns of subspace iteration; by default 4 to 64, as
+            products of the operator are fast.
         max_basis: columns of the Krylov basis before a restart, or, with a tolerance only, before it gives up.
         max_products: columns after which a solver gives up; the result then says `converged=False`.
         start: (n, j) right vectors to begin from, as a neighbour's V.  Speeds up, changes nothing else.
@@ -82,6 +84,8 @@ def svd(
         choice = choose(operator, rank, tol, block)
     if 0 in operator.shape:
         choice = Choice("exact", choice.reason)  # there is nothing to probe
+    if choice.method == "subspace" and block_size is None:
+        block = max(block, OVERSAMPLING)
     settings = {"rank": rank, "tol": tol, "block_size": block, "reason": choice.reason}
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)

@@ -55,6 +55,7 @@ class Plan:
         self._units: dict[int, Units] = {}
         self._size = 0
         self.has_rough = dtype is torch.float32 and native.has_bf16()
+        self.efficient_columns = 16 if native.simd_level() == "scalar" else 4
         self._build()
         self.arena_rows = self._lay_out()
         self._spread = max((stage.spread for stage in self._stages), default=0)
