@@ -10,6 +10,6 @@ from specxai.native.stages import PANEL, PROBE_UNIT, GatherGemm, RowSum, pack, s
 from specxai.native.tables import any_neighbour, count_distinct, map_rows
 from specxai.native.tall import coefficients, gram, subtract
 
-__all__ = ["PANEL", "PROBE_UNIT", "GatherGemm", "RowSum", "any_neighbour", "available", "coefficients", "count_distinct",
-           "empty", "gated_linear", "gram", "has_bf16", "map_rows", "multiply_add_peak", "pack", "release_idle",
-           "simd_level", "stride_of", "subtract", "supported_levels"]
+__all__ = ["PANEL", "PROBE_UNIT", "GatherGemm", "RowSum", "any_neighbour", "available", "coefficients",
+           "count_distinct", "empty", "gated_linear", "gram", "has_bf16", "map_rows", "multiply_add_peak", "pack",
+           "release_idle", "simd_level", "stride_of", "subtract", "supported_levels"]

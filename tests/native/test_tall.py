@@ -25,7 +25,7 @@ def test_gram_refuses():
         native.gram(torch.zeros(4, 3).T)
     with pytest.raises(ValueError, match="one number of rows"):
         native.gram(torch.zeros(4, 3), torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="one dtype is needed: X is torch.float32, Y is torch.float64"):
+    with pytest.raises(ValueError, match="one dtype is needed: X is"):
         native.gram(torch.zeros(4, 3), torch.zeros(4, 3).double())
 
 
