@@ -15,8 +15,8 @@
 namespace specxai {
 namespace {
 
-// Outputs of one task: enough tiles to share the list of inputs, a multiple of every tile's height.
-constexpr std::int32_t task_outputs = 96;
+// Weights that a third-level cache keeps beside everything else: one site after the other may read them all.
+constexpr std::int64_t kept_bytes = 4 << 20;
 
 template <class T>
 GatherGemmKernel<T> kernel_for(SimdLevel level) {
@@ -134,12 +134,25 @@ void GatherGemmStage<T>::make_tasks() {
       inputs += s.cell_begin[s.run_cell[r] + 1] - s.cell_begin[s.run_cell[r]];
     }
     most_inputs_ = std::max(most_inputs_, inputs);
-    const std::int32_t begin = s.out_begin[site], end = s.out_begin[site + 1];
-    multiply_adds_ += inputs * (end - begin);
-    for (std::int32_t o = begin; o < end; o += task_outputs) {
-      tasks_.push_back({static_cast<std::int32_t>(site), o, std::min(end, o + task_outputs)});
+    multiply_adds_ += inputs * (s.out_begin[site + 1] - s.out_begin[site]);
+  }
+  const bool kept = s.width * s.depth * s.taps * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
+  tasks_ = tasks_of(s, kept ? std::max<std::int64_t>(s.width, 1) : task_columns);
+}
+
+template <class T>
+std::vector<Task> tasks_of(const GatherGemm<T>& s, std::int64_t columns) {
+  const std::int64_t tap_bytes = std::min(columns, s.width) * s.depth * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t taps =
+      columns < s.width ? std::max<std::int64_t>(1, task_bytes / std::max<std::int64_t>(1, tap_bytes)) : s.taps;
+  const std::int64_t sites = std::clamp<std::int64_t>(s.n_sites / 32, 1, 64);
+  std::vector<Task> tasks;
+  for (std::int64_t o = 0; o < s.width; o += columns) {
+    for (std::int64_t site = 0; site < s.n_sites; site += sites) {
+      tasks.push_back({o, std::min(s.width, o + columns), site, std::min(s.n_sites, site + sites), taps});
     }
   }
+  return tasks;
 }
 
 template <class T>
@@ -159,7 +172,6 @@ template <class W>
 void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const {
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, multiply_adds_ * blocks.stride);
-  const int chunk = static_cast<int>(std::clamp<std::int64_t>(n_tasks / (16 * n_threads), 1, 32));
   // Allocated here, since an exception must not leave a parallel region.
   const std::size_t per_thread = static_cast<std::size_t>(most_inputs_);
   std::vector<std::int64_t> input_at(per_thread * n_threads);
@@ -169,7 +181,7 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weigh
   {
     const int t = thread_number();
     // Sites cost unequal amounts; whoever computes a task, its sums have one order.
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < n_tasks; ++i) {
       kernel(stage_, weight, blocks, tasks_[i], input_at.data() + t * per_thread, weight_at.data() + t * per_thread);
     }
@@ -210,6 +222,8 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
 template <class T>
 GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm is known
 
+template std::vector<Task> tasks_of(const GatherGemm<float>&, std::int64_t);
+template std::vector<Task> tasks_of(const GatherGemm<double>&, std::int64_t);
 template class GatherGemmStage<float>;
 template class GatherGemmStage<double>;
 

@@ -60,12 +60,22 @@ struct Blocks {
   bool accumulate;
 };
 
-// Outputs of one site that are computed together.
+// Outputs [first, last) of the sites [site_begin, site_end).  A task goes through the taps a few at a time, and through
+// its sites for each: weights that stay in the cache are read by one site after the other.
 struct Task {
-  std::int32_t site, begin, end;
+  std::int64_t first, last;
+  std::int64_t site_begin, site_end;
+  std::int64_t taps;  // at a time
 };
 
-// One ISA's implementation of a task, in scratch memory for `most_inputs` inputs; `weight` stands for the stage's, in
+// All of a stage's outputs, `columns` a task.  Where that is not all of them, the taps are so few at a time that their
+// weights are task_bytes: what a second-level cache holds.
+constexpr std::int64_t task_bytes = 768 << 10;
+constexpr std::int64_t task_columns = 12 * weight_panel;
+template <class T>
+std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns);
+
+// One ISA's implementation of a task, in scratch memory for the inputs of a site; `weight` stands for the stage's, in
 // the numbers W that are multiplied.
 template <class T, class W = T>
 using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const W* weight, const Blocks<T>& blocks,

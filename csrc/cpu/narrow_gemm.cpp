@@ -10,11 +10,7 @@
 namespace specxai {
 namespace {
 
-// Weights that the sites of a task read in turn: a part of a second-level cache.
-constexpr std::int64_t weight_bytes = 256 << 10;
-constexpr std::int64_t task_columns = 6 * weight_panel;
 constexpr std::int64_t spread_cost = 8;  // of a vector of spread inputs, written and read, in multiplied vectors
-constexpr std::int64_t least_sites = 8, most_sites = 128, site_blocks = 16;
 
 template <class T>
 std::pair<ByOutputsKernel<T>, ByInputsKernel<T>> kernels_for(SimdLevel level) {
@@ -57,7 +53,7 @@ std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64
 
 template <class T>
 NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
-    : stage_(stage), depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
+    : stage_(stage), tasks_(tasks_of(stage, task_columns)), depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
   const auto [by_outputs, by_inputs] = vectors(stage, depth_);
   // One site reads every weight once: rearranging them would cost more than it saves.
   by_inputs_ = stage.n_sites > 1 && by_inputs < by_outputs;
@@ -70,15 +66,6 @@ NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
         T* to = weight_.data() + (o * stage.taps + t) * depth_;
         for (std::int64_t c = 0; c < stage.depth; ++c) to[c] = from[(t * stage.depth + c) * weight_panel];
       }
-    }
-  }
-  const std::int64_t columns = std::min(task_columns, (stage.width + weight_panel - 1) / weight_panel * weight_panel);
-  const std::int64_t tap_bytes = columns * stage.depth * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t taps = std::max<std::int64_t>(1, weight_bytes / std::max<std::int64_t>(1, tap_bytes));
-  const std::int64_t sites = std::clamp(stage.n_sites / site_blocks, least_sites, most_sites);
-  for (std::int64_t o = 0; o < stage.width; o += columns) {
-    for (std::int64_t site = 0; site < stage.n_sites; site += sites) {
-      tasks_.push_back({o, std::min(stage.width, o + columns), site, std::min(stage.n_sites, site + sites), taps});
     }
   }
 }

@@ -17,13 +17,6 @@ inline bool is_narrow(std::int64_t stride) { return stride == 1 || stride == 2 |
 //
 // A stage takes the form with fewer vectors.  After a ReLU half of the units are alive, after max-pooling nearly all,
 // and before it a quarter: mostly one side is nearly dense.
-// A task goes through its taps a few at a time, and its sites in turn for each: weights that stay in the cache.
-struct NarrowTask {
-  std::int64_t first, last;  // columns of outputs
-  std::int64_t site_begin, site_end;
-  std::int64_t taps;  // at a time
-};
-
 // By inputs: weight(t, c, o) = weight[(o * taps + t) * depth + c], and the inputs of cell i, zero where they are dead, are
 // spread[i * stride * depth ...], vector by vector and in each probe by probe; depth is padded to whole panels.
 template <class T>
@@ -34,10 +27,10 @@ struct ByInputs {
 };
 
 template <class T>
-using ByOutputsKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const NarrowTask& task);
+using ByOutputsKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task);
 template <class T>
 using ByInputsKernel = void (*)(const GatherGemm<T>& stage, const ByInputs<T>& by, const Blocks<T>& blocks,
-                                const NarrowTask& task);
+                                const Task& task);
 
 // The narrow runs of one stage, which must outlive it.
 template <class T>
@@ -52,10 +45,10 @@ class NarrowGemm {
   void spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, int n_threads) const;
 
   const GatherGemm<T>& stage_;
+  std::vector<Task> tasks_;
   bool by_inputs_;
   std::int64_t depth_;     // padded
   std::vector<T> weight_;  // by inputs
-  std::vector<NarrowTask> tasks_;
 };
 
 namespace avx2 {

@@ -14,6 +14,7 @@
 #include "cpu/gather_gemm.h"
 #include "cpu/gram.h"
 #include "cpu/row_sum.h"
+#include "cpu/span.h"
 #include "cpu/tables.h"
 
 namespace {
@@ -161,6 +162,38 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
 }
 
 template <class T>
+bool span_agrees(Index n, Index n_basis, Index width, SimdLevel level) {
+  const auto basis = random_block<T>(n_basis * n), block = random_block<T>(n * width);
+  std::unique_ptr<double[]> found(new double[n_basis * width]);
+  std::unique_ptr<T[]> left(new T[n * width]);
+  specxai::coefficients(basis.get(), n_basis, block.get(), width, n, found.get(), level);
+  specxai::subtract(basis.get(), n_basis, found.get(), block.get(), width, n, left.get(), level);
+  bool ok = true;
+  for (Index p = 0; p < width; ++p) {
+    for (Index q = 0; q < n_basis; ++q) {
+      long double sum = 0, size = 1;
+      for (Index j = 0; j < n; ++j) {
+        const long double term = static_cast<long double>(basis[q * n + j]) * block[j * width + p];
+        sum += term;
+        size += std::fabs(term);
+      }
+      ok &= close<T>(static_cast<T>(found[q * width + p]), sum, size, n);
+    }
+    for (Index j = 0; j < n; ++j) {
+      long double sum = block[j * width + p], size = std::fabs(sum) + 1;
+      for (Index q = 0; q < n_basis; ++q) {
+        const long double term = static_cast<long double>(basis[q * n + j]) * static_cast<T>(found[q * width + p]);
+        sum -= term;
+        size += std::fabs(term);
+      }
+      ok &= close<T>(left[j * width + p], sum, size, n_basis);
+    }
+  }
+  if (!ok) std::printf("span, %s, %zu-byte reals, %lld rows: wrong\n", specxai::name_of(level), sizeof(T), static_cast<long long>(n));
+  return ok;
+}
+
+template <class T>
 bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
   const auto x = random_block<T>(rows * left), y = random_block<T>(rows * right);
   std::unique_ptr<double[]> output(new double[left * right]);
@@ -237,6 +270,9 @@ int main() {
     }
     for (Index rows : {0, 1, 33, 300}) {
       for (Index left : {1, 8, 65}) ok &= gram_agrees<float>(rows, left, 13, level) && gram_agrees<double>(rows, 5, left, level);
+    }
+    for (Index n : {0, 1, 97, 2100}) {
+      for (Index width : {1, 4, 9}) ok &= span_agrees<float>(n, 13, width, level) && span_agrees<double>(n, 5, width, level);
     }
     std::printf("stages, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
   }

@@ -20,7 +20,8 @@ def rows(table: torch.Tensor) -> torch.Tensor:
     return table[table >= 0].long()
 
 
-def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7, dead=(0.5, 0.3), seed: int = 0):
+def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7, made: int = 21,
+                 dead=(0.5, 0.3), seed: int = 0):
     """Arguments of a GatherGemm over random tables, and the same map as a dense matrix (rows out, rows in).
 
     dead   shares of the inputs and of the outputs
@@ -32,7 +33,7 @@ def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7
         live = some[: rows * columns].reshape(rows, columns)
         return i32(torch.where(torch.rand(rows, columns, generator=g) < dead, -1, live))
 
-    taps, made, places = 3, 21, 9
+    taps, places = 3, 9
     weight = torch.randn(groups * made, taps, depth, generator=g, dtype=dtype)
     inside = table(places, groups * depth, places * groups * depth, dead[0])  # an input may come twice
     outside = table(sites, groups * made, sites * groups * made + 5, dead[1], distinct=True)
@@ -42,9 +43,9 @@ def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7
     for site, o in (outside >= 0).nonzero().tolist():
         for tap, place in enumerate(neighbours[site].tolist()):
             own = inside[place].reshape(groups, depth)[o // made] if place >= 0 else inside[0, :0]
-            for c, row in enumerate(own.tolist()):
-                if row >= 0:
-                    dense[outside[site, o], row] += weight[o, tap, c]
+            live = own >= 0
+            if len(own):
+                dense[outside[site, o]].index_add_(0, own[live].long(), weight[o, tap][live])
     return {"inside": inside, "outside": outside, "neighbours": neighbours, "weight": native.pack(weight),
             "groups": groups}, dense
 
@@ -65,6 +66,17 @@ def test_gather_gemm(dtype, level, stride, groups, shape):
     stage.run(Z, got, accumulate=True, level=level)
     assert_close(got[written], (before + dense @ Z)[written], factor=4)
     assert stage.multiply_adds >= int((dense != 0).sum())
+
+
+@pytest.mark.parametrize("stride", [2, 64])
+def test_weights_too_many_for_a_cache(dtype, stride):
+    """More than 4 MB: a few taps and some of the outputs at a time."""
+    arguments, dense = random_stage(3, dtype, depth=512, made=720)
+    stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
+    got, written = torch.zeros(len(dense), stride, dtype=dtype), rows(arguments["outside"])
+    for total in (dense @ Z, 2 * (dense @ Z)):
+        stage.run(Z, got, accumulate=bool(got.any()))
+        assert_close(got[written], total[written], factor=8)
 
 
 @pytest.mark.parametrize("stride", [16, 48, 64, 176])
