@@ -115,6 +115,7 @@ class Space:
         k = min(k, int((s > floor).sum()))
         dtype = operator.dtype
         U, S, V = self.Q @ Y[:, :k].to(dtype), s[:k].to(dtype), self.P @ X[:, :k].to(dtype)
+        self._right.replace(V)  # the rest of P is not needed any more, and as large as an operator's blocks
         forward, adjoint = residual_norms(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
         unseen = held.unseen(self.Q)
