@@ -53,8 +53,11 @@ def random_stage(sites: int, dtype: torch.dtype, groups: int = 1, depth: int = 7
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 48, 64, 176])
-# The second is dense in its inputs and sparse in its outputs: few probes then take it by inputs.
-@pytest.mark.parametrize("shape", [{"sites": 8}, {"sites": 90, "depth": 33, "dead": (0.1, 0.9)}], ids=["out", "in"])
+# The last two are dense in their inputs and sparse in their outputs: few probes then take them by inputs, the last in
+# whole tiles of outputs.
+@pytest.mark.parametrize("shape", [{"sites": 8}, {"sites": 90, "depth": 33, "dead": (0.1, 0.9)},
+                                   {"sites": 90, "depth": 33, "made": 80, "dead": (0.1, 0.75)}],
+                         ids=["out", "in", "in-many"])
 def test_gather_gemm(dtype, level, stride, groups, shape):
     arguments, dense = random_stage(dtype=dtype, groups=groups, **shape)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)

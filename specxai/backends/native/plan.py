@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai.backends.native.arena import Buffer, lay_out
 from specxai.backends.native.live import Structure, ends, terms
+from specxai.backends.native.residual import Residuals
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
-
-LINE = 16  # a buffer's rows start at a multiple, so that reuse finds them aligned
-
-
-@dataclass
-class Buffer:
-    """Rows [start, start + size) of the arena's virtual numbering, alive from stage `born` to stage `last`."""
-
-    start: int
-    size: int
-    born: int
-    last: int
-    place: int = 0
-
 
 class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
@@ -73,6 +60,7 @@ class Plan:
             self._seed.run(X.contiguous(), arena, probes)
             rough = rough and arena.shape[1] >= native.PROBE_UNIT
             for stage in self._stages:
+                _clear(arena, stage.fresh)
                 stage.forward(arena, probes, rough)
             self._collect.forward.run(arena, out, probes)
         return out
@@ -214,8 +202,9 @@ class Plan:
         targets = targets.among(torch.cat([wanted[s] for s in self._targets]))
         at, read, scale = targets.live()
 
-        touched = [stage.count(begin) for stage in self._stages]
-        last = native.count_distinct(read, begin)
+        counts = [*(stage.count(begin) for stage in self._stages), native.count_distinct(read, begin)]
+        residuals = Residuals(self._stages, self._buffers, begin, read, counts)
+        read, (*touched, last) = residuals.read, residuals.counts
         for k, counts in enumerate([*touched, last]):
             for b in counts.nonzero().flatten().tolist():
                 self._buffers[b].last = max(self._buffers[b].last, k)
@@ -223,7 +212,7 @@ class Plan:
             if stage.scratch:
                 self._buffers.append(Buffer(-1, stage.scratch, k, k))
                 stage.scratch_at = len(self._buffers) - 1  # until places are known
-        rows = _place(self._buffers)
+        rows = lay_out(self._buffers)
 
         # Who writes first in the adjoint clears, or covers, what it writes.
         fresh = set(range(len(size)))
@@ -248,6 +237,8 @@ class Plan:
         for stage in self._stages:
             if stage.scratch:
                 stage.scratch_at = self._buffers[stage.scratch_at].place
+            if stage.base is not None:
+                stage.fresh = [(stage.base.place, stage.base.place + stage.base.size)]
             stage.relocate(table)
 
         if self._rows is not None:
@@ -277,21 +268,3 @@ def _position(chosen: Tensor, units: int) -> Tensor:
     place = torch.full((units,), -1)
     place[chosen] = torch.arange(len(chosen))
     return place
-
-
-def _place(buffers: list[Buffer]) -> int:
-    """First fit by time of birth; the rows that the arena needs."""
-    taken: list[Buffer] = []
-    rows = 0
-    for buffer in sorted(buffers, key=lambda b: (b.born, -b.size)):
-        # A stage's inputs live through it, so that nothing is read and written in one place.
-        taken = [b for b in taken if b.last >= buffer.born]
-        start = 0
-        for other in sorted(taken, key=lambda b: b.place):
-            if other.place - start >= buffer.size:
-                break
-            start = max(start, -(-(other.place + other.size) // LINE) * LINE)
-        buffer.place = start
-        taken.append(buffer)
-        rows = max(rows, start + buffer.size)
-    return rows

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specxai import native
+from specxai.backends.native.arena import Buffer
 from specxai.backends.native.sites import Sites
 from specxai.backends.native.units import Units
 from specxai.rules import LinearNode
@@ -40,9 +41,10 @@ class Stage(ABC):
     step         the one whose rows are written
     reads        rows, which may repeat, and -1 for none
     writes       rows
-    zero         arena rows (start, stop) to clear before the adjoint
+    fresh, zero  arena rows (start, stop) to clear before the product forward, and adjoint
     accumulate   the adjoint adds to what other readers have written
     scratch      rows that the adjoint needs for itself, and where they are
+    base         rows of its own in a sum that the stage adds onto, None where it does not add
     spread       units that a product of few columns may lay out once more
     """
 
@@ -50,9 +52,11 @@ class Stage(ABC):
 
     def __init__(self, reads: Tensor, writes: Tensor) -> None:
         self.reads, self.writes = reads, writes
+        self.fresh: list[tuple[int, int]] = []
         self.zero: list[tuple[int, int]] = []
         self.accumulate = False
         self.scratch, self.scratch_at, self.spread = 0, 0, 0
+        self.base: Buffer | None = None
 
     def count(self, begin: Tensor) -> Tensor:
         """How many different rows of each buffer are read."""
@@ -87,7 +91,9 @@ class GatherStage(Stage):
     def __init__(self, sites: Sites, inputs: Units, outputs: Units) -> None:
         inside = sites.table(inputs.row, sites.inputs)
         outside = sites.table(outputs.row, sites.outputs)
-        self._sites, self._repeats, self._scale, self._packed = sites, False, None, None
+        self._sites, self._repeats, self._packed = sites, False, None
+        self._scale: Tensor | None = None
+        self._output_scale: Tensor | None = None
         if inputs.scale is not None:
             self._scale = _per_channel(sites.table(inputs.scale, sites.inputs), inside)
         if len(inside) == len(outside) == 1 and sites.groups == 1:
@@ -113,7 +119,20 @@ class GatherStage(Stage):
         if self._packed is not None:
             live_in, live_out = self._packed
             weight = weight[:, live_out][:, :, live_in]
+        if self._output_scale is not None:
+            weight = weight * self._output_scale.reshape(self._sites.groups, -1, 1, 1)
         return weight
+
+    def output_scale(self, rows: Tensor, scale: Tensor) -> Tensor | None:
+        """(width,) where the scales of the written rows are constant per channel, so that the weights can take them."""
+        by_row = scale.new_ones(1 + int(rows.max()))
+        by_row[rows.long()] = scale
+        table = by_row[self.writes.long()]
+        return _per_channel(table, self.writes) if channel_constant(table, self.writes) else None
+
+    def scale_outputs(self, scale: Tensor) -> None:
+        """Write the rows times what `output_scale` found."""
+        self._output_scale = scale
 
     @cached_property
     def _forward(self) -> native.GatherGemm:
@@ -136,7 +155,7 @@ class GatherStage(Stage):
         return stage, fold
 
     def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
-        self._forward.run(arena, arena, bf16=rough)
+        self._forward.run(arena, arena, self.base is not None, bf16=rough)
 
     def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
         stage, fold = self._adjoint
@@ -155,6 +174,7 @@ class LinkStage(Stage):
     def __init__(self, entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> None:
         writes = torch.cat([to for to, _, _ in entries])
         super().__init__(torch.cat([source for _, source, _ in entries]), writes)
+        self.entries = entries
         self._scale, self._dtype = _together(entries, dtype), dtype
 
     @cached_property
