@@ -41,8 +41,8 @@ class Net(nn.Module):
                 values.append(F.relu(a))
             elif name == "add":
                 values.append(a + b)
-            elif name == "spread":  # one row of b for many units
-                values.append(a + F.adaptive_avg_pool2d(b, 1))
+            elif name == "spread":  # one row for many units
+                values.append(F.adaptive_avg_pool2d(a, 1).expand_as(a))
             elif name == "mix":
                 values.append(F.avg_pool2d(a, 3, 1, 1) - 0.5 * b)
             else:
@@ -79,7 +79,7 @@ BLOCK = [("conv", 0, 0), ("norm", 0, 0), ("relu", 0, 0), ("conv", 0, 0), ("norm"
     ([*BLOCK, ("add", 0, 5), ("relu", 0, 0), *BLOCK, ("add", 0, 5), ("add", 0, 6)], 2),  # the second base is read again
     ([("relu", 0, 0), ("add", 0, 0)], 1),
     ([("conv", 0, 0), ("conv", 1, 0), ("conv", 2, 0), ("add", 0, 1), ("norm", 0, 0), ("add", 0, 4)], 1),
-    ([("conv", 0, 0), ("conv", 1, 0), ("spread", 1, 0)], 2),
+    ([("conv", 0, 0), ("spread", 0, 0), ("conv", 1, 0), ("add", 0, 1)], 2),
 ], ids=["skip", "branch", "read again", "twice", "scaled sum", "spread"])
 def test_which_sums_are_left(program, left, dtype):
     torch.manual_seed(0)

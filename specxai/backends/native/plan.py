@@ -20,6 +20,7 @@ from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkSt
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
+
 class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
 
