@@ -106,7 +106,7 @@ void bind_row_sum(py::module_& m, const char* name) {
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,
-             int64_t output_rows, int64_t output_stride, int64_t n_probes, bool accumulate) {
+             int64_t output_rows, int64_t output_stride, int64_t output_width, int64_t n_probes, bool accumulate) {
             require_count(input_rows, "input_rows");
             require_count(output_rows, "output_rows");
             require_count(n_probes, "n_probes");
@@ -114,10 +114,11 @@ void bind_row_sum(py::module_& m, const char* name) {
             require_pointer(output, output_rows * output_stride, "output");
             const py::gil_scoped_release release;
             stage.run(reinterpret_cast<const T*>(input), input_rows, input_stride, reinterpret_cast<T*>(output),
-                      output_rows, output_stride, n_probes, accumulate);
+                      output_rows, output_stride, output_width, n_probes, accumulate);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("input_stride"), py::arg("output"),
-          py::arg("output_rows"), py::arg("output_stride"), py::arg("n_probes"), py::arg("accumulate"));
+          py::arg("output_rows"), py::arg("output_stride"), py::arg("output_width"), py::arg("n_probes"),
+          py::arg("accumulate"));
 }
 
 }  // namespace

@@ -29,11 +29,12 @@ inline std::int64_t check_range(const std::int32_t* values, std::int64_t count, 
 // largest.
 inline std::int64_t check_distinct(const std::int32_t* rows, std::int64_t count, std::int64_t size, const char* name) {
   const std::int64_t used = 1 + check_range(rows, count, -1, size, name);
-  std::vector<std::uint8_t> taken(static_cast<std::size_t>(used), 0);
+  std::vector<std::uint8_t> taken(static_cast<std::size_t>(used) + 1, 0);  // by row + 1: dead ones share the first
   for (std::int64_t i = 0; i < count; ++i) {
-    if (rows[i] < 0) continue;
-    require(!taken[rows[i]], std::string(name) + " holds row " + std::to_string(rows[i]) + " twice");
-    taken[rows[i]] = 1;
+    if (taken[rows[i] + 1] && rows[i] >= 0) {
+      require(false, std::string(name) + " holds row " + std::to_string(rows[i]) + " twice");
+    }
+    taken[rows[i] + 1] = 1;
   }
   return used;
 }

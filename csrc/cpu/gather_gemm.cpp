@@ -82,36 +82,45 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   make_tasks();
 }
 
+// Appends the live of `count` rows and their columns; without a branch, as liveness is random.
+std::int64_t pack_live(const std::int32_t* rows, std::int64_t count, std::int64_t first_column, std::int64_t n,
+                       std::vector<std::int32_t>& row, std::vector<std::int32_t>& column) {
+  for (std::int64_t c = 0; c < count; ++c) {
+    row[n] = rows[c];
+    column[n] = static_cast<std::int32_t>(first_column + c);
+    n += rows[c] >= 0;
+  }
+  return n;
+}
+
 // Live inputs packed cell by cell; a site's runs are its neighbours' cells.
 template <class T>
 void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
   const std::int64_t cells = t.n_inside * t.groups, made = t.groups ? t.width / t.groups : 0;
+  const auto live = [](const std::int32_t* rows, std::int64_t n) {
+    return static_cast<std::size_t>(n - std::count(rows, rows + n, -1)) + 1;  // a place that is written in vain
+  };
+  in_row_.resize(live(t.inside, cells * t.depth));
+  in_column_.resize(in_row_.size());
   cell_begin_.assign(static_cast<std::size_t>(cells) + 1, 0);
-  const std::int32_t* row = t.inside;
-  const std::int64_t live = cells * t.depth - std::count(row, row + cells * t.depth, -1);
-  in_row_.reserve(static_cast<std::size_t>(live));
-  in_column_.reserve(static_cast<std::size_t>(live));
+  std::int64_t n = 0;
   for (std::int64_t cell = 0; cell < cells; ++cell) {
-    for (std::int64_t c = 0; c < t.depth; ++c, ++row) {
-      if (*row < 0) continue;
-      in_row_.push_back(*row);
-      in_column_.push_back(static_cast<std::int32_t>(c));
-    }
-    cell_begin_[cell + 1] = static_cast<std::int32_t>(in_row_.size());
+    n = pack_live(t.inside + cell * t.depth, t.depth, 0, n, in_row_, in_column_);
+    cell_begin_[cell + 1] = static_cast<std::int32_t>(n);
   }
+  in_row_.resize(n);
+  in_column_.resize(n);
+
+  out_row_.resize(live(t.outside, t.n_outside * t.width));
+  out_column_.resize(out_row_.size());
   run_begin_.push_back(0);
   out_begin_.push_back(0);
+  n = 0;
   for (std::int64_t position = 0; position < t.n_outside; ++position) {
     const std::int32_t* near = t.neighbours + position * t.taps;
     for (std::int64_t group = 0; group < t.groups; ++group) {
-      const std::int64_t first = group * made;
-      for (std::int64_t o = first; o < first + made; ++o) {
-        const std::int32_t to = t.outside[position * t.width + o];
-        if (to < 0) continue;
-        out_row_.push_back(to);
-        out_column_.push_back(static_cast<std::int32_t>(o));
-      }
-      if (static_cast<std::int32_t>(out_row_.size()) == out_begin_.back()) continue;
+      n = pack_live(t.outside + position * t.width + group * made, made, group * made, n, out_row_, out_column_);
+      if (n == out_begin_.back()) continue;
       for (std::int64_t tap = 0; tap < t.taps; ++tap) {
         if (near[tap] < 0) continue;
         const std::int64_t cell = near[tap] * t.groups + group;
@@ -120,9 +129,11 @@ void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
         run_tap_.push_back(static_cast<std::int32_t>(tap));
       }
       run_begin_.push_back(static_cast<std::int32_t>(run_cell_.size()));
-      out_begin_.push_back(static_cast<std::int32_t>(out_row_.size()));
+      out_begin_.push_back(static_cast<std::int32_t>(n));
     }
   }
+  out_row_.resize(n);
+  out_column_.resize(n);
 }
 
 template <class T>

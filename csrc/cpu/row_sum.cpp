@@ -41,9 +41,10 @@ RowSumStage<T>::RowSumStage(const RowSum<T>& sum) {
 
 template <class T>
 void RowSumStage<T>::run(const T* input, std::int64_t input_rows, std::int64_t input_stride, T* output,
-                         std::int64_t output_rows, std::int64_t output_stride, std::int64_t n_probes,
-                         bool accumulate) const {
-  require(n_probes <= input_stride && n_probes <= output_stride, "rows are narrower than the probes");
+                         std::int64_t output_rows, std::int64_t output_stride, std::int64_t output_width,
+                         std::int64_t n_probes, bool accumulate) const {
+  require(n_probes <= input_stride && n_probes <= output_width && output_width <= output_stride,
+          "rows are narrower than the probes");
   require(input_rows >= rows_read_, "the input has " + std::to_string(input_rows) + " rows, the sum reads " +
                                         std::to_string(rows_read_));
   require(output_rows >= rows_written_, "the output has " + std::to_string(output_rows) + " rows, the sum writes " +
@@ -67,7 +68,7 @@ void RowSumStage<T>::run(const T* input, std::int64_t input_rows, std::int64_t i
         for (std::int64_t p = 0; p < n_probes; ++p) y[p] += scale * z[p];
       }
     }
-    std::fill(y + n_probes, y + output_stride, T(0));
+    std::fill(y + n_probes, y + output_width, T(0));
   }
 }
 

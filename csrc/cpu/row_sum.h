@@ -8,7 +8,7 @@ namespace specxai {
 
 //   output[to[e], :] (+)= scale[e] * input[from[e], :], over all e
 //
-// A row holds n_probes numbers; the rest of an output row, up to its stride, is set to zero.
+// A row holds n_probes numbers; the rest of an output row, up to its width, is set to zero.
 template <class T>
 struct RowSum {
   std::int64_t n_entries;
@@ -27,7 +27,7 @@ class RowSumStage {
   // Throws std::invalid_argument unless the blocks hold every row that is read and written.  The blocks may be one,
   // if no row is both read and written.
   void run(const T* input, std::int64_t input_rows, std::int64_t input_stride, T* output, std::int64_t output_rows,
-           std::int64_t output_stride, std::int64_t n_probes, bool accumulate) const;
+           std::int64_t output_stride, std::int64_t output_width, std::int64_t n_probes, bool accumulate) const;
 
  private:
   std::vector<std::int32_t> begin_, from_, to_;  // row to_[o] sums the entries [begin_[o], begin_[o + 1])

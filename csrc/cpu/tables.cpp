@@ -10,8 +10,10 @@ namespace specxai {
 
 void map_rows(std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map) {
   check_range(rows, n_rows, -1, n_map, "rows");
-  for (std::int64_t i = 0; i < n_rows; ++i) {
-    if (rows[i] >= 0) rows[i] = map[rows[i]];
+  if (n_map == 0) return;
+  for (std::int64_t i = 0; i < n_rows; ++i) {  // without a branch, as liveness is random
+    const std::int32_t row = rows[i], to = map[std::max(row, 0)];
+    rows[i] = row < 0 ? row : to;
   }
 }
 
@@ -22,13 +24,11 @@ void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::in
   const std::int64_t end = 1 + check_range(rows, n_rows, -1, begin[n_groups], "rows");
   std::int64_t start = end;
   for (std::int64_t i = 0; i < n_rows; ++i) start = std::min<std::int64_t>(start, rows[i] < 0 ? end : rows[i]);
-  std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start), 0);
-  for (std::int64_t i = 0; i < n_rows; ++i) {
-    if (rows[i] >= 0) seen[rows[i] - start] = 1;
-  }
+  std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start) + 1, 0);  // the first for -1
+  for (std::int64_t i = 0; i < n_rows; ++i) seen[std::max<std::int64_t>(rows[i] - start + 1, 0)] = 1;
   for (std::int64_t g = 0; g < n_groups; ++g) {
-    const auto first = seen.begin() + (std::clamp<std::int64_t>(begin[g], start, end) - start);
-    const auto last = seen.begin() + (std::clamp<std::int64_t>(begin[g + 1], start, end) - start);
+    const auto first = seen.begin() + 1 + (std::clamp<std::int64_t>(begin[g], start, end) - start);
+    const auto last = seen.begin() + 1 + (std::clamp<std::int64_t>(begin[g + 1], start, end) - start);
     counts[g] = std::count(first, last, 1);
   }
 }

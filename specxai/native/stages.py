@@ -113,10 +113,18 @@ class RowSum:
             to=_array(to), from_=_array(source), scale=_array(scale))
 
     def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False) -> None:
-        """Sum the first `n_probes` of each row (rows, stride); the rest of a written row becomes zero."""
-        rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
-        self._stage.run(input.data_ptr(), rows_in, input.shape[1], output.data_ptr(), rows_out, output.shape[1],
-                        n_probes, accumulate)
+        """Sum the first `n_probes` of each row (rows, width); the rest of a written row becomes zero.
+
+        The blocks may be columns [a, b) of wider ones.
+        """
+        rows_in, rows_out = _columns("input", input, self.dtype), _columns("output", output, self.dtype)
+        self._stage.run(input.data_ptr(), rows_in, input.stride(0), output.data_ptr(), rows_out, output.stride(0),
+                        output.shape[1], n_probes, accumulate)
+
+
+def is_columns(t: Tensor) -> bool:
+    """Do a block's rows (rows, width) lie one after the other, each without gaps?"""
+    return t.ndim == 2 and t.stride(1) == 1 and t.stride(0) >= t.shape[1]
 
 
 def _suffix(dtype: torch.dtype) -> str:
@@ -141,6 +149,14 @@ def _floats(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
     if t.dtype is not dtype or not t.is_contiguous() or t.device.type != "cpu":
         raise ValueError(f"{name} must be contiguous {dtype} on the CPU, got {t.dtype} on {t.device}")
     return t
+
+
+def _columns(name: str, t: Tensor, dtype: torch.dtype) -> int:
+    """The number of rows of a block that may be part of a wider one."""
+    if t.dtype is not dtype or not is_columns(t) or t.device.type != "cpu":
+        raise ValueError(f"{name} must be a block (rows, probes) of {dtype} on the CPU, row by row; got {t.dtype} "
+                         f"{tuple(t.shape)} with strides {t.stride()} on {t.device}")
+    return t.shape[0]
 
 
 def _block(name: str, t: Tensor, dtype: torch.dtype) -> int:

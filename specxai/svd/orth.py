@@ -20,6 +20,9 @@ CHUNK = 1 << 16
 # The last pass of CholeskyQR starts from columns at most this far from orthonormal, ‖QᵀQ − I‖_F: then its triangle is
 # well conditioned, and what it returns is orthonormal to the rounding of one product.
 NEARLY = 0.5
+# Up to this condition number (of unit columns) one pass is as good as two: with a Gram matrix in double precision the
+# rounding of the tall product alone, eps κ, keeps its columns from being orthonormal.
+WELL_CONDITIONED = 4
 
 # Columns up to which the compiled projection, which reads a basis once, beats two matrix products.
 NARROW = 32
@@ -86,9 +89,15 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
             for rows in row_chunks(Q):
                 Q[rows] = Q[rows] @ inverse
         C = L.mT @ C
-        if step == passes - 1:
+        if step == passes - 1 or (step == 0 and passes == 2 and _condition(C) <= WELL_CONDITIONED):
             return Q, C
     return None
+
+
+def _condition(C: Tensor) -> float:
+    """Condition number of C's columns, each brought to unit norm; that of X's for X = Q C."""
+    s = torch.linalg.svdvals(C / torch.linalg.norm(C, dim=0))
+    return float(s[0] / s[-1])
 
 
 def _product(X: Tensor, M: Tensor) -> Tensor:

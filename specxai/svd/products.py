@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from specxai.native import empty
 from specxai.operators import LinearOperator
 
 __all__ = ["Counted", "ProgressBar", "gaussian", "generator_of"]
+
+
+LARGE, PARTS = 1 << 20, 8  # numbers from which probes are drawn in parts, and how many
 
 
 class Counted(LinearOperator):
@@ -97,5 +102,19 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOperator) -> Tensor:
-    """Standard normal block (rows, columns), drawn on the CPU in float32: the same on every device and dtype."""
-    return torch.randn(rows, columns, generator=generator).to(like.device, like.dtype)
+    """Standard normal block (rows, columns), drawn on the CPU in float32: the same on every device and dtype.
+
+    A large one is drawn in parts, each from a stream of its own, so that threads can share them: as many parts
+    whatever the number of threads.
+    """
+    if rows * columns < LARGE or rows < PARTS:
+        return torch.randn(rows, columns, generator=generator).to(like.device, like.dtype)
+    seeds = torch.randint(2**63 - 1, (PARTS,), generator=generator).tolist()
+    block = empty(rows, columns)
+
+    def draw(part: tuple[Tensor, int]) -> None:
+        torch.randn(part[0].shape, generator=torch.Generator().manual_seed(part[1]), out=part[0])
+
+    with ThreadPoolExecutor(min(PARTS, torch.get_num_threads())) as threads:
+        list(threads.map(draw, zip(block.tensor_split(PARTS), seeds, strict=True)))
+    return block.to(like.device, like.dtype)

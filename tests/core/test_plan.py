@@ -12,6 +12,7 @@ from torch import nn
 import specxai
 from specxai import native
 from specxai._vision import import_vision
+from specxai.backends.native.plan import WORTH_A_RUN
 from specxai.backends.native.stages import DenseStage, GatherStage
 from tolerances import assert_close
 
@@ -83,6 +84,18 @@ def test_any_geometry(data):
                 assert_close(a @ X, b @ X, factor=4)
 
 
+@pytest.mark.parametrize("probes", [16, 17, 20, 21, 50])
+def test_columns_beyond_whole_vectors(probes, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 64, 3)).eval().to(dtype)
+    x = torch.randn(1, 8, 40, 40, dtype=dtype)
+    ours, wanted = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
+    assert ours.flops > WORTH_A_RUN, "wide enough to be run in parts"
+    X, Y = (torch.randn(size, 64, dtype=dtype)[:, 3:3 + probes] for size in (x.numel(), ours.shape[0]))
+    assert_close(ours @ X, wanted @ X, factor=2)
+    assert_close(ours.T @ Y, wanted.T @ Y, factor=2)
+
+
 def test_a_thousand_probes_on_any_number_of_threads(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 9, 3), nn.ReLU()).eval()
@@ -148,6 +161,10 @@ def test_a_plan_s_memory_is_known_before(name):
     plan = J._products
     assert not any(isinstance(stage, DenseStage) for stage in plan._stages)
     assert sum(isinstance(stage, GatherStage) for stage in plan._stages) == len(J.costs())
-    J.matmat(torch.randn(J.shape[1], 20))
+    J.matmat(torch.randn(J.shape[1], 25))
     assert plan._pool[0].numel() == plan.arena_rows * 32
-    assert plan.product_bytes(20) == 4 * (plan.arena_rows * 32 + 20 * sum(J.shape))
+    assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
+    rows = 32 * plan.arena_rows  # 18 columns in one run, or two of them in a narrow one
+    if plan.flops >= WORTH_A_RUN:
+        rows = max(16 * plan.arena_rows, 2 * (plan.arena_rows + plan._spread))
+    assert plan.product_bytes(18) == 4 * (rows + 18 * sum(J.shape))

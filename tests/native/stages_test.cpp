@@ -128,7 +128,7 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
 
 template <class T>
 bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
-  const Index input_rows = 20, in_stride = probes + below(3), out_stride = probes + below(20);
+  const Index input_rows = 20, in_stride = probes + below(3), out_width = probes + below(20), out_stride = out_width + below(4);
   const Index output_rows = outputs + 1, entries = 2 * outputs;
   Indices to, from;
   for (Index e = 0; e < entries; ++e) {
@@ -141,12 +141,12 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
   std::unique_ptr<T[]> output(new T[output_rows * out_stride]);
   std::copy_n(before.get(), output_rows * out_stride, output.get());
   specxai::RowSumStage<T>({entries, to.data(), from.data(), scale.get()})
-      .run(input.get(), input_rows, in_stride, output.get(), output_rows, out_stride, probes, accumulate);
+      .run(input.get(), input_rows, in_stride, output.get(), output_rows, out_stride, out_width, probes, accumulate);
   for (Index row = 0; row < output_rows; ++row) {
     const bool written = std::count(to.begin(), to.end(), static_cast<std::int32_t>(row)) > 0;
     for (Index p = 0; p < out_stride; ++p) {
       const Index at = row * out_stride + p;
-      long double sum = !written || (accumulate && p < probes) ? before[at] : 0, size = std::fabs(sum);
+      long double sum = !written || p >= out_width || (accumulate && p < probes) ? before[at] : 0, size = std::fabs(sum);
       for (Index e = 0; e < entries && p < probes; ++e) {
         if (to[e] != row) continue;
         const long double term = static_cast<long double>(scale[e]) * input[from[e] * in_stride + p];

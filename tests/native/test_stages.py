@@ -164,8 +164,14 @@ def test_row_sum(dtype):
     assert not out[[1, 3], 7:].any(), "the rest of a row that is written becomes zero"
     stage.run(X, out, 7, accumulate=True)
     assert_close(out[3, :7], 2 * (2 * X[4] - X[0]))
+    wide = torch.ones(4, 32, dtype=dtype)
+    stage.run(X[:, 2:5], wide[:, 4:20], 3)  # columns of wider blocks
+    assert_close(wide[3, 4:7], 2 * X[4, 2:5] - X[0, 2:5])
+    assert not wide[3, 7:20].any() and bool((wide[:, :4] == 1).all() and (wide[:, 20:] == 1).all())
     with pytest.raises(ValueError, match="the input has 2 rows"):
         stage.run(X[:2], out, 7)
+    with pytest.raises(ValueError, match="row by row"):
+        stage.run(X.T, out, 4)
     with pytest.raises(ValueError, match="the output has 3 rows"):
         stage.run(X, out[:3], 7)
     with pytest.raises(ValueError, match="narrower than the probes"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from specxai.backends.native.residual import Residuals
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
+
+NARROW_REST = 4  # columns
+WORTH_A_RUN = 4_000_000  # operations of a column, from which a run of its own costs less than empty lanes
 
 
 class Plan:
@@ -53,43 +57,61 @@ class Plan:
     # -- products ---------------------------------------------------------------------------------------------------
 
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
-        probes = X.shape[1]
-        out = native.empty(self._count(self._targets, self._rows), probes, dtype=self.dtype)
+        X = X if native.is_columns(X) else X.contiguous()
+        out = native.empty(self._count(self._targets, self._rows), X.shape[1], dtype=self.dtype)
         if not self._collects_all:
             out.zero_()
+        for part in self._parts(X.shape[1]):
+            self._forward(X[:, part], out[:, part], rough)
+        return out
+
+    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+        Y = Y if native.is_columns(Y) else Y.contiguous()
+        out = native.empty(self._count(self._sources, self._columns), Y.shape[1], dtype=self.dtype)
+        if not self._harvests_all:
+            out.zero_()
+        for part in self._parts(Y.shape[1]):
+            self._adjoint(Y[:, part], out[:, part], rough)
+        return out
+
+    def _parts(self, probes: int) -> list[slice]:
+        """Columns of one run: a few beyond whole vectors cost less in a narrow run of their own."""
+        rest = probes % native.PROBE_UNIT
+        if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.flops < WORTH_A_RUN:
+            return [slice(0, probes)]
+        return [slice(0, probes - rest), slice(probes - rest, probes)]
+
+    def _forward(self, X: Tensor, out: Tensor, rough: bool) -> None:
+        probes = X.shape[1]
         with self._arena(probes) as arena:
-            self._seed.run(X.contiguous(), arena, probes)
             rough = rough and arena.shape[1] >= native.PROBE_UNIT
+            self._seed.run(X, arena, probes)
             for stage in self._stages:
                 _clear(arena, stage.fresh)
                 stage.forward(arena, probes, rough)
             self._collect.forward.run(arena, out, probes)
-        return out
 
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+    def _adjoint(self, Y: Tensor, out: Tensor, rough: bool) -> None:
         probes = Y.shape[1]
-        out = native.empty(self._count(self._sources, self._columns), probes, dtype=self.dtype)
-        if not self._harvests_all:
-            out.zero_()
         with self._arena(probes) as arena:
             rough = rough and arena.shape[1] >= native.PROBE_UNIT
             _clear(arena, self._collect_zero)
-            self._collect.adjoint.run(Y.contiguous(), arena, probes)
+            self._collect.adjoint.run(Y, arena, probes)
             for stage in reversed(self._stages):
                 _clear(arena, stage.zero)
                 stage.adjoint(arena, probes, rough)
             _clear(arena, self._seed_zero)
             self._harvest.run(arena, out, probes)
-        return out
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        stride = native.stride_of(columns)
-        spread = self._spread if stride < native.PROBE_UNIT else 0
-        return self.dtype.itemsize * ((self.arena_rows + spread) * stride + ends * columns)
+        strides = [native.stride_of(part.stop - part.start) for part in self._parts(columns)]
+        blocks = max(stride * (self.arena_rows + (self._spread if stride < native.PROBE_UNIT else 0))
+                     for stride in strides)
+        return self.dtype.itemsize * (blocks + ends * columns)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Operations of one column's product over live units, a multiply-add counted as two."""
         return 2 * sum(stage.multiply_adds for stage in self._stages)
