@@ -93,6 +93,10 @@ class LocalOperator(LinearOperator):
     def efficient_columns(self) -> int:
         return self._products.efficient_columns
 
+    @property
+    def own_products(self) -> bool:
+        return bool(self._graph.between(self._sources, self._targets, self._held))  # without a node, the block itself
+
     def narrowest_cut(self) -> Cut | None:
         """The factorisation through the fewest live units, found as a minimum vertex cut of the graph."""
         found = self._cut
@@ -136,6 +140,10 @@ class RoughOperator(LinearOperator):
     def __init__(self, full: LocalOperator) -> None:
         super().__init__(full.shape, full.dtype, full.device, block_size=full.block_size)
         self._full = full
+
+    @property
+    def own_products(self) -> bool:
+        return self._full.own_products
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self._full._matmat(X, rough=True)

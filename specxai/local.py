@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from specxai import regions
 from specxai.backends import choose
 from specxai.capture import Captured, recall
-from specxai.capture.program import is_getitem, references, substitute
+from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
 from specxai.operators import LinearOperator
@@ -20,6 +20,7 @@ from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.target import resolve_target
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
+KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
 POLICIES = ("tangent", "frozen")
 
 
@@ -54,19 +55,20 @@ class Split:
     right    (m_s, n), from the input to the layer
     left     (m, m_s), from the layer to the output
     bypass   (m, n), the paths that go round the layer, None where there are none
-    value    the layer's output at x
+    shape    of the layer's output
     """
 
     layer: str
     right: LinearOperator
     left: LinearOperator
     bypass: LinearOperator | None
-    value: Tensor
+    shape: torch.Size
+    _find: Callable[[], Tensor] = field(repr=False)
 
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the layer's output."""
-        return self.value.shape
+    @cached_property
+    def value(self) -> Tensor:
+        """The layer's output at x."""
+        return self._find()
 
     def __repr__(self) -> str:
         around = "no bypass" if self.bypass is None else "with a bypass"
@@ -90,11 +92,14 @@ class Local:
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         self.input = x.detach()
         with torch.no_grad():
-            self._values = captured.program.run(self.input) if values is None else values
-            nodes = _linear_nodes(captured, self._values, gates)
-            shapes = {i: self._values[i].shape for i in (*nodes, captured.program.input)}
+            values = captured.program.run(self.input) if values is None else values
+            nodes = _linear_nodes(captured, values, gates)
+            shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = graph(nodes, shapes, captured.program.input)
-        self.output: Tensor = self._values[captured.program.output].detach()
+        self.output: Tensor = values[captured.program.output].detach()
+        self._decisions = _decisions(captured.program, values)
+        size = sum(v.numel() * v.itemsize for v in values if isinstance(v, Tensor))
+        self._kept = values if size <= KEPT_VALUES else None
         # J's path holds every other operator's.
         needed = 0 if max_memory is None else self.jacobian.product_bytes
         if self.max_memory < needed:
@@ -156,7 +161,7 @@ class Local:
         around = around and step not in (program.input, program.output)
         return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]),
                      self.operator([program.input], [program.output], held=[step]) if around else None,
-                     self._values[step].detach())
+                     self.graph.shapes[step], lambda: self._values()[step].detach())
 
     def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
         """The linear map between steps of the program, the steps `held` kept at zero."""
@@ -169,11 +174,11 @@ class Local:
         Everything that does not pass through the layer is as at x.
         """
         _, step = self.captured.program.layer(layer)
-        own = self._values[step]
+        own = self.graph.shapes[step]
         if value.numel() != own.numel():
-            raise ValueError(f"value has shape {tuple(value.shape)}; the layer's output is {tuple(own.shape)}")
+            raise ValueError(f"value has shape {tuple(value.shape)}; the layer's output is {tuple(own)}")
         with torch.no_grad():
-            replaced = {step: value.reshape(own.shape).to(own)}
+            replaced = {step: value.reshape(own).to(self.output)}
             return self.captured.program.run(self.input, replaced)[self.captured.program.output]
 
     def same_region(self, x2: Tensor) -> bool:
@@ -191,7 +196,7 @@ class Local:
         The result is a float that knows its `layer` and `unit`: inf where no gate is ever met, 0 where x lies on one,
         as in a max-pool over a constant background, whose ties a step breaks.
         """
-        return regions.first_flip(self.graph, self.named_gates(), direction, self.input)
+        return regions.first_flip(self.graph, self.named_gates(), direction, self.input, self._values())
 
     def named_gates(self) -> list[tuple[str, Gate]]:
         """(layer, gate) of every non-linearity, product of values, stopped gradient and comparison."""
@@ -199,19 +204,6 @@ class Local:
         gates = [(steps[i].layer, node.gate) for i, node in self.graph.nodes.items() if node.gate is not None]
         curved = [(steps[i].layer, Gate(i, None, None)) for i, node in self.graph.nodes.items() if node.curved]
         return gates + curved + self._decisions
-
-    @cached_property
-    def _decisions(self) -> list[tuple[str, Gate]]:
-        """Masks and indices computed from the input: constant on a linear region, so a gate's pattern each."""
-        program, found = self.captured.program, []
-        for step in program.steps:
-            value = self._values[step.index]
-            if step.kind != "call" or not isinstance(value, Tensor) or value.is_floating_point():
-                continue
-            source = next((i for i in references((step.args, dict(step.kwargs))) if i in program.active), None)
-            if source is not None:
-                found.append((step.layer, Gate(source, value, None)))
-        return found
 
     @property
     def generic_nodes(self) -> list[str]:
@@ -245,7 +237,7 @@ class Local:
 
     def _live_table(self) -> list[str]:
         """Live against all units and operations of one column, weighted layer by weighted layer."""
-        rows = [(self.captured.program.steps[step].layer, live, self._values[step].numel(), work / 1e6,
+        rows = [(self.captured.program.steps[step].layer, live, self.graph.shapes[step].numel(), work / 1e6,
                  self.graph.nodes[step].flops / 1e6) for step, live, work in self.jacobian.costs()]
         if not rows:
             return []
@@ -258,6 +250,13 @@ class Local:
     def __repr__(self) -> str:
         return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "
                 f"gates={self.gates!r}, backend={self.backend!r}, {len(self.layers)} layers)")
+
+    def _values(self) -> list:
+        """Every step's value at x."""
+        if self._kept is not None:
+            return self._kept
+        with torch.no_grad():
+            return self.captured.program.run(self.input)
 
     def _offset_layers(self) -> dict[str, list[int]]:
         names: dict[str, list[int]] = {}
@@ -281,6 +280,19 @@ class Local:
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
                 parts.append(self.graph.forward({}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
+
+
+def _decisions(program: Program, values: list) -> list[tuple[str, Gate]]:
+    """Masks and indices computed from the input: constant on a linear region, so a gate's pattern each."""
+    found = []
+    for step in program.steps:
+        value = values[step.index]
+        if step.kind != "call" or not isinstance(value, Tensor) or value.is_floating_point():
+            continue
+        source = next((i for i in references((step.args, dict(step.kwargs))) if i in program.active), None)
+        if source is not None:
+            found.append((step.layer, Gate(source, value, None)))
+    return found
 
 
 def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, LinearNode]:

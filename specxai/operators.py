@@ -226,6 +226,11 @@ class LinearOperator(ABC):
         """The fewest columns of a product that cost about as little each as those of a wide one."""
         return 16
 
+    @property
+    def own_products(self) -> bool:
+        """Is every product a new tensor, which the caller may overwrite?"""
+        return False
+
     def narrowest_cut(self) -> Cut | None:
         """The factorisation R = left @ right of least width, or None where the operator knows none."""
         return None
@@ -328,6 +333,10 @@ class ComposedOperator(LinearOperator):
     def efficient_columns(self) -> int:
         return max(self.left.efficient_columns, self.right.efficient_columns)
 
+    @property
+    def own_products(self) -> bool:
+        return self.left.own_products and self.right.own_products
+
     def narrowest_cut(self) -> Cut:
         """The narrowest of the seam between the factors and the cuts inside them."""
         cuts = [Cut(self.left.shape[1], self.left, self.right)]
@@ -371,6 +380,10 @@ class AdjointOperator(LinearOperator):
     @property
     def efficient_columns(self) -> int:
         return self.original.efficient_columns
+
+    @property
+    def own_products(self) -> bool:
+        return self.original.own_products
 
     def narrowest_cut(self) -> Cut | None:
         cut = self.original.narrowest_cut()

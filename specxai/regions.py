@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,8 +54,11 @@ def differing(ours: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> dic
     return found
 
 
-def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x: Tensor) -> Flip:
-    """The smallest crossing time over all gates: one forward product carries the direction to every gate."""
+def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x: Tensor, values: Sequence) -> Flip:
+    """The smallest crossing time over all gates: one forward product carries the direction to every gate.
+
+    values   of every step at x
+    """
     _piecewise(gates, crossing=True)
     if direction.numel() != x.numel():
         raise ValueError(f"direction has shape {tuple(direction.shape)}, the input {tuple(x.shape)}")
@@ -71,7 +75,7 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
         moved = seed[0] if gate.input == graph.input else taps[gate.input][0][0] if taps[gate.input] else None
         if moved is None:
             continue
-        times = gate.crossing(moved).flatten()
+        times = gate.crossing(values[gate.input].detach(), moved).flatten()
         time, unit = times.min(0) if len(times) else (torch.tensor(math.inf), torch.tensor(0))
         if time.item() < best:
             best = Flip(time.item(), name, int(unit))

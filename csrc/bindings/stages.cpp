@@ -64,7 +64,7 @@ void bind_gather_gemm(py::module_& m, const char* name) {
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,
-             int64_t stride, bool accumulate, const std::optional<std::string>& level) {
+             int64_t stride, bool accumulate, bool lean, const std::optional<std::string>& level) {
             require_count(input_rows, "input_rows");
             require_count(output_rows, "output_rows");
             require_pointer(input, input_rows * stride, "input");
@@ -72,10 +72,10 @@ void bind_gather_gemm(py::module_& m, const char* name) {
             const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
             const py::gil_scoped_release release;
             stage.run(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows, stride,
-                      accumulate, simd);
+                      accumulate, lean, simd);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
-          py::arg("accumulate"), py::arg("level"))
+          py::arg("accumulate"), py::arg("lean"), py::arg("level"))
       .def(
           "run_bf16",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,

@@ -14,7 +14,7 @@ namespace specxai {
 namespace {
 
 constexpr std::size_t page = std::size_t{2} << 20;
-constexpr std::size_t most_idle = std::size_t{128} << 20;  // bytes; what is given back beyond is freed
+constexpr std::size_t most_idle = std::size_t{48} << 20;  // bytes; what is given back beyond is freed
 
 struct Pool {
   std::mutex mutex;
@@ -37,7 +37,7 @@ Block::Block(std::size_t size) : data_(nullptr), size_(size) {
     Pool& p = pool();
     const std::lock_guard<std::mutex> lock(p.mutex);
     const auto found = p.idle.lower_bound(room_);
-    if (found != p.idle.end() && found->first <= room_ + room_ / 4) {
+    if (found != p.idle.end() && found->first <= room_ + room_ / 2) {
       room_ = found->first;
       data_ = found->second;
       p.idle_bytes -= room_;
@@ -60,6 +60,12 @@ Block::~Block() {
   Pool& p = pool();
   {
     const std::lock_guard<std::mutex> lock(p.mutex);
+    // The large ones are worth keeping.
+    while (!p.idle.empty() && p.idle.begin()->first < room_ && p.idle_bytes + room_ > most_idle) {
+      p.idle_bytes -= p.idle.begin()->first;
+      std::free(p.idle.begin()->second);
+      p.idle.erase(p.idle.begin());
+    }
     if (p.idle_bytes + room_ <= most_idle) {
       p.idle.emplace(room_, data_);
       p.idle_bytes += room_;

@@ -9,6 +9,7 @@
 
 #include "common/checks.h"
 #include "common/indices.h"
+#include "common/memory.h"
 #include "common/threads.h"
 #include "cpu/narrow_gemm.h"
 
@@ -201,11 +202,11 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weigh
 
 template <class T>
 void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
-                             std::int64_t stride, bool accumulate, SimdLevel level) const {
+                             std::int64_t stride, bool accumulate, bool lean, SimdLevel level) const {
   check(input_rows, output_rows, stride, true);
   if (is_narrow(stride) && level != SimdLevel::scalar) {
     std::call_once(narrowed_, [this] { narrow_ = std::make_unique<const NarrowGemm<T>>(stage_); });
-    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, level);
+    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, lean, level);
     return;
   }
   run_tasks<T>(kernel_for<T>(level), stage_.weight, {input, output, stride, accumulate});
@@ -218,12 +219,14 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
   check(input_rows, output_rows, stride, false);
 #ifdef SPECXAI_X86_SIMD
   if constexpr (std::is_same_v<T, float>) {
-    std::call_once(rounded_, [this] {
-      const std::int64_t panels = (stage_.width + weight_panel - 1) / weight_panel;
-      weight_bf16_.resize(static_cast<std::size_t>(panels * stage_.taps * stage_.depth * weight_panel));
-      std::transform(stage_.weight, stage_.weight + weight_bf16_.size(), weight_bf16_.begin(), rounded);
-    });
-    run_tasks<Bf16>(bf16::gather_gemm, weight_bf16_.data(), {input, output, stride, accumulate});
+    // Rounded anew every time: a small part of a run, where all stages' weights would hold half of their size again.
+    const std::int64_t panels = (stage_.width + weight_panel - 1) / weight_panel;
+    const std::int64_t count = panels * stage_.taps * stage_.depth * weight_panel;
+    const Block scratch(static_cast<std::size_t>(count) * sizeof(Bf16));
+    Bf16* const weight = static_cast<Bf16*>(scratch.data());
+#pragma omp parallel for schedule(static) num_threads(thread_count(count, count))
+    for (std::int64_t i = 0; i < count; ++i) weight[i] = rounded(stage_.weight[i]);
+    run_tasks<Bf16>(bf16::gather_gemm, weight, {input, output, stride, accumulate});
     return;
   }
 #endif

@@ -102,9 +102,10 @@ class GatherGemmStage {
   GatherGemmStage(const GatherGemmStage&) = delete;
   GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
-  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.
+  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.  `lean`: a narrow run
+  // that keeps no weights of its own.
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
-           bool accumulate, SimdLevel level) const;
+           bool accumulate, bool lean, SimdLevel level) const;
 
   // The same with factors rounded to bfloat16; float32 only.  Throws std::runtime_error unless has_bf16().
   void run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
@@ -122,8 +123,6 @@ class GatherGemmStage {
   using Indices = std::vector<std::int32_t>;
   Indices run_begin_, run_cell_, run_tap_, cell_begin_, in_row_, in_column_, out_begin_, out_row_, out_column_;
   GatherGemm<T> stage_;  // of those
-  mutable std::once_flag rounded_;
-  mutable std::vector<Bf16> weight_bf16_;  // made by the first run_bf16
   mutable std::once_flag narrowed_;
   mutable std::unique_ptr<const NarrowGemm<T>> narrow_;  // made by the first narrow run
   std::vector<Task> tasks_;

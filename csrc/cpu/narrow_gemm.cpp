@@ -57,15 +57,18 @@ NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
   const auto [by_outputs, by_inputs] = vectors(stage, depth_);
   // One site reads every weight once: rearranging them would cost more than it saves.
   by_inputs_ = stage.n_sites > 1 && by_inputs < by_outputs;
-  if (by_inputs_) {
-    weight_.assign(static_cast<std::size_t>(stage.width * stage.taps * depth_), T(0));
-    const std::int64_t lines = stage.taps * stage.depth;
-    for (std::int64_t o = 0; o < stage.width; ++o) {
-      const T* from = stage.weight + o / weight_panel * lines * weight_panel + o % weight_panel;
-      for (std::int64_t t = 0; t < stage.taps; ++t) {
-        T* to = weight_.data() + (o * stage.taps + t) * depth_;
-        for (std::int64_t c = 0; c < stage.depth; ++c) to[c] = from[(t * stage.depth + c) * weight_panel];
-      }
+}
+
+template <class T>
+void NarrowGemm<T>::arrange() const {
+  const GatherGemm<T>& s = stage_;
+  weight_.assign(static_cast<std::size_t>(s.width * s.taps * depth_), T(0));
+  const std::int64_t lines = s.taps * s.depth;
+  for (std::int64_t o = 0; o < s.width; ++o) {
+    const T* from = s.weight + o / weight_panel * lines * weight_panel + o % weight_panel;
+    for (std::int64_t t = 0; t < s.taps; ++t) {
+      T* to = weight_.data() + (o * s.taps + t) * depth_;
+      for (std::int64_t c = 0; c < s.depth; ++c) to[c] = from[(t * s.depth + c) * weight_panel];
     }
   }
 }
@@ -87,13 +90,15 @@ void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, i
 }
 
 template <class T>
-void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, SimdLevel level) const {
+void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool lean, SimdLevel level) const {
   const auto [by_outputs, by_inputs] = kernels_for<T>(level);
+  const bool through_inputs = by_inputs_ && !lean;
+  if (through_inputs) std::call_once(arranged_, [this] { arrange(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);
-  const Block scratch(by_inputs_ ? static_cast<std::size_t>(stage_.n_cells * blocks.stride * depth_) * sizeof(T) : 0);
+  const Block scratch(through_inputs ? static_cast<std::size_t>(stage_.n_cells * blocks.stride * depth_) * sizeof(T) : 0);
   const ByInputs<T> by{weight_.data(), static_cast<const T*>(scratch.data()), depth_};
-  if (by_inputs_) {
+  if (through_inputs) {
     const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
     spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);
   }
@@ -101,7 +106,7 @@ void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, SimdLevel le
   // One after the other in the order of their weights, which a thread then finds in its cache.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
   for (std::int64_t i = 0; i < n_tasks; ++i) {
-    if (by_inputs_) by_inputs(stage_, by, blocks, tasks_[i]);
+    if (through_inputs) by_inputs(stage_, by, blocks, tasks_[i]);
     else by_outputs(stage_, blocks, tasks_[i]);
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "cpu/gather_gemm.h"
@@ -38,17 +39,20 @@ class NarrowGemm {
  public:
   explicit NarrowGemm(const GatherGemm<T>& stage);
 
-  // `work`: multiply-adds of the run.
-  void run(const Blocks<T>& blocks, std::int64_t work, SimdLevel level) const;
+  // `work`: multiply-adds of the run.  `lean`: by outputs, as by inputs needs weights of its own, made by the first such
+  // run and kept.
+  void run(const Blocks<T>& blocks, std::int64_t work, bool lean, SimdLevel level) const;
 
  private:
+  void arrange() const;
   void spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, int n_threads) const;
 
   const GatherGemm<T>& stage_;
   std::vector<Task> tasks_;
   bool by_inputs_;
   std::int64_t depth_;     // padded
-  std::vector<T> weight_;  // by inputs
+  mutable std::once_flag arranged_;
+  mutable std::vector<T> weight_;  // by inputs
 };
 
 namespace avx2 {

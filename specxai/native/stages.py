@@ -75,11 +75,12 @@ class GatherGemm:
         return self._stage.multiply_adds
 
     def run(self, input: Tensor, output: Tensor, accumulate: bool = False, level: str | None = None,
-            bf16: bool = False) -> None:
+            bf16: bool = False, lean: bool = False) -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds
         every factor to bfloat16 and sums in float32: twice the rate, errors of 2⁻⁸; RuntimeError without `has_bf16()`.
+        `lean` runs 1 to 8 probes without weights of their own, which the first such run otherwise makes and keeps.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]
@@ -88,7 +89,7 @@ class GatherGemm:
         if bf16:
             self._stage.run_bf16(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate)
         else:
-            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, level)
+            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, lean, level)
 
 
 class RowSum:

@@ -61,7 +61,7 @@ def absolute(site: Site) -> LinearNode:
     """Slope −1, 0 at z = 0 as in torch, and 1."""
     z = site.args[0].detach()
 
-    def crossing(direction: Tensor) -> Tensor:
+    def crossing(z: Tensor, direction: Tensor) -> Tensor:
         time = torch.where(z * direction < 0, -z / direction, math.inf)
         return torch.where((z == 0) & (direction != 0), 0.0, time)
 
@@ -111,13 +111,16 @@ def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = Fal
     if len(breaks) == 2:
         above = [z >= breaks[0], z > breaks[1]] if closed else [z > breaks[0], z >= breaks[1]]
     pattern = sum(mask.to(torch.int8) for mask in above)
-    slope = torch.zeros_like(z)
-    for piece, at in enumerate(slopes):
-        slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
+    if all(isinstance(at, float) for at in slopes) and slopes == [0.0, 1.0]:
+        slope = pattern.view(torch.bool)  # the pattern itself: a slope in z's dtype is four times as large, or eight
+    else:
+        slope = torch.zeros_like(z)
+        for piece, at in enumerate(slopes):
+            slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
     offset = value - slope * z if len(breaks) == 2 else None
     edges = torch.tensor([-math.inf, *breaks, math.inf], dtype=z.dtype, device=z.device)
 
-    def crossing(direction: Tensor) -> Tensor:
+    def crossing(z: Tensor, direction: Tensor) -> Tensor:
         up, down = edges[pattern.long() + 1], edges[pattern.long()]
         edge = torch.where(direction > 0, up, down)
         time = ((edge - z) / direction).clamp_min(0)

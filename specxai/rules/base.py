@@ -48,13 +48,14 @@ class Gate:
     """The state of a non-linearity at x.
 
     pattern   which linear piece each unit is on (any integer code), None for a smooth gate
-    crossing  direction dz (*S_in) -> smallest t > 0 per unit at which z + t dz leaves its piece, inf for never
+    crossing  (z, direction dz), each (*S_in) -> smallest t > 0 per unit at which z + t dz leaves its piece, inf for
+              never; z is given, since nodes that held it would hold every value of the network
     input     the step whose value z is gated
     """
 
     input: int
     pattern: Tensor | None
-    crossing: Callable[[Tensor], Tensor] | None
+    crossing: Callable[[Tensor, Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class LinearNode:
 
 @dataclass(frozen=True)
 class Site:
-    """One call at one x: what a rule sees.
+    """One call at one x: what a rule sees.  A node must not hold it, or it would hold the call's values.
 
     args, kwargs   the call's arguments as values
     refs           the same positions, `Ref` where the value depends on x and else None

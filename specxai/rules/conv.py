@@ -38,35 +38,36 @@ def general(site: Site) -> LinearNode | None:
 def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, groups, extra=None):
     if not site.only(0):
         return None  # a kernel that depends on x is bilinear
-    z, weight, bias = site.args[0], site.args[1], site.arg(2, "bias")
-    dims = weight.ndim - 2
+    weight, bias = site.args[1], site.arg(2, "bias")
+    own, shape, dims = site.args[0].shape, site.value.shape, weight.ndim - 2
     # `extra` is the asymmetric part of padding="same" with an even kernel.
-    inner = z.shape[-dims - 1:] if extra is None else torch.Size(
-        [z.shape[-dims - 1], *(n + before + after for n, (before, after) in zip(z.shape[-dims:], extra, strict=True))])
+    inner = own[-dims - 1:] if extra is None else torch.Size(
+        [own[-dims - 1], *(n + before + after for n, (before, after) in zip(own[-dims:], extra, strict=True))])
 
     def apply(block: Tensor) -> Tensor:
-        planes = block.reshape(-1, *z.shape[-dims - 1:])
+        planes = block.reshape(-1, *own[-dims - 1:])
         if extra is not None:
             planes = F.pad(planes, [v for pair in reversed(extra) for v in pair])
         out = torch.ops.aten.convolution(planes, weight, None, stride, padding, dilation, is_transposed,
                                          output_padding, groups)
-        return out.reshape(block.shape[0], *site.value.shape)
+        return out.reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
-        planes = block.reshape(-1, *site.value.shape[-dims - 1:])
+        planes = block.reshape(-1, *shape[-dims - 1:])
         like = planes.new_empty(1).expand(planes.shape[0], *inner)  # only its shape is read
         grad = torch.ops.aten.convolution_backward(planes, like, weight, None, stride, padding, dilation,
                                                    is_transposed, output_padding, groups, (True, False, False))[0]
         if extra is not None:
             for axis, (before, _) in enumerate(extra):
-                grad = grad.narrow(2 + axis, before, z.shape[-dims + axis])
-        return grad.reshape(block.shape[0], *z.shape)
+                grad = grad.narrow(2 + axis, before, own[-dims + axis])
+        return grad.reshape(block.shape[0], *own)
 
     offset = None
     if bias is not None:
-        offset = bias.detach().reshape(-1, *(1,) * dims).expand(site.value.shape)
-    sites = (z if is_transposed else site.value).shape[-dims:].numel() * (z.shape[0] if z.ndim == dims + 2 else 1)
-    plain = extra is None and z.ndim == dims + 2
+        offset = bias.detach().reshape(-1, *(1,) * dims).expand(shape)
+    batched = len(own) == dims + 2
+    sites = (own if is_transposed else shape)[-dims:].numel() * (own[0] if batched else 1)
+    plain = extra is None and batched
     conv = Convolution(weight, stride, padding, dilation, groups, is_transposed) if plain else None
     return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True, conv=conv)
 

@@ -32,33 +32,34 @@ def matmul(site: Site) -> LinearNode | None:
     if not (site.only(0) or site.only(1)) or min(left.ndim, right.ndim) < 2:
         return None  # both sides depend on x: attention, bilinear layers
     position = 0 if site.only(0) else 1
-    z, constant = (left, right) if position == 0 else (right, left)
+    own, constant = (left.shape, right) if position == 0 else (right.shape, left)
+    shape = site.value.shape
 
     def apply(block: Tensor) -> Tensor:
-        out = torch.matmul(_lift(block, site.value.ndim), constant) if position == 0 else torch.matmul(
-            constant, _lift(block, site.value.ndim))
-        return out.reshape(block.shape[0], *site.value.shape)
+        lifted = _lift(block, len(shape))
+        out = torch.matmul(lifted, constant) if position == 0 else torch.matmul(constant, lifted)
+        return out.reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
         out = torch.matmul(block, constant.mT) if position == 0 else torch.matmul(constant.mT, block)
-        return sum_to(out, z.shape)
+        return sum_to(out, own)
 
-    flops = 2 * site.value.numel() * z.shape[-1 if position == 0 else -2]
+    flops = 2 * shape.numel() * own[-1 if position == 0 else -2]
     return one(site, apply, adjoint, position=position, flops=flops, resets=True)
 
 
 def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:
     """y = W z + b over the last axis; weight is (out, in)."""
+    own, shape = site.args[position].shape, site.value.shape
 
     def apply(block: Tensor) -> Tensor:
-        return (block @ weight.mT).reshape(block.shape[0], *site.value.shape)
+        return (block @ weight.mT).reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
-        return (block.reshape(*block.shape[:-1], weight.shape[0]) @ weight).reshape(
-            block.shape[0], *site.args[position].shape)
+        return (block.reshape(*block.shape[:-1], weight.shape[0]) @ weight).reshape(block.shape[0], *own)
 
-    offset = None if bias is None else bias.detach().expand(site.value.shape)
-    flops = 2 * site.args[position].numel() * weight.shape[0]
+    offset = None if bias is None else bias.detach().expand(shape)
+    flops = 2 * own.numel() * weight.shape[0]
     return one(site, apply, adjoint, position=position, offset=offset, flops=flops, resets=True,
                dense=DenseStage(weight))
 

@@ -28,7 +28,9 @@ def max_pool(site: Site) -> LinearNode | None:
     ceil_mode = bool(site.arg(5, "ceil_mode", False))
     _, winners = _WITH_INDICES[dims](z, kernel, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=True)
 
-    def crossing(direction: Tensor) -> Tensor:
+    winners = winners.int()  # a plane has fewer than 2^31 points, and every gate is kept
+
+    def crossing(z: Tensor, direction: Tensor) -> Tensor:
         return _pool_crossing(z, direction, kernel, stride, padding, dilation, winners)
 
     return _select(site, winners, dims, Gate(site.ref(0), winners, crossing if dims < 3 else None))
@@ -39,7 +41,7 @@ def adaptive_max_pool(site: Site) -> LinearNode | None:
     if site.output != 0:
         return None
     dims = int(str(site.step.target).split("max_pool")[1][0])
-    winners = site.step.target(site.args[0].detach(), *site.args[1:])[1]
+    winners = site.step.target(site.args[0].detach(), *site.args[1:])[1].int()
     return _select(site, winners, dims, Gate(site.ref(0), winners, None))
 
 
@@ -50,12 +52,12 @@ def _select(site: Site, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
 
     def apply(block: Tensor) -> Tensor:
         planes = block.reshape(block.shape[0], -1, own[-dims:].numel())
-        return planes.gather(2, rows.expand(block.shape[0], -1, -1)).reshape(block.shape[0], *shape)
+        return planes.gather(2, rows.long().expand(block.shape[0], -1, -1)).reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
         planes = block.reshape(block.shape[0], -1, rows.shape[2])
         out = block.new_zeros(block.shape[0], rows.shape[1], own[-dims:].numel())
-        return out.scatter_add_(2, rows.expand(block.shape[0], -1, -1), planes).reshape(block.shape[0], *own)
+        return out.scatter_add_(2, rows.long().expand(block.shape[0], -1, -1), planes).reshape(block.shape[0], *own)
 
     return one(site, apply, adjoint, gate=gate, flops=site.value.numel(), units=apply)
 
@@ -68,7 +70,7 @@ def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilati
         z, direction, winners = z.unsqueeze(-2), direction.unsqueeze(-2), winners.unsqueeze(-2)
         kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
     height, width = z.shape[-2:]
-    planes = winners.reshape(-1, 1, winners.shape[-2:].numel())
+    planes = winners.reshape(-1, 1, winners.shape[-2:].numel()).long()
     # Padding, and what ceil_mode reads beyond it, can never win.
     need = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in
             zip(winners.shape[-2:], stride, dilation, kernel, strict=True)]
@@ -94,8 +96,10 @@ def average_pool(site: Site) -> LinearNode:
     own, shape = site.args[0].shape, site.value.shape
     dims = int(str(site.step.target).split("avg_pool")[1][0])
 
+    call, arguments, options, dtype = site.step.target, site.args[1:], site.kwargs, site.value.dtype
+
     def pool(planes: Tensor) -> Tensor:
-        return site.step.target(planes, *site.args[1:], **site.kwargs)
+        return call(planes, *arguments, **options)
 
     def apply(block: Tensor) -> Tensor:
         return pool(block.reshape(-1, *own[-dims - 1:])).reshape(block.shape[0], *shape)
@@ -110,7 +114,7 @@ def average_pool(site: Site) -> LinearNode:
     def entries() -> tuple[Tensor, Tensor, Tensor]:
         # Pooling the unit planes gives the matrix of one plane, the same for all.
         size, planes = own[-dims:].numel(), own[:-dims].numel()
-        unit = torch.eye(size, dtype=site.value.dtype).reshape(size, 1, *own[-dims:])
+        unit = torch.eye(size, dtype=dtype).reshape(size, 1, *own[-dims:])
         matrix = pool(unit).reshape(size, -1)
         inner, outer = matrix.nonzero(as_tuple=True)
         plane = torch.arange(planes)[:, None]

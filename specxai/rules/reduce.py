@@ -19,7 +19,7 @@ def reduce(site: Site) -> LinearNode:
     for axis in axes:
         count *= own[axis]
     scale = 1 / count if "mean" in str(site.step.target) else 1
-    shape = site.value.shape
+    shape, dtype = site.value.shape, site.value.dtype
 
     def apply(block: Tensor) -> Tensor:
         total = block.sum([axis + 1 for axis in axes]) if axes else block
@@ -30,6 +30,6 @@ def reduce(site: Site) -> LinearNode:
 
     def entries() -> tuple[Tensor, Tensor, Tensor]:
         total = torch.arange(shape.numel()).reshape(kept).expand(own).reshape(-1)
-        return total, torch.arange(own.numel()), torch.full((own.numel(),), float(scale), dtype=site.value.dtype)
+        return total, torch.arange(own.numel()), torch.full((own.numel(),), float(scale), dtype=dtype)
 
     return one(site, apply, adjoint, flops=site.args[0].numel(), entries=entries)

@@ -13,7 +13,7 @@ from torch import Tensor
 from specxai import native
 from specxai.native.tall import takes
 
-__all__ = ["extend", "gram", "range_basis", "row_chunks", "tall_qr"]
+__all__ = ["difference_norms", "extend", "gram", "range_basis", "row_chunks", "tall_product", "tall_qr"]
 
 # Numbers taken to double precision at a time: what a second-level cache holds, so that no copy ever reaches memory.
 CHUNK = 1 << 16
@@ -48,30 +48,35 @@ def row_chunks(X: Tensor):
         yield slice(start, start + rows)
 
 
-def tall_qr(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (m, min(m, b)) with orthonormal columns in X's dtype, and C (min(m, b), b) in float64, with X = Q C."""
+def tall_qr(X: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    """Q (m, min(m, b)) with orthonormal columns in X's dtype, and C (min(m, b), b) in float64, with X = Q C.
+
+    overwrite   Q may take X's memory
+    """
     m, b = X.shape
     if b == 0 or m == 0:
         return X.new_zeros(m, 0), torch.zeros(0, b, dtype=torch.float64, device=X.device)
-    factors = _cholesky_qr(X) if b <= m else None
-    if factors is not None:
-        return factors
+    before = torch.eye(b, dtype=torch.float64, device=X.device)
+    if b <= m:
+        X, before, done = _cholesky_qr(X, overwrite and X.is_contiguous())
+        if done:
+            return X, before
     Q, C = torch.linalg.qr(X)
-    return Q, C.double()
+    return Q, C.double() @ before
 
 
-def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
-    """CholeskyQR2, with a third pass where X is ill conditioned; None where that is not enough either."""
+def _cholesky_qr(X: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, bool]:
+    """CholeskyQR2, with a third pass where X is ill conditioned: Q, C, and whether that was enough; X = Q C anyway."""
     m, b = X.shape
     unit = torch.eye(b, dtype=torch.float64, device=X.device)
     Q, C, passes = X, unit, 2
     for step in range(3):
         G = gram(Q)
         if not torch.isfinite(G).all():
-            return None
+            break
         if step == passes - 1 and torch.linalg.norm(G - unit) > NEARLY:
             if passes == 3:
-                return None
+                break
             passes = 3
         L, failed = torch.linalg.cholesky_ex(G)
         if failed and step == 0:
@@ -80,18 +85,18 @@ def _cholesky_qr(X: Tensor) -> tuple[Tensor, Tensor] | None:
             L, failed = torch.linalg.cholesky_ex(G + shift * unit)
             passes = 3
         if failed:
-            return None
+            break
         # The small inverse makes the tall step one product; what it loses the next pass repairs.
         inverse = torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
-        if step == 0:
-            Q = _product(X, inverse)
+        if step == 0 and not (overwrite and passes == 2):  # what fails later is begun again, from X
+            Q = tall_product(X, inverse)
         else:  # in place: pages that are new cost more than the product
             for rows in row_chunks(Q):
                 Q[rows] = Q[rows] @ inverse
         C = L.mT @ C
         if step == passes - 1 or (step == 0 and passes == 2 and _condition(C) <= WELL_CONDITIONED):
-            return Q, C
-    return None
+            return Q, C, True
+    return (Q, C, False) if overwrite and Q is X else (X, unit, False)
 
 
 def _condition(C: Tensor) -> float:
@@ -100,19 +105,28 @@ def _condition(C: Tensor) -> float:
     return float(s[0] / s[-1])
 
 
-def _product(X: Tensor, M: Tensor) -> Tensor:
-    """X M for tall X."""
+def tall_product(X: Tensor, M: Tensor) -> Tensor:
+    """X M for tall X (m, b) and small M (b, k), in X's dtype."""
+    M = M.to(X.dtype)
     if X.device.type != "cpu":
         return X @ M
     return torch.mm(X, M, out=native.empty(len(X), M.shape[1], dtype=X.dtype))
 
 
-def range_basis(X: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def difference_norms(X: Tensor, A: Tensor, Y: Tensor, B: Tensor) -> Tensor:
+    """‖X A − Y B‖ of each column in float64, (k,), for tall X and Y and small A and B."""
+    total = torch.zeros(A.shape[1], dtype=torch.float64, device=X.device)
+    for rows in row_chunks(X):
+        total += (X[rows].double() @ A - Y[rows].double() @ B).square_().sum(0)
+    return total.sqrt()
+
+
+def range_basis(X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     """Basis Q (m, r) of the directions of X with singular value above `floor`, and C (r, b) with X ≈ Q C.
 
-    What is dropped has spectral norm at most `floor`.
+    What is dropped has spectral norm at most `floor`.  `overwrite` as for `tall_qr`.
     """
-    Q, C = tall_qr(X)
+    Q, C = tall_qr(X, overwrite)
     A, s, Bt = small_svd(C)
     r = int((s > floor).sum())
     if r == X.shape[1]:
@@ -120,14 +134,14 @@ def range_basis(X: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return Q @ A[:, :r].to(Q.dtype), s[:r, None] * Bt[:r]
 
 
-def extend(basis: Tensor, X: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """The part of X outside an orthonormal `basis` (m, q): new Q (m, r), H (q, b), C (r, b), X ≈ basis H + Q C.
 
     Block classical Gram-Schmidt, twice.  The second projection acts on the unit columns of the first, so that a
-    nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).
+    nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).  `overwrite` as for `tall_qr`.
     """
     if basis.shape[1] == 0:
-        Q, C = range_basis(X, floor)
+        Q, C = range_basis(X, floor, overwrite)
         return Q, C.new_zeros(0, X.shape[1]), C
     H, outside = project_out(basis, X)
     Q, C = range_basis(outside, floor)

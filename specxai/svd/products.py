@@ -46,6 +46,10 @@ class Counted(LinearOperator):
     def flops(self) -> int:
         return self.operator.flops
 
+    @property
+    def own_products(self) -> bool:
+        return self.operator.own_products
+
     def narrowest_cut(self):
         return self.operator.narrowest_cut()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specxai.operators import LinearOperator
 from specxai.svd.certify import FLOORS, HeldOut, residual_norms
-from specxai.svd.orth import extend, small_svd
+from specxai.svd.orth import extend, small_svd, tall_product
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
 
@@ -77,7 +77,7 @@ class Space:
 
     def add(self, Q: Tensor, floor: float) -> Tensor:
         """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
-        P, H, C = extend(self.P, self.operator.rmatmat(Q), floor)
+        P, H, C = extend(self.P, self.operator.rmatmat(Q), floor, overwrite=self.operator.own_products)
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
         self._left.append(Q)
@@ -92,8 +92,8 @@ class Space:
     def compress(self, keep: int) -> None:
         """Keep the `keep` leading Ritz pairs only (thick restart, Baglama & Reichel 2005)."""
         X, s, Y = self.ritz()
-        self._left.replace(self.Q @ Y[:, :keep].to(self.Q.dtype))
-        self._right.replace(self.P @ X[:, :keep].to(self.P.dtype))
+        self._left.replace(tall_product(self.Q, Y[:, :keep]))
+        self._right.replace(tall_product(self.P, X[:, :keep]))
         self.T = torch.diag(s[:keep])
 
     def truncation(self, s: Tensor, tol: float, unseen: float) -> int | None:
@@ -114,7 +114,7 @@ class Space:
         X, s, Y = self.ritz()
         k = min(k, int((s > floor).sum()))
         dtype = operator.dtype
-        U, S, V = self.Q @ Y[:, :k].to(dtype), s[:k].to(dtype), self.P @ X[:, :k].to(dtype)
+        U, S, V = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype), tall_product(self.P, X[:, :k])
         self._right.replace(V)  # the rest of P is not needed any more, and as large as an operator's blocks
         forward, adjoint = residual_norms(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specxai.svd.certify import FLOORS, HeldOut, leave_one_out, rounding_floor
-from specxai.svd.orth import range_basis, small_svd, tall_qr
+from specxai.svd.orth import difference_norms, range_basis, small_svd, tall_qr
 from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 from specxai.svd.space import Space
@@ -95,8 +95,7 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
         if rank is not None:
             # Rv = RRᵀQ y/σ, so the residual needs no product of its own.
             y = right[:, :rank]
-            residual = (Y.double() @ (y / s[:rank].clamp_min(floor))) - (Q.double() @ y) * s[:rank]
-            worst = float(torch.linalg.norm(residual, dim=0).max())
+            worst = float(difference_norms(Y, y / s[:rank].clamp_min(floor), Q, y * s[:rank]).max())
             operator.bar.describe(f"iteration {iterations}, residual {worst / float(s[0]):.1e} λ₁")
             done = worst <= max(tol * float(s[0]), floor)
             if rough is not None:

@@ -164,7 +164,5 @@ def test_a_plan_s_memory_is_known_before(name):
     J.matmat(torch.randn(J.shape[1], 25))
     assert plan._pool[0].numel() == plan.arena_rows * 32
     assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
-    rows = 32 * plan.arena_rows  # 18 columns in one run, or two of them in a narrow one
-    if plan.flops >= WORTH_A_RUN:
-        rows = max(16 * plan.arena_rows, 2 * (plan.arena_rows + plan._spread))
-    assert plan.product_bytes(18) == 4 * (rows + 18 * sum(J.shape))
+    stride = 16 if plan.flops >= WORTH_A_RUN else 32  # two of 18 in a narrow run
+    assert plan.product_bytes(18) == 4 * (plan.arena_rows * stride + 18 * sum(J.shape))

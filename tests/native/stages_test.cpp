@@ -91,7 +91,8 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   std::unique_ptr<T[]> output(new T[random.output_rows * stride]);
   std::copy_n(before.get(), random.output_rows * stride, output.get());
   const specxai::GatherGemmStage<T> stage(random.tables());
-  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, level);
+  const bool lean = below(2) == 1;
+  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, lean, level);
   if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
     stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);

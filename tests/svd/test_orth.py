@@ -8,15 +8,19 @@ import torch
 from specxai.svd import orth
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e4, 1e7, 1e12, float("inf")])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("condition", [1.0, 3.0, 30.0, 1e4, 1e7, 1e12, float("inf")])
 @pytest.mark.parametrize("shape", [(200, 12), (12, 12), (5, 12), (1, 3), (7, 0), (0, 4)])
-def test_tall_qr(shape, condition, dtype):
+def test_tall_qr(shape, condition, overwrite, dtype):
     m, b = shape
     scales = torch.logspace(0, -torch.log10(torch.tensor(condition)).clamp_max(30), b, dtype=torch.float64)
     X = (torch.randn(m, b, dtype=torch.float64) * scales).to(dtype)
     if condition == float("inf") and b > 1:
         X[:, 1] = X[:, 0]
-    Q, C = orth.tall_qr(X)
+    given = X.clone()
+    Q, C = orth.tall_qr(given, overwrite=overwrite)
+    if not overwrite:
+        assert torch.equal(given, X)
     eps, r = torch.finfo(dtype).eps, min(m, b)
     assert Q.shape == (m, r)
     assert C.shape == (r, b)

@@ -45,6 +45,7 @@ class NativeGraph(Graph):
         """The plan of the map from the units of some steps to the units of others."""
         path = self._path(sources, targets, held, dtype)
         live = self._live(path, sources, targets, held, columns, rows)
+        self._last = None  # the cut comes first, and the plan is the last to ask
         return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
                     self._pool)
 

@@ -17,7 +17,7 @@ from specxai import native
 from specxai.backends.native.arena import Buffer, lay_out
 from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.residual import Residuals
-from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Stage, channel_constant
+from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Mode, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
@@ -61,8 +61,8 @@ class Plan:
         out = native.empty(self._count(self._targets, self._rows), X.shape[1], dtype=self.dtype)
         if not self._collects_all:
             out.zero_()
-        for part in self._parts(X.shape[1]):
-            self._forward(X[:, part], out[:, part], rough)
+        for part, mode in self._runs(X.shape[1], rough):
+            self._forward(X[:, part], out[:, part], mode)
         return out
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
@@ -70,45 +70,46 @@ class Plan:
         out = native.empty(self._count(self._sources, self._columns), Y.shape[1], dtype=self.dtype)
         if not self._harvests_all:
             out.zero_()
-        for part in self._parts(Y.shape[1]):
-            self._adjoint(Y[:, part], out[:, part], rough)
+        for part, mode in self._runs(Y.shape[1], rough):
+            self._adjoint(Y[:, part], out[:, part], mode)
         return out
 
-    def _parts(self, probes: int) -> list[slice]:
-        """Columns of one run: a few beyond whole vectors cost less in a narrow run of their own."""
+    def _runs(self, probes: int, rough: bool = False) -> list[tuple[slice, Mode]]:
+        """Columns of one run each: a few beyond whole vectors cost less in a narrow one of their own."""
         rest = probes % native.PROBE_UNIT
+        rough = rough and native.stride_of(probes) >= native.PROBE_UNIT
         if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.flops < WORTH_A_RUN:
-            return [slice(0, probes)]
-        return [slice(0, probes - rest), slice(probes - rest, probes)]
+            return [(slice(0, probes), Mode(rough))]
+        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), Mode(lean=True))]
 
-    def _forward(self, X: Tensor, out: Tensor, rough: bool) -> None:
+    def _forward(self, X: Tensor, out: Tensor, mode: Mode) -> None:
         probes = X.shape[1]
         with self._arena(probes) as arena:
-            rough = rough and arena.shape[1] >= native.PROBE_UNIT
             self._seed.run(X, arena, probes)
             for stage in self._stages:
                 _clear(arena, stage.fresh)
-                stage.forward(arena, probes, rough)
+                stage.forward(arena, probes, mode)
             self._collect.forward.run(arena, out, probes)
 
-    def _adjoint(self, Y: Tensor, out: Tensor, rough: bool) -> None:
+    def _adjoint(self, Y: Tensor, out: Tensor, mode: Mode) -> None:
         probes = Y.shape[1]
         with self._arena(probes) as arena:
-            rough = rough and arena.shape[1] >= native.PROBE_UNIT
             _clear(arena, self._collect_zero)
             self._collect.adjoint.run(Y, arena, probes)
             for stage in reversed(self._stages):
                 _clear(arena, stage.zero)
-                stage.adjoint(arena, probes, rough)
+                stage.adjoint(arena, probes, mode)
             _clear(arena, self._seed_zero)
             self._harvest.run(arena, out, probes)
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        strides = [native.stride_of(part.stop - part.start) for part in self._parts(columns)]
-        blocks = max(stride * (self.arena_rows + (self._spread if stride < native.PROBE_UNIT else 0))
-                     for stride in strides)
+        blocks = 0
+        for part, mode in self._runs(columns):
+            stride = native.stride_of(part.stop - part.start)
+            spread = self._spread if stride < native.PROBE_UNIT and not mode.lean else 0
+            blocks = max(blocks, (self.arena_rows + spread) * stride)
         return self.dtype.itemsize * (blocks + ends * columns)
 
     @cached_property

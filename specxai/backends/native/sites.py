@@ -69,17 +69,18 @@ class Sites:
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
         seen = native.any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
-        return self.flat((seen[:, :, None] & self._used.flatten(2).any(2)).flatten(1))
+        return self.flat((seen[:, :, None] & self._used[0]).flatten(1))
 
     def demand(self, wanted: Tensor) -> Tensor:
         """Input units (flat) that a wanted output unit reads."""
         seen = native.any_neighbour(self._any(wanted, self.outputs), self.feeds)
-        return self.flat((seen[:, :, None] & self._used.any(3).any(1)).flatten(1))
+        return self.flat((seen[:, :, None] & self._used[1]).flatten(1))
 
     @cached_property
-    def _used(self) -> Tensor:
-        """Weights that are not zero: a unit whose weights are all zero is dead."""
-        return self.weight.ne(0)
+    def _used(self) -> tuple[Tensor, Tensor]:
+        """(groups, outputs) and (groups, inputs): has the unit a weight that is not zero?"""
+        used = self.weight.ne(0).any(3)
+        return used.any(2), used.any(1)
 
     def _any(self, units: Tensor, channels: int) -> Tensor:
         """(positions, groups): is any unit of the group set there?"""

@@ -7,6 +7,7 @@ or added to where another reader has written before.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,6 +18,21 @@ from specxai.backends.native.arena import Buffer
 from specxai.backends.native.sites import Sites
 from specxai.backends.native.units import Units
 from specxai.rules import LinearNode
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a product runs.
+
+    rough   with factors in bfloat16
+    lean    a narrow one without weights of its own
+    """
+
+    rough: bool = False
+    lean: bool = False
+
+
+FULL = Mode()
 
 
 class Link:
@@ -67,11 +83,11 @@ class Stage(ABC):
         self.reads, self.writes = native.map_rows(self.reads, table), native.map_rows(self.writes, table)
 
     @abstractmethod
-    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         """Write the stage's outputs."""
 
     @abstractmethod
-    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         """Write, or add to, the cotangents of what the stage reads."""
 
     @property
@@ -154,12 +170,12 @@ class GatherStage(Stage):
             del self.reads, self.writes  # the stages have tables of their own
         return stage, fold
 
-    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
-        self._forward.run(arena, arena, self.base is not None, bf16=rough)
+    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+        self._forward.run(arena, arena, self.base is not None, bf16=mode.rough, lean=mode.lean)
 
-    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
-        stage.run(arena, arena, self.accumulate and fold is None, bf16=rough)
+        stage.run(arena, arena, self.accumulate and fold is None, bf16=mode.rough, lean=mode.lean)
         if fold is not None:
             fold.adjoint.run(arena, arena, probes, self.accumulate)
 
@@ -174,17 +190,21 @@ class LinkStage(Stage):
     def __init__(self, entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> None:
         writes = torch.cat([to for to, _, _ in entries])
         super().__init__(torch.cat([source for _, source, _ in entries]), writes)
-        self.entries = entries
+        self.entries = entries  # until the rows are those of the arena
         self._scale, self._dtype = _together(entries, dtype), dtype
+
+    def relocate(self, table: Tensor) -> None:
+        super().relocate(table)
+        self.entries = []
 
     @cached_property
     def _link(self) -> Link:
         return Link(self.writes, self.reads, self._scale, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         self._link.forward.run(arena, arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         self._link.adjoint.run(arena, arena, probes, self.accumulate)
 
 
@@ -209,7 +229,7 @@ class DenseStage(Stage):
     def _out(self) -> Link:
         return Link(self.writes, self._at.int(), None, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         total = None
         for term, link in zip(self._terms, self._into, strict=True):
             own = self._shapes[term.input]
@@ -219,7 +239,7 @@ class DenseStage(Stage):
             total = part if total is None else total + part
         self._out.forward.run(total.reshape(probes, -1).T.contiguous(), arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int, rough: bool = False) -> None:
+    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         dense = arena.new_zeros(self._shape.numel(), probes)
         self._out.adjoint.run(arena, dense, probes)
         block = dense.T.reshape(probes, *self._shape)

@@ -154,8 +154,8 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) 
     factor = kept = None
     if isinstance(term.factor, Tensor):
         small = term.factor.detach()
-        open_ = small != 0
-        if not bool((small.eq(1) | ~open_).all()):
+        open_ = small if small.dtype is torch.bool else small != 0
+        if small is not open_ and not bool((small.eq(1) | ~open_).all()):
             factor = small.to(dtype).expand(shape)
         if not bool(open_.all()):
             kept = open_.expand(shape).reshape(-1)
