@@ -127,10 +127,10 @@ def range_basis(X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tenso
     What is dropped has spectral norm at most `floor`.  `overwrite` as for `tall_qr`.
     """
     Q, C = tall_qr(X, overwrite)
+    if C.shape[0] == C.shape[1] and bool((torch.linalg.svdvals(C) > floor).all()):
+        return Q, C
     A, s, Bt = small_svd(C)
     r = int((s > floor).sum())
-    if r == X.shape[1]:
-        return Q, C
     return Q @ A[:, :r].to(Q.dtype), s[:r, None] * Bt[:r]
 
 

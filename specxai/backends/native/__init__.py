@@ -30,6 +30,9 @@ def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     return True, f"{native.simd_level()} kernels"
 
 
+KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
+
+
 class NativeGraph(Graph):
     """`Graph` whose operators run plans over live units."""
 
@@ -45,7 +48,8 @@ class NativeGraph(Graph):
         """The plan of the map from the units of some steps to the units of others."""
         path = self._path(sources, targets, held, dtype)
         live = self._live(path, sources, targets, held, columns, rows)
-        self._last = None  # the cut comes first, and the plan is the last to ask
+        if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
+            self._last = None
         return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
                     self._pool)
 
