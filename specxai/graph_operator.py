@@ -95,7 +95,7 @@ class LocalOperator(LinearOperator):
 
     @property
     def own_products(self) -> bool:
-        return bool(self._graph.between(self._sources, self._targets, self._held))  # without a node, the block itself
+        return True
 
     def narrowest_cut(self) -> Cut | None:
         """The factorisation through the fewest live units, found as a minimum vertex cut of the graph."""

@@ -90,15 +90,16 @@ class Local:
         self.captured, self.gates = captured, gates
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
-        self.input = x.detach()
+        self.input = x.detach().clone()  # the values at x may be computed again when the caller has changed x
         with torch.no_grad():
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = graph(nodes, shapes, captured.program.input)
+            self._dtypes = {i: values[i].dtype for i in shapes}
         self.output: Tensor = values[captured.program.output].detach()
         self._decisions = _decisions(captured.program, values)
-        size = sum(v.numel() * v.itemsize for v in values if isinstance(v, Tensor))
+        size = sum(values[i].numel() * values[i].itemsize for i in shapes)
         self._kept = values if size <= KEPT_VALUES else None
         # J's path holds every other operator's.
         needed = 0 if max_memory is None else self.jacobian.product_bytes
@@ -178,7 +179,7 @@ class Local:
         if value.numel() != own.numel():
             raise ValueError(f"value has shape {tuple(value.shape)}; the layer's output is {tuple(own)}")
         with torch.no_grad():
-            replaced = {step: value.reshape(own).to(self.output)}
+            replaced = {step: value.reshape(own).to(self.output.device, self._dtypes[step])}
             return self.captured.program.run(self.input, replaced)[self.captured.program.output]
 
     def same_region(self, x2: Tensor) -> bool:
@@ -252,7 +253,7 @@ class Local:
                 f"gates={self.gates!r}, backend={self.backend!r}, {len(self.layers)} layers)")
 
     def _values(self) -> list:
-        """Every step's value at x."""
+        """Every step's value at x, for the weights as they are now."""
         if self._kept is not None:
             return self._kept
         with torch.no_grad():

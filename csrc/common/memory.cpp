@@ -60,8 +60,11 @@ Block::~Block() {
   Pool& p = pool();
   {
     const std::lock_guard<std::mutex> lock(p.mutex);
-    // The large ones are worth keeping.
-    while (!p.idle.empty() && p.idle.begin()->first < room_ && p.idle_bytes + room_ > most_idle) {
+    // The large ones are worth keeping: smaller ones go where that makes room.
+    std::size_t smaller = 0;
+    for (auto it = p.idle.begin(); it != p.idle.end() && it->first < room_; ++it) smaller += it->first;
+    while (p.idle_bytes + room_ > most_idle && p.idle_bytes - smaller + room_ <= most_idle) {
+      smaller -= p.idle.begin()->first;
       p.idle_bytes -= p.idle.begin()->first;
       std::free(p.idle.begin()->second);
       p.idle.erase(p.idle.begin());

@@ -36,6 +36,18 @@ GatherGemmKernel<T> kernel_for(SimdLevel level) {
   else return scalar::gather_gemm_f64;
 }
 
+// Writes the live of `count` rows and their columns after the `n` that are there, and returns how many there are then.
+// Without a branch, as liveness is random: so one place more than there are live ones is written.
+std::int64_t pack_live(const std::int32_t* rows, std::int64_t count, std::int64_t first_column, std::int64_t n,
+                       std::vector<std::int32_t>& row, std::vector<std::int32_t>& column) {
+  for (std::int64_t c = 0; c < count; ++c) {
+    row[n] = rows[c];
+    column[n] = static_cast<std::int32_t>(first_column + c);
+    n += rows[c] >= 0;
+  }
+  return n;
+}
+
 #ifdef SPECXAI_X86_SIMD
 Bf16 rounded(float value) {
   std::uint32_t bits;
@@ -81,17 +93,6 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
             in_column_.data(), out_begin_.data(), out_row_.data(), out_column_.data(), t.weight, t.taps, t.depth,
             t.width};
   make_tasks();
-}
-
-// Appends the live of `count` rows and their columns; without a branch, as liveness is random.
-std::int64_t pack_live(const std::int32_t* rows, std::int64_t count, std::int64_t first_column, std::int64_t n,
-                       std::vector<std::int32_t>& row, std::vector<std::int32_t>& column) {
-  for (std::int64_t c = 0; c < count; ++c) {
-    row[n] = rows[c];
-    column[n] = static_cast<std::int32_t>(first_column + c);
-    n += rows[c] >= 0;
-  }
-  return n;
 }
 
 // Live inputs packed cell by cell; a site's runs are its neighbours' cells.
@@ -219,6 +220,10 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
   check(input_rows, output_rows, stride, false);
 #ifdef SPECXAI_X86_SIMD
   if constexpr (std::is_same_v<T, float>) {
+    if (stage_.n_sites == 1) {  // each weight is read once: rounding it would cost what it saves
+      run(input, input_rows, output, output_rows, stride, accumulate, false, SimdLevel::avx512);
+      return;
+    }
     // Rounded anew every time: a small part of a run, where all stages' weights would hold half of their size again.
     const std::int64_t panels = (stage_.width + weight_panel - 1) / weight_panel;
     const std::int64_t count = panels * stage_.taps * stage_.depth * weight_panel;

@@ -97,7 +97,7 @@ void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool lean, S
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);
   const Block scratch(through_inputs ? static_cast<std::size_t>(stage_.n_cells * blocks.stride * depth_) * sizeof(T) : 0);
-  const ByInputs<T> by{weight_.data(), static_cast<const T*>(scratch.data()), depth_};
+  const ByInputs<T> by{through_inputs ? weight_.data() : nullptr, static_cast<const T*>(scratch.data()), depth_};
   if (through_inputs) {
     const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
     spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);

@@ -81,21 +81,27 @@ def passes(subject: Subject) -> Iterator[dict]:
     alone would allow."""
     if subject.left_out(AUTO, PASSES):
         return
-    peak = native.multiply_add_peak(subject.x.dtype)
     operator = subject.operator(AUTO)
     m, n = operator.shape
     generator = torch.Generator().manual_seed(0)
+    # The best of several moments: another guest of the machine halves it now and then.
+    peak = native.multiply_add_peak(subject.x.dtype)
+    done = []
     for direction, size in (("forward", n), ("adjoint", m)):
         block = torch.randn(size, COLUMNS, generator=generator).to(operator.dtype)
         product, reference = ((operator.matmat, subject.reference.matmat) if direction == "forward" else
                               (operator.rmatmat, subject.reference.rmatmat))
         result, times = timed(lambda p=product, b=block: p(b), 5)
+        peak = max(peak, native.multiply_add_peak(subject.x.dtype))
         want = reference(block[:, :1])
-        gflop = operator.flops * COLUMNS / 1e9
+        error = float((result[:, :1] - want).norm() / want.norm())
+        done.append((direction, times, error))
+    gflop = operator.flops * COLUMNS / 1e9
+    for direction, times, error in done:
         yield {"group": f"{subject.case.name} {PASSES}", **spread(times), "case": subject.case.name, "question": PASSES,
                "text": f"one product of {COLUMNS} columns; live operations, against {peak / 1e9:.0f} GFLOP/s of "
                        "multiply-adds on registers alone", "peer": f"{AUTO}, {direction}",
-               "error": float((result[:, :1] - want).norm() / want.norm()), "gflop": gflop,
+               "error": error, "gflop": gflop,
                "of_peak": gflop * 1e9 / median(times) / peak}
 
 

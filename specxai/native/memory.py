@@ -17,9 +17,11 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     torch.Size([3, 2])
     """
     size = torch.Size(shape).numel() * dtype.itemsize
-    if size < SMALL or not available()[0]:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(compiled().Block(size), dtype=dtype).view(shape)
+    # Made outside inference mode: other threads write to it, and later products outside may.
+    with torch.inference_mode(False):
+        if size < SMALL or not available()[0]:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(compiled().Block(size), dtype=dtype).view(shape)
 
 
 def release_idle() -> None:

@@ -119,13 +119,14 @@ class RowSum:
         The blocks may be columns [a, b) of wider ones.
         """
         rows_in, rows_out = _columns("input", input, self.dtype), _columns("output", output, self.dtype)
-        self._stage.run(input.data_ptr(), rows_in, input.stride(0), output.data_ptr(), rows_out, output.stride(0),
-                        output.shape[1], n_probes, accumulate)
+        self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
+                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
 
 
 def is_columns(t: Tensor) -> bool:
     """Do a block's rows (rows, width) lie one after the other, each without gaps?"""
-    return t.ndim == 2 and t.stride(1) == 1 and t.stride(0) >= t.shape[1]
+    # An axis of one element has any stride, which `contiguous` leaves as it is.
+    return t.ndim == 2 and (t.shape[1] <= 1 or t.stride(1) == 1) and (t.shape[0] <= 1 or t.stride(0) >= t.shape[1])
 
 
 def _suffix(dtype: torch.dtype) -> str:

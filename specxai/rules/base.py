@@ -117,7 +117,8 @@ class LinearNode:
 
 @dataclass(frozen=True)
 class Site:
-    """One call at one x: what a rule sees.  A node must not hold it, or it would hold the call's values.
+    """One call at one x: what a rule sees.  A node must not hold it, or it would hold the call's values;
+    the generic node does, which calls again.
 
     args, kwargs   the call's arguments as values
     refs           the same positions, `Ref` where the value depends on x and else None

@@ -94,13 +94,12 @@ def neg(site: Site) -> LinearNode:
       "lift_fresh_copy.default", "_to_copy.default", "detach_.default", "native_dropout.default")
 def identity(site: Site) -> LinearNode | None:
     """Copies, and dropout in eval mode; a change of dtype is followed by the adjoint change."""
-    name, dtype = str(site.step.target), site.args[0].dtype
+    name, own, dtype = str(site.step.target), site.args[0].dtype, site.value.dtype
     if "dropout" in name and site.args[2] is True and site.args[1] > 0:
         return None
     if not site.value.is_floating_point() or site.output:
         return None
-    return one(site, lambda block: block.to(site.value.dtype), lambda block: block.to(dtype), units=unchanged,
-               view=True)
+    return one(site, lambda block: block.to(dtype), lambda block: block.to(own), units=unchanged, view=True)
 
 
 @rule("detach.default")

@@ -2,7 +2,8 @@
 
 X (m, b) = Q C.  CholeskyQR is one Gram matrix and one triangular solve, matrix products throughout; a second pass
 brings the orthogonality down to the working precision (Yamamoto et al. 2015), a shift with a third pass carries it
-through where the Gram matrix is not numerically definite (Fukaya et al. 2020, arXiv 1809.11085).
+through where the Gram matrix is not numerically definite (Fukaya et al. 2020, arXiv 1809.11085).  Well-conditioned
+columns, as those of most blocks are, need the first pass only.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ CHUNK = 1 << 16
 # The last pass of CholeskyQR starts from columns at most this far from orthonormal, ‖QᵀQ − I‖_F: then its triangle is
 # well conditioned, and what it returns is orthonormal to the rounding of one product.
 NEARLY = 0.5
-# Up to this condition number (of unit columns) one pass is as good as two: with a Gram matrix in double precision the
-# rounding of the tall product alone, eps κ, keeps its columns from being orthonormal.
+# Up to this condition number (of unit columns) one pass is nearly as good as two: it leaves columns that are
+# orthonormal to eps κ in float32, whose Gram matrix has digits to spare, and to eps κ² in float64.
 WELL_CONDITIONED = 4
 
 # Columns up to which the compiled projection, which reads a basis once, beats two matrix products.

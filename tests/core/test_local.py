@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -187,7 +190,9 @@ def test_bad_policy_and_memory():
     needed = specxai.linearize(model, x).jacobian.product_bytes
     with pytest.raises(ValueError, match=f"max_memory is {needed - 1:,} bytes, .* needs {needed:,} "):
         specxai.linearize(model, x, max_memory=needed - 1)
-    assert specxai.linearize(model, x, max_memory=needed).jacobian.block_size == 1
+    narrow = specxai.linearize(model, x, backend="reference", max_memory=needed).jacobian
+    assert narrow.block_size == 1
+    assert torch.allclose(narrow.to_dense(), specxai.linearize(model, x, max_memory=needed).jacobian.to_dense())
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose auto, reference, native"):
         specxai.linearize(model, x, backend="cuda")
 
@@ -238,3 +243,42 @@ def test_a_tolerance_alone_decides_the_rank():
     loose, tight, default = (specxai.explain(net, x, layer="1", **kw) for kw in ({"tol": 0.5}, {"tol": 0.05}, {}))
     assert len(loose) < len(default) == 50 < len(tight)
     assert len(specxai.explain(net, x, layer="1", rank=3, tol=0.05)) == 3
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr("specxai.local.KEPT_VALUES", 0)
+
+
+def test_values_that_are_not_kept_are_found_again(nothing_kept):
+    model, x = build("perceptron")
+    given = x.clone()
+    local = specxai.linearize(model, given)
+    flip = local.first_flip(torch.ones_like(x))
+    given.zero_()  # the caller's own business
+    assert local._kept is None
+    layer = local.layers[1]
+    assert torch.equal(local.split(layer).value, model[:2](x).detach())
+    assert local.first_flip(torch.ones_like(x)) == flip
+    assert torch.allclose(local.run_tail(layer, local.split(layer).value), local.output)
+
+
+def test_nodes_hold_no_values(nothing_kept):
+    """Every value of a large net would stay in memory with them."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(),
+                          nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.randn(1, 3, 9, 9)
+    captured, seen = specxai.capture(model, x), []
+    run = captured.program.run
+
+    def watched(*args):
+        values = run(*args)
+        seen.extend(weakref.ref(values[i]) for i in captured.program.active if isinstance(values[i], torch.Tensor))
+        return values
+
+    object.__setattr__(captured.program, "run", watched)
+    local = captured.linearize(x)
+    local.jacobian.to_dense()
+    gc.collect()
+    alive = [value().shape for value in seen if value() is not None]
+    assert alive == [local.input.shape], "the input itself"

@@ -53,11 +53,17 @@ class Net(nn.Module):
 def check(net: nn.Module, x: torch.Tensor) -> specxai.Local:
     captured = specxai.capture(net, x, verify=False)
     ours, wanted = (captured.linearize(x, backend=name) for name in ("native", "reference"))
-    for probes in (2, 17):
-        X = torch.randn(x.numel(), probes, dtype=x.dtype)
-        for _ in range(2):  # the second finds the first's values in the arena
-            assert_close(ours.jacobian @ X, wanted.jacobian @ X, factor=8)
-            assert_close(ours.jacobian.T @ X, wanted.jacobian.T @ X, factor=8)
+    for layer in ("", *ours.layers[1:-1:3]):
+        pairs = [(ours.jacobian, wanted.jacobian)]
+        if layer:
+            a, b = ours.split(layer), wanted.split(layer)
+            pairs = [(a.right, b.right), (a.left, b.left), *([(a.bypass, b.bypass)] if b.bypass else [])]
+        for a, b in pairs:
+            for probes in (2, 17):
+                X, Y = (torch.randn(size, probes, dtype=x.dtype) for size in (b.shape[1], b.shape[0]))
+                for _ in range(2):  # the second finds the first's values in the arena
+                    assert_close(a @ X, b @ X, factor=8)
+                    assert_close(a.T @ Y, b.T @ Y, factor=8)
     return ours
 
 

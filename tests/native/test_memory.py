@@ -28,6 +28,22 @@ def test_memory_is_used_again_when_the_last_view_is_gone():
     assert native.empty(ROWS, 64).data_ptr() == place
 
 
+def test_a_large_block_is_worth_more_than_small_ones():
+    native.release_idle()
+    large = 40 << 18  # numbers: 40 MB of the 48 that are kept
+    small, other = native.empty(10 << 18), native.empty(large)
+    places = small.data_ptr(), other.data_ptr()
+    del small
+    del other
+    gc.collect()
+    assert native.empty(large).data_ptr() == places[1]
+    huge = native.empty(100 << 18)
+    del huge  # too large to be kept, so nothing made room for it
+    gc.collect()
+    assert native.empty(large).data_ptr() == places[1]
+    native.release_idle()
+
+
 def test_blocks_are_what_was_asked_for():
     for shape in ((ROWS, 64), (3, 5), (0, 7), (ROWS * 64 + 1,)):
         for dtype in (torch.float32, torch.float64):

@@ -62,6 +62,25 @@ def test_residuals_name_a_wrong_triplet(kit):
     assert torch.allclose(adjoint, forward, atol=1e-12)
 
 
+def test_large_blocks_of_probes_are_the_same_on_any_threads_and_in_any_mode():
+    from specxai.operators import DenseOperator
+    from specxai.svd.products import LARGE, gaussian, generator_of
+
+    rows, like, blocks = LARGE // 8 + 3, DenseOperator(torch.eye(2)), []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        blocks.append(gaussian(rows, 8, generator_of(0), like))
+    torch.set_num_threads(before)
+    with torch.inference_mode():
+        blocks.append(gaussian(rows, 8, generator_of(0), like))
+    assert all(torch.equal(blocks[0], block) for block in blocks)
+    assert abs(float(blocks[0].mean())) <= 5 / (rows * 8) ** 0.5
+    assert abs(float(blocks[0].std()) - 1) <= 5 / (rows * 8) ** 0.5
+    parts = blocks[0].tensor_split(8)
+    assert not torch.equal(parts[0][:9], parts[1][:9])
+
+
 def test_probes_do_not_depend_on_dtype():
     single = gaussian(9, 4, generator_of(1), DenseOperator(torch.zeros(3, 9)))
     double = gaussian(9, 4, generator_of(1), DenseOperator(torch.zeros(3, 9, dtype=torch.float64)))

@@ -17,6 +17,8 @@ from specxai.backends.native.sites import sites_of
 from specxai.backends.native.units import Join, pick_of
 from specxai.backends.reference import Graph
 
+KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
+
 
 def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[bool, str]:
     """(can the backend run here, why or why not)."""
@@ -28,9 +30,6 @@ def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     if dtype not in (torch.float32, torch.float64):
         return False, f"the compiled kernels take float32 and float64, the model is {dtype}"
     return True, f"{native.simd_level()} kernels"
-
-
-KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
 
 
 class NativeGraph(Graph):

@@ -22,7 +22,7 @@ from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
 NARROW_REST = 4  # columns
-WORTH_A_RUN = 4_000_000  # operations of a column, from which a run of its own costs less than empty lanes
+WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less than empty lanes
 
 
 class Plan:
@@ -78,7 +78,7 @@ class Plan:
         """Columns of one run each: a few beyond whole vectors cost less in a narrow one of their own."""
         rest = probes % native.PROBE_UNIT
         rough = rough and native.stride_of(probes) >= native.PROBE_UNIT
-        if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.flops < WORTH_A_RUN:
+        if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
             return [(slice(0, probes), Mode(rough))]
         return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), Mode(lean=True))]
 
@@ -261,8 +261,8 @@ class Plan:
         for stage in self._stages:
             if stage.scratch:
                 stage.scratch_at = self._buffers[stage.scratch_at].place
-            if stage.base is not None:
-                stage.fresh = [(stage.base.place, stage.base.place + stage.base.size)]
+            if stage.own_rows is not None:
+                stage.fresh = [(stage.own_rows.place, stage.own_rows.place + stage.own_rows.size)]
             stage.relocate(table)
 
         if self._rows is not None:

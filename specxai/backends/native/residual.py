@@ -94,7 +94,10 @@ class Residuals:
         return stage if alone and len(operand.rows) == buffer.size else None
 
     def _free(self, base: _Operand, made: int, k: int) -> bool:
-        """Is the base there when stage `made` runs, and no longer read by anyone else?"""
+        """Do the base's rows exist when stage `made` runs, and does no one else read them from then on?
+
+        They may be unfinished: where they are a sum themselves, a later stage adds its part after this one.
+        """
         return all(self._buffers[b].born < made and
                    not any(int(counts[b]) for j, counts in enumerate(self.counts) if j >= made and j != k)
                    for b in base.buffers)
@@ -109,7 +112,7 @@ class Residuals:
         self._alias[sum_.start:sum_.start + sum_.size] = rows
         self._alias[added.rows.long()] = rows[added.to.long() - sum_.start]
         sum_.size, sum_.born, made.size = int(own.sum()), made.born, 0
-        maker.base = sum_
+        maker.own_rows = sum_
         self._shared.update({at, *base.buffers})
         # Who reads the sum reads the base now, and the sum may be an operand of the next.
         self.counts[k] = torch.zeros_like(self.counts[k])

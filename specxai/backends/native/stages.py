@@ -60,7 +60,7 @@ class Stage(ABC):
     fresh, zero  arena rows (start, stop) to clear before the product forward, and adjoint
     accumulate   the adjoint adds to what other readers have written
     scratch      rows that the adjoint needs for itself, and where they are
-    base         rows of its own in a sum that the stage adds onto, None where it does not add
+    own_rows     of a sum that the stage adds onto, beside those that the sum took over; None where it does not add
     spread       units that a product of few columns may lay out once more
     """
 
@@ -72,7 +72,7 @@ class Stage(ABC):
         self.zero: list[tuple[int, int]] = []
         self.accumulate = False
         self.scratch, self.scratch_at, self.spread = 0, 0, 0
-        self.base: Buffer | None = None
+        self.own_rows: Buffer | None = None
 
     def count(self, begin: Tensor) -> Tensor:
         """How many different rows of each buffer are read."""
@@ -171,7 +171,7 @@ class GatherStage(Stage):
         return stage, fold
 
     def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._forward.run(arena, arena, self.base is not None, bf16=mode.rough, lean=mode.lean)
+        self._forward.run(arena, arena, self.own_rows is not None, bf16=mode.rough, lean=mode.lean)
 
     def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
