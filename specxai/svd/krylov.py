@@ -40,7 +40,7 @@ def krylov(
 ) -> SVDResult:
     """Leading triplets by block Krylov.
 
-    With a rank: until each of its residuals is ≤ max(tol λ₁, floor).  Without: until the error bound is
+    With a rank: until each of its residuals is certain to be ≤ tol λ₁, or is near the floor.  Without: until the error bound is
     ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
     """
     generator = generator_of(seed)
@@ -76,7 +76,7 @@ def krylov(
             residual = torch.linalg.norm(C @ X[X.shape[0] - right.shape[1] :, :rank], dim=0)
             worst = float(residual.max()) if residual.numel() else float("inf")
             operator.bar.describe(f"basis {space.size}, residual {worst / max(float(s[0]), 1e-300):.1e} λ₁")
-            converged = space.size > rank and worst <= max(tol * float(s[0]), floor)
+            converged = space.size > rank and worst <= max(tol * float(s[0]) - 2 * floor, floor)
         else:
             unseen = held.factor * held.unseen(space.Q)
             operator.bar.describe(f"basis {space.size}, unseen {unseen / max(held.norm, 1e-300):.1e} ‖R‖")

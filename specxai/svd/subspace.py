@@ -97,7 +97,7 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             y = right[:, :rank]
             worst = float(difference_norms(Y, y / s[:rank].clamp_min(floor), Q, y * s[:rank]).max())
             operator.bar.describe(f"iteration {iterations}, residual {worst / float(s[0]):.1e} λ₁")
-            done = worst <= max(tol * float(s[0]), floor)
+            done = worst <= max(tol * float(s[0]) - 2 * floor, floor)  # the certificate adds the floor, products round
             if rough is not None:
                 if done or worst <= ROUGH * float(s[0]) or worst > PROGRESS * before:
                     Q, _ = range_basis(Y - shift * Q, floor)
