@@ -40,8 +40,8 @@ def krylov(
 ) -> SVDResult:
     """Leading triplets by block Krylov.
 
-    With a rank: until each of its residuals is certain to be ≤ tol λ₁, or is near the floor.  Without: until the error bound is
-    ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
+    With a rank: until each of its residuals is certain to be ≤ tol λ₁, or is near the floor.  Without: until the error
+    bound is ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
     """
     generator = generator_of(seed)
     held = HeldOut(operator, generator)
