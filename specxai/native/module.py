@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 try:
     from specxai import _native
 except ImportError as error:  # not built, or built for another Python
     _native = None
-    _reason = f"the compiled module specxai._native cannot be imported ({error}); build it with `pip install .`"
+    _source = (Path(__file__).parents[2] / "csrc").is_dir()  # which hides an installed package from who runs in it
+    _remedy = "`pip install -e .`, or leave the source folder if it is installed" if _source else "`pip install .`"
+    _reason = f"the compiled module specxai._native cannot be imported ({error}); build it with {_remedy}"
 else:
     _reason = ""
 
