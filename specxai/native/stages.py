@@ -119,6 +119,8 @@ class RowSum:
         The blocks may be columns [a, b) of wider ones.
         """
         rows_in, rows_out = _columns("input", input, self.dtype), _columns("output", output, self.dtype)
+        if output.shape[1] == 0:
+            return
         self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
                         max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
 

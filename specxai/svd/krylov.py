@@ -68,7 +68,7 @@ def krylov(
         spent = operator.products >= max_products or (full and rank is None)
         if space.size < next_check and not (spent or restart):
             continue
-        columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * operator.flops)
+        columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
         next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
         X, s, _ = space.ritz()
         if rank is not None:

@@ -49,8 +49,8 @@ def svd(
         method: "auto" (by counted cost), "exact", "krylov" or "subspace".
         seed: of the random probes; same seed, same machine, same result, bit for bit.
         progress: True or False forces the bar; None shows it on terminals, on runs longer than two seconds.
-        block_size: columns of a Krylov block, or oversampling columns of subspace iteration; by default 4 to 64, as
-            products of the operator are fast.
+        block_size: columns of a Krylov block, or oversampling columns of subspace iteration; by default 4 to 64, by
+            the operator's `efficient_columns`; of subspace iteration at least 16.
         max_basis: columns of the Krylov basis before a restart, or, with a tolerance only, before it gives up.
         max_products: columns after which a solver gives up; the result then says `converged=False`.
         start: (n, j) right vectors to begin from, as a neighbour's V.  Speeds up, changes nothing else.

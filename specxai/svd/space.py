@@ -105,7 +105,7 @@ class Space:
         return int((tails > allowed).sum())
 
     def result(self, held: HeldOut, floor: float, k: int, *, method: str, seed: int, converged: bool, settings: dict):
-        """The k leading triplets with every certificate.
+        """The k leading triplets with every certificate; it ends the space, whose P is given up.
 
         ‖R − UΣVᵀ‖_F² = ‖UᵀR − ΣVᵀ‖_F² + Σ_{i>k} σᵢ² + ‖(I − QQᵀ)R‖_F²: the first measured by real products, the second
         known, the third from the held-out probes.

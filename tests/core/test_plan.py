@@ -99,6 +99,20 @@ def test_one_column_through_what_has_no_stage(backend):
     assert float(result.residuals.max()) <= 1e-10 * float(result.S[0])
 
 
+def test_bytes_never_fall_as_columns_are_added():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(484, 5)).eval()
+    x = torch.randn(1, 1, 28, 28)
+    J = specxai.linearize(model, x, backend="native").jacobian
+    sizes = [J._products.product_bytes(columns) for columns in range(1, 65)]
+    assert sizes == sorted(sizes)
+    limited = specxai.linearize(model, x, backend="native", max_memory=sizes[15]).jacobian
+    assert limited.block_size == 16
+    X = torch.randn(J.shape[1], 24)
+    assert_close(limited @ X, J @ X, factor=2)
+
+
 @pytest.mark.parametrize("probes", [16, 17, 20, 21, 50])
 def test_columns_beyond_whole_vectors(probes, dtype):
     torch.manual_seed(0)

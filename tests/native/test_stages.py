@@ -62,8 +62,10 @@ def test_gather_gemm(dtype, level, stride, groups, shape):
     arguments, dense = random_stage(dtype=dtype, groups=groups, **shape)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
     written = rows(arguments["outside"])
-    got = torch.zeros(len(dense), stride, dtype=dtype)
+    got = torch.full((len(dense), stride), torch.nan, dtype=dtype)  # a site without inputs writes zeros
     stage.run(Z, got, level=level)
+    left = torch.ones(len(dense), dtype=torch.bool).index_fill_(0, written, False)
+    assert got[left].isnan().all()
     assert_close(got[written], (dense @ Z)[written], factor=4)
     before = got.clone()
     stage.run(Z, got, accumulate=True, level=level)
@@ -108,9 +110,12 @@ def test_bfloat16_factors(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 8, 64])
-def test_threads_do_not_change_a_bit(dtype, stride):
-    arguments, dense = random_stage(600, dtype)
+@pytest.mark.parametrize("shape", [{"sites": 700, "depth": 64, "made": 64, "dead": (0.5, 0.3)},
+                                   {"sites": 900, "depth": 96, "made": 80, "dead": (0.1, 0.8)}], ids=["out", "in"])
+def test_threads_do_not_change_a_bit(dtype, stride, shape):
+    arguments, dense = random_stage(dtype=dtype, **shape)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
+    assert stage.multiply_adds >= 1 << 19, "work for two threads, even on one probe"
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -117,3 +117,12 @@ def test_small_sizes(m, n, rank, decay, method, double, seed, scale):
     assert torch.linalg.norm(matrix.double() - (U * S) @ V.mT) <= result.error
     if result.rank:
         assert bool(((S[:, None] - values).abs().amin(1) <= result.residuals).all())
+
+
+def test_an_operator_whose_products_cost_nothing():
+    class Diagonal(DenseOperator):
+        flops = 0
+
+    matrix = torch.diag(torch.linspace(2, 1, 400))
+    result = specxai.svd(Diagonal(matrix), rank=3, tol=1e-2, method="krylov")
+    assert float((result.S - torch.linalg.svdvals(matrix)[:3]).abs().max()) <= float(result.residuals.max())

@@ -29,7 +29,7 @@ class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
 
     `rough` products multiply bfloat16 and add float32, where the processor does that at twice the rate; those of a few
-    columns are in full precision.
+    columns, and fully connected layers of one position, are in full precision.
 
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
@@ -77,10 +77,16 @@ class Plan:
     def _runs(self, probes: int, rough: bool = False) -> list[tuple[slice, Mode]]:
         """Columns of one run each: a few beyond whole vectors cost less in a narrow one of their own."""
         rest = probes % native.PROBE_UNIT
-        rough = rough and native.stride_of(probes) >= native.PROBE_UNIT
+        stride = native.stride_of(probes)
+        if stride < native.PROBE_UNIT:
+            return [(slice(0, probes), Mode(lean=self._is_lean(stride)))]
         if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
             return [(slice(0, probes), Mode(rough))]
         return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), Mode(lean=True))]
+
+    def _is_lean(self, stride: int) -> bool:
+        """Would laying the inputs out once more take a narrow run more memory than a wide one?"""
+        return stride * (self.arena_rows + self._spread) > native.PROBE_UNIT * self.arena_rows
 
     def _forward(self, X: Tensor, out: Tensor, mode: Mode) -> None:
         probes = X.shape[1]
@@ -105,11 +111,10 @@ class Plan:
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        blocks = 0
-        for part, mode in self._runs(columns):
-            stride = native.stride_of(part.stop - part.start)
-            spread = self._spread if stride < native.PROBE_UNIT and not mode.lean else 0
-            blocks = max(blocks, (self.arena_rows + spread) * stride)
+        most = native.stride_of(self._runs(columns)[0][0].stop)
+        # The most of any narrower run, so that bytes never fall as columns are added.
+        narrow = [s for s in (1, 2, 4, 8) if s <= most and not self._is_lean(s)]
+        blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 
     @cached_property
