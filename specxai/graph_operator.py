@@ -73,8 +73,11 @@ class LocalOperator(LinearOperator):
 
     def _chunk(self, columns: int) -> int:
         most = min(columns, MOST_COLUMNS if self._block_size is None else self._block_size)
+        needed = self._for(columns).product_bytes
+        if needed(most) <= self.max_memory:
+            return most
         # The largest count that fits: bytes never fall as columns are added.
-        return max(1, bisect_right(range(1, most + 1), self.max_memory, key=self._for(columns).product_bytes))
+        return max(1, bisect_right(range(1, most + 1), self.max_memory, key=needed))
 
     @property
     def input_shape(self) -> torch.Size:

@@ -20,7 +20,8 @@ inline void require_count(std::int64_t value, const char* name) {
 // A pointer is needed as soon as there is something behind it.
 inline void require_pointer(std::uintptr_t pointer, std::int64_t count, const char* name) {
   require(pointer != 0 || count == 0,
-          std::string(name) + " is a null pointer but " + std::to_string(count) + " elements are to be read or written");
+          std::string(name) + " is a null pointer but " + std::to_string(count) +
+              " elements are to be read or written");
 }
 
 // The number of elements of an a by b array, refused if its bytes do not fit in 63 bits.

@@ -29,10 +29,10 @@ Pool& pool() {
 
 }  // namespace
 
-Block::Block(std::size_t size) : data_(nullptr), size_(size) {
+Block::Block(std::size_t size) : data_(nullptr), size_(size), room_(0) {
+  if (size == 0) return;
   if (size > std::numeric_limits<std::size_t>::max() - page) throw std::bad_alloc();
   room_ = (size + page - 1) / page * page;
-  if (room_ == 0) room_ = page;
   {
     Pool& p = pool();
     const std::lock_guard<std::mutex> lock(p.mutex);
@@ -57,6 +57,7 @@ Block::Block(std::size_t size) : data_(nullptr), size_(size) {
 }
 
 Block::~Block() {
+  if (data_ == nullptr) return;
   Pool& p = pool();
   {
     const std::lock_guard<std::mutex> lock(p.mutex);

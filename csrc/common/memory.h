@@ -5,7 +5,7 @@
 
 namespace specxai {
 
-// A block of at least `size` bytes, aligned to a page of 2 MB.  Its end gives it back to the pool.
+// A block of at least `size` bytes, aligned to a page of 2 MB; null where that is none.  Its end gives it back to the pool.
 class Block {
  public:
   // Throws std::bad_alloc where there is no memory left.

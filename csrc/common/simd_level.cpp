@@ -44,8 +44,8 @@ SimdLevel parse_level(const std::string& name, const std::string& source) {
     if (name != name_of(level)) continue;
     const auto& levels = supported_levels();
     if (std::find(levels.begin(), levels.end(), level) != levels.end()) return level;
-    throw std::runtime_error(source + " asks for '" + name + "', which this CPU or this build cannot run; it can run: " +
-                             supported_names());
+    throw std::runtime_error(source + " asks for '" + name +
+                             "', which this CPU or this build cannot run; it can run: " + supported_names());
   }
   throw std::runtime_error(source + " is '" + name + "'; expected one of scalar, avx2, avx512");
 }

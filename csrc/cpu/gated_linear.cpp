@@ -48,8 +48,8 @@ void gated_linear(const GatedLinear<T>& stage, SimdLevel level) {
   const int n_threads = thread_count(n_panels, n_outputs * n_inputs * stage.n_probes);
   // Allocated here, since an exception must not leave a parallel region.
   const std::size_t per_thread = (kernel.workspace + 15) / 16 * 16;
-  const std::unique_ptr<T, AlignedDelete> workspace(
-      static_cast<T*>(::operator new(std::max<std::size_t>(1, n_threads * per_thread) * sizeof(T), std::align_val_t{64})));
+  const std::size_t bytes = std::max<std::size_t>(1, n_threads * per_thread) * sizeof(T);
+  const std::unique_ptr<T, AlignedDelete> workspace(static_cast<T*>(::operator new(bytes, std::align_val_t{64})));
 
 #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (int t = 0; t < n_threads; ++t) {

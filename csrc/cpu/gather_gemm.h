@@ -102,12 +102,13 @@ class GatherGemmStage {
   GatherGemmStage(const GatherGemmStage&) = delete;
   GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
-  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.  `lean`: a narrow run
-  // that keeps no weights of its own.
+  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.  `lean`: a narrow
+  // run that keeps no weights of its own.
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
            bool accumulate, bool lean, SimdLevel level) const;
 
-  // The same with factors rounded to bfloat16; float32 only.  Throws std::runtime_error unless has_bf16().
+  // The same with factors rounded to bfloat16, but for a stage of one site, which reads each weight once; float32 only.
+  // Throws std::runtime_error unless has_bf16().
   void run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
                 bool accumulate) const;
 

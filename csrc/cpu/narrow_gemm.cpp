@@ -53,7 +53,9 @@ std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64
 
 template <class T>
 NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
-    : stage_(stage), tasks_(tasks_of(stage, task_columns)), depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
+    : stage_(stage),
+      tasks_(tasks_of(stage, task_columns)),
+      depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
   const auto [by_outputs, by_inputs] = vectors(stage, depth_);
   // One site reads every weight once: rearranging them would cost more than it saves.
   by_inputs_ = stage.n_sites > 1 && by_inputs < by_outputs;
@@ -96,7 +98,8 @@ void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool lean, S
   if (through_inputs) std::call_once(arranged_, [this] { arrange(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);
-  const Block scratch(through_inputs ? static_cast<std::size_t>(stage_.n_cells * blocks.stride * depth_) * sizeof(T) : 0);
+  const std::int64_t spread_units = through_inputs ? stage_.n_cells * blocks.stride * depth_ : 0;
+  const Block scratch(static_cast<std::size_t>(spread_units) * sizeof(T));
   const ByInputs<T> by{through_inputs ? weight_.data() : nullptr, static_cast<const T*>(scratch.data()), depth_};
   if (through_inputs) {
     const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));

@@ -18,8 +18,9 @@ inline bool is_narrow(std::int64_t stride) { return stride == 1 || stride == 2 |
 //
 // A stage takes the form with fewer vectors.  After a ReLU half of the units are alive, after max-pooling nearly all,
 // and before it a quarter: mostly one side is nearly dense.
-// By inputs: weight(t, c, o) = weight[(o * taps + t) * depth + c], and the inputs of cell i, zero where they are dead, are
-// spread[i * stride * depth ...], vector by vector and in each probe by probe; depth is padded to whole panels.
+//
+// By inputs: weight(t, c, o) = weight[(o * taps + t) * depth + c], and the inputs of cell i, zero where they are dead,
+// are spread[i * stride * depth ...], vector by vector and in each probe by probe; depth is padded to whole panels.
 template <class T>
 struct ByInputs {
   const T* weight;
@@ -39,8 +40,8 @@ class NarrowGemm {
  public:
   explicit NarrowGemm(const GatherGemm<T>& stage);
 
-  // `work`: multiply-adds of the run.  `lean`: by outputs, as by inputs needs weights of its own, made by the first such
-  // run and kept.
+  // `work`: multiply-adds of the run.  `lean`: by outputs, as by inputs needs weights of its own, made by the first
+  // such run and kept.
   void run(const Blocks<T>& blocks, std::int64_t work, bool lean, SimdLevel level) const;
 
  private:

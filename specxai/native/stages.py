@@ -79,8 +79,9 @@ class GatherGemm:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds
-        every factor to bfloat16 and sums in float32: twice the rate, errors of 2⁻⁸; RuntimeError without `has_bf16()`.
-        `lean` runs 1 to 8 probes without weights of their own, which the first such run otherwise makes and keeps.
+        every factor to bfloat16 and sums in float32, at twice the rate and with errors of 2⁻⁸, but for a stage of one
+        site; RuntimeError without `has_bf16()`.  `lean` runs 1 to 8 probes without weights of their own, which the
+        first such run otherwise makes and keeps.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]

@@ -55,9 +55,9 @@ def subtract(basis: Tensor, H: Tensor, X: Tensor, out: Tensor | None = None, lev
     out = empty(*X.shape, dtype=X.dtype) if out is None else out
     _check(basis=basis, X=X, out=out)
     _fit(basis, X)
-    if H.dtype is not torch.float64 or H.shape != (len(basis), X.shape[1]) or not H.is_contiguous():
-        raise ValueError(f"H must be contiguous float64 of shape {(len(basis), X.shape[1])}, got {H.dtype} "
-                         f"{tuple(H.shape)}")
+    if H.dtype is not torch.float64 or H.shape != (len(basis), X.shape[1]) or not takes(H):
+        raise ValueError(f"H must be contiguous float64 on the CPU, {(len(basis), X.shape[1])}; got {H.dtype} "
+                         f"{tuple(H.shape)} on {H.device}")
     if out.shape != X.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, X has {tuple(X.shape)}")
     _kernel("subtract", X)(basis=basis.data_ptr(), n_basis=len(basis), factors=H.data_ptr(), block=X.data_ptr(),

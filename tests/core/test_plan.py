@@ -195,3 +195,52 @@ def test_a_plan_s_memory_is_known_before(name):
     assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
     stride = 16 if plan.arena_rows >= WORTH_A_RUN else 32  # two of 18 in a narrow run
     assert plan.product_bytes(18) == 4 * (plan.arena_rows * stride + 18 * sum(J.shape))
+
+
+class Readers(nn.Module):
+    """An image read by one convolution, by two, or by a sum as well."""
+
+    def __init__(self, kind: str, channels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.kind == "two":
+            y = y + F.relu(self.second(x))
+        elif self.kind == "sum":
+            y = y + x
+        return F.relu(y).flatten(1)
+
+
+@pytest.mark.parametrize(("kind", "channels", "direct"), [
+    ("one", 3, True), ("one", 8, False), ("two", 3, False), ("sum", 3, False)])
+def test_columns_are_read_where_they_are(kind, channels, direct, dtype):
+    torch.manual_seed(0)
+    model, x = Readers(kind, channels).eval().to(dtype), torch.randn(1, channels, 12, 9, dtype=dtype)
+    ours, want = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
+    assert (ours._products._reader is not None) is direct
+    for probes in (1, 3, 4, 16, 20, 32):
+        wide, Y = (torch.randn(size, 40, dtype=dtype) for size in ours.shape[::-1])
+        before = wide.clone()
+        for X in (wide[:, 5:5 + probes], wide[:, 5:5 + probes].contiguous(), wide.T.contiguous().T[:, :probes]):
+            assert_close(ours @ X, want @ X, factor=2)
+        assert torch.equal(wide, before)
+        assert_close(ours.T @ Y[:, :probes], want.T @ Y[:, :probes], factor=2)
+
+
+def test_a_part_of_the_columns_is_read_where_it_is():
+    """Units of the source that are dead, or that nobody reads, stay zero in the adjoint."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 2, stride=3), nn.ReLU(), nn.Flatten()).eval()
+    x = torch.randn(1, 2, 8, 8)
+    ours, want = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
+    assert ours._products._reader is not None
+    dead = ~want.to_dense().any(0)
+    assert 0 < int(dead.sum()) < len(dead)
+    for probes in (16, 18):
+        Y = torch.randn(ours.shape[0], probes)
+        found = ours.T @ Y
+        assert not found[dead].any()
+        assert_close(found, want.T @ Y)

@@ -93,7 +93,8 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   const specxai::GatherGemmStage<T> stage(random.tables());
   const bool lean = below(2) == 1;
   stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, lean, level);
-  if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {  // for the sanitizers; its numbers are tested from Python
+  // For the sanitizers; its numbers are tested from Python.
+  if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
     stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
   }
@@ -129,7 +130,8 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
 
 template <class T>
 bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
-  const Index input_rows = 20, in_stride = probes + below(3), out_width = probes + below(20), out_stride = out_width + below(4);
+  const Index input_rows = 20, in_stride = probes + below(3);
+  const Index out_width = probes + below(20), out_stride = out_width + below(4);
   const Index output_rows = outputs + 1, entries = 2 * outputs;
   Indices to, from;
   for (Index e = 0; e < entries; ++e) {
@@ -147,7 +149,8 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
     const bool written = std::count(to.begin(), to.end(), static_cast<std::int32_t>(row)) > 0;
     for (Index p = 0; p < out_stride; ++p) {
       const Index at = row * out_stride + p;
-      long double sum = !written || p >= out_width || (accumulate && p < probes) ? before[at] : 0, size = std::fabs(sum);
+      const bool kept = !written || p >= out_width || (accumulate && p < probes);
+      long double sum = kept ? before[at] : 0, size = std::fabs(sum);
       for (Index e = 0; e < entries && p < probes; ++e) {
         if (to[e] != row) continue;
         const long double term = static_cast<long double>(scale[e]) * input[from[e] * in_stride + p];
@@ -190,7 +193,10 @@ bool span_agrees(Index n, Index n_basis, Index width, SimdLevel level) {
       ok &= close<T>(left[j * width + p], sum, size, n_basis);
     }
   }
-  if (!ok) std::printf("span, %s, %zu-byte reals, %lld rows: wrong\n", specxai::name_of(level), sizeof(T), static_cast<long long>(n));
+  if (!ok) {
+    std::printf("span, %s, %zu-byte reals, %lld rows: wrong\n", specxai::name_of(level), sizeof(T),
+                static_cast<long long>(n));
+  }
   return ok;
 }
 
@@ -207,7 +213,8 @@ bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
         size += std::fabs(static_cast<long double>(x[r * left + i]) * y[r * right + j]);
       }
       if (close<double>(output[i * right + j], sum, size, rows)) continue;
-      std::printf("gram, %s: %Lg, not %Lg\n", specxai::name_of(level), static_cast<long double>(output[i * right + j]), sum);
+      const long double got = output[i * right + j];
+      std::printf("gram, %s: %Lg, not %Lg\n", specxai::name_of(level), got, sum);
       return false;
     }
   }
@@ -215,7 +222,8 @@ bool gram_agrees(Index rows, Index left, Index right, SimdLevel level) {
 }
 
 bool tables_agree(Index n) {
-  Indices rows, map = distinct_rows(n + 1, 3 * n + 1), begin{0, static_cast<std::int32_t>(n / 2), static_cast<std::int32_t>(n + 1)};
+  Indices rows, map = distinct_rows(n + 1, 3 * n + 1);
+  const Indices begin{0, static_cast<std::int32_t>(n / 2), static_cast<std::int32_t>(n + 1)};
   for (Index i = 0; i < 2 * n; ++i) rows.push_back(static_cast<std::int32_t>(below(n + 2)) - 1);
   rows.shrink_to_fit();
   std::vector<std::int64_t> counts(2);
@@ -270,10 +278,14 @@ int main() {
       }
     }
     for (Index rows : {0, 1, 33, 300}) {
-      for (Index left : {1, 8, 65}) ok &= gram_agrees<float>(rows, left, 13, level) && gram_agrees<double>(rows, 5, left, level);
+      for (Index left : {1, 8, 65}) {
+        ok &= gram_agrees<float>(rows, left, 13, level) && gram_agrees<double>(rows, 5, left, level);
+      }
     }
     for (Index n : {0, 1, 97, 2100}) {
-      for (Index width : {1, 4, 9}) ok &= span_agrees<float>(n, 13, width, level) && span_agrees<double>(n, 5, width, level);
+      for (Index width : {1, 4, 9}) {
+        ok &= span_agrees<float>(n, 13, width, level) && span_agrees<double>(n, 5, width, level);
+      }
     }
     std::printf("stages, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
   }
@@ -285,7 +297,8 @@ int main() {
     }
   }
   for (Index n : {1, 2, 50}) ok &= tables_agree(n);
-  ok &= refused([](auto& r, auto&) { r.neighbours[0] = static_cast<std::int32_t>(r.places); }, "a place beyond the input");
+  ok &= refused([](auto& r, auto&) { r.neighbours[0] = static_cast<std::int32_t>(r.places); },
+                "a place beyond the input");
   ok &= refused([](auto& r, auto&) { r.neighbours[0] = -2; }, "a place before the input");
   ok &= refused([](auto& r, auto&) { r.inside[0] = -2; }, "a negative row");
   ok &= refused([](auto& r, auto&) { r.outside[0] = r.outside[1] = 0; }, "two outputs in one row");

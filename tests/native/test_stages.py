@@ -76,9 +76,11 @@ def test_gather_gemm(dtype, level, stride, groups, shape):
 
 
 @pytest.mark.parametrize("stride", [2, 64])
-def test_weights_too_many_for_a_cache(dtype, stride):
+# Few probes take the first by outputs, the second by inputs.
+@pytest.mark.parametrize(("sites", "dead"), [(3, (0.5, 0.3)), (40, (0.0, 0.97))], ids=["out", "in"])
+def test_weights_too_many_for_a_cache(dtype, stride, sites, dead):
     """More than 4 MB: a few taps and some of the outputs at a time."""
-    arguments, dense = random_stage(3, dtype, depth=512, made=720)
+    arguments, dense = random_stage(sites, dtype, depth=512, made=720, dead=dead)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride, dtype=dtype)
     got, written = torch.zeros(len(dense), stride, dtype=dtype), rows(arguments["outside"])
     for total in (dense @ Z, 2 * (dense @ Z)):

@@ -62,7 +62,7 @@ def test_threads_do_not_change_a_bit(dtype):
     ({"basis": torch.zeros(2, 3)}, "basis vectors have 3 numbers, X has 4 rows"),
     ({"basis": torch.zeros(4, 2).T}, "basis must be a contiguous matrix"),
     ({"X": torch.zeros(4, 3).double()}, "one dtype is needed: basis is"),
-    ({"H": torch.zeros(2, 3)}, r"H must be contiguous float64 of shape \(2, 3\), got torch.float32"),
+    ({"H": torch.zeros(2, 3)}, r"H must be contiguous float64 on the CPU, \(2, 3\); got torch.float32"),
     ({"H": torch.zeros(3, 2).double()}, "H must be contiguous float64"),
     ({"out": torch.zeros(3, 3)}, r"out has shape \(3, 3\), X has \(4, 3\)"),
 ])

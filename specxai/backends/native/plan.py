@@ -22,6 +22,7 @@ from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
 NARROW_REST = 4  # columns
+FEW_CHANNELS = 4
 WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less than empty lanes
 
 
@@ -91,22 +92,38 @@ class Plan:
     def _forward(self, X: Tensor, out: Tensor, mode: Mode) -> None:
         probes = X.shape[1]
         with self._arena(probes) as arena:
-            self._seed.run(X, arena, probes)
+            source = self._source_of(X, arena)
+            if source is not X:
+                self._seed.run(X, source, probes)
             for stage in self._stages:
                 _clear(arena, stage.fresh)
-                stage.forward(arena, probes, mode)
+                stage.forward(source if stage is self._reader else arena, arena, probes, mode)
             self._collect.forward.run(arena, out, probes)
 
     def _adjoint(self, Y: Tensor, out: Tensor, mode: Mode) -> None:
         probes = Y.shape[1]
         with self._arena(probes) as arena:
+            source = self._source_of(out, arena)
             _clear(arena, self._collect_zero)
             self._collect.adjoint.run(Y, arena, probes)
             for stage in reversed(self._stages):
                 _clear(arena, stage.zero)
-                stage.adjoint(arena, probes, mode)
+                stage.adjoint(arena, source if stage is self._reader else arena, probes, mode)
             _clear(arena, self._seed_zero)
-            self._harvest.run(arena, out, probes)
+            if source is not out:
+                self._harvest.run(source, out, probes)
+
+    def _source_of(self, columns: Tensor, arena: Tensor) -> Tensor:
+        """The block whose rows are the source's: the arena, or what the reader reads.
+
+        That is the product's own columns where they are a block, and otherwise their place in the arena.
+        """
+        if self._reader is None:
+            return arena
+        if columns.shape[1] == arena.shape[1] and columns.is_contiguous():
+            return columns
+        place = self._buffers[0].place
+        return arena[place:place + self._buffers[0].size]
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
@@ -234,6 +251,7 @@ class Plan:
         counts = [*(stage.count(begin) for stage in self._stages), native.count_distinct(read, begin)]
         residuals = Residuals(self._stages, self._buffers, begin, read, counts)
         read, (*touched, last) = residuals.read, residuals.counts
+        self._reader = None if 0 in residuals.shared else self._sole_reader(touched, last)
         for k, counts in enumerate([*touched, last]):
             for b in counts.nonzero().flatten().tolist():
                 self._buffers[b].last = max(self._buffers[b].last, k)
@@ -241,10 +259,12 @@ class Plan:
             if stage.scratch:
                 self._buffers.append(Buffer(-1, stage.scratch, k, k))
                 stage.scratch_at = len(self._buffers) - 1  # until places are known
+        if self._reader is not None:
+            self._buffers[0].size = self._count(self._sources, self._columns)  # dead rows too
         rows = lay_out(self._buffers)
 
         # Who writes first in the adjoint clears, or covers, what it writes.
-        fresh = set(range(len(size)))
+        fresh = set(range(len(size))) if self._reader is None else set(range(1, len(size)))
 
         def claim(counts: Tensor, covers: bool) -> tuple[list[tuple[int, int]], bool]:
             mine = counts.nonzero().flatten().tolist()
@@ -257,12 +277,17 @@ class Plan:
 
         self._collect_zero, _ = claim(last, True)
         for stage, counts in zip(reversed(self._stages), reversed(touched), strict=True):
-            stage.zero, stage.accumulate = claim(counts, not isinstance(stage, DenseStage))
+            if stage is not self._reader:  # which writes every row itself
+                stage.zero, stage.accumulate = claim(counts, not isinstance(stage, DenseStage))
         self._seed_zero = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size)
                            for b in range(len(self._sources)) if b in fresh]
 
         shift = torch.tensor([b.place - b.start for b in self._buffers[: len(size)]], dtype=torch.int32)
         table = torch.arange(self._size, dtype=torch.int32) + shift.repeat_interleave(size)
+        units = (sources >= 0).nonzero().flatten()
+        columns = (units if self._columns is None else _position(self._columns, len(sources))[units]).int()
+        if self._reader is not None:
+            table[sources[units].long()] = columns
         for stage in self._stages:
             if stage.scratch:
                 stage.scratch_at = self._buffers[stage.scratch_at].place
@@ -273,15 +298,24 @@ class Plan:
         if self._rows is not None:
             at = _position(self._rows, len(targets.row))[at]
         self._collect = Link(at.int(), table[read.long()], scale, self.dtype)
-        units = (sources >= 0).nonzero().flatten()
-        place = table[sources[units].long()]
-        if self._columns is not None:
-            units = _position(self._columns, len(sources))[units]
-        harvest = Link(place, units.int(), None, self.dtype)
+        harvest = Link(table[sources[units].long()], columns, None, self.dtype)
         self._seed, self._harvest = harvest.forward, harvest.adjoint
-        self._harvests_all = len(place) == self._count(self._sources, self._columns)
+        self._harvests_all = len(units) == self._count(self._sources, self._columns)
         self._collects_all = len(at) == self._count(self._targets, self._rows)
         return rows
+
+    def _sole_reader(self, touched: list[Tensor], last: Tensor) -> Stage | None:
+        """The stage that alone reads all of the source's rows and nothing else: it can read them from the columns.
+
+        Their order is channel by channel, which many channels would scatter over the memory.
+        """
+        readers = [(stage, counts) for stage, counts in zip(self._stages, touched, strict=True) if int(counts[0])]
+        few = len(self._sources) == 1 and self._channels(self._sources[0]) <= FEW_CHANNELS
+        if not few or len(readers) != 1 or int(last[0]):
+            return None
+        (stage, counts), = readers
+        alone = int(counts.sum()) == int(counts[0]) == self._buffers[0].size
+        return stage if alone and not isinstance(stage, DenseStage) else None
 
     def _count(self, steps: Sequence[int], chosen: Tensor | None) -> int:
         return sum(self._shapes[s].numel() for s in steps) if chosen is None else len(chosen)

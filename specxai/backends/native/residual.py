@@ -38,6 +38,7 @@ class Residuals:
     begin     (buffers + 1,) int32, where each one's rows begin
     read      rows that are read after the last stage; under their new names afterwards
     counts    how many rows of each buffer every stage reads, and the end; up to date afterwards
+    shared    afterwards the buffers that more than one stage writes
     """
 
     def __init__(self, stages: list[Stage], buffers: list[Buffer], begin: Tensor, read: Tensor,
@@ -45,7 +46,7 @@ class Residuals:
         self._stages, self._buffers, self._begin = stages, buffers, begin
         self.read, self.counts = read, counts
         self._alias = torch.arange(int(begin[-1]), dtype=torch.int32)
-        self._shared: set[int] = set()  # buffers that more than one stage writes
+        self.shared: set[int] = set()
         merged = [k for k, stage in enumerate(stages)
                   if isinstance(stage, LinkStage) and len(stage.entries) == 2 and self._merge(k)]
         if merged:
@@ -83,7 +84,7 @@ class Residuals:
 
     def _maker(self, operand: _Operand, k: int) -> GatherStage | None:
         """The stage that makes all rows of the operand, for the sum at k alone."""
-        if len(operand.buffers) != 1 or operand.buffers[0] in self._shared:
+        if len(operand.buffers) != 1 or operand.buffers[0] in self.shared:
             return None
         at = operand.buffers[0]
         buffer = self._buffers[at]
@@ -113,7 +114,7 @@ class Residuals:
         self._alias[added.rows.long()] = rows[added.to.long() - sum_.start]
         sum_.size, sum_.born, made.size = int(own.sum()), made.born, 0
         maker.own_rows = sum_
-        self._shared.update({at, *base.buffers})
+        self.shared.update({at, *base.buffers})
         # Who reads the sum reads the base now, and the sum may be an operand of the next.
         self.counts[k] = torch.zeros_like(self.counts[k])
         for j, counts in enumerate(self.counts):

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
-from specxai.rules import Convolution, LinearNode
+from specxai.backends.native.positions import Cells, Geometry, cells, gathering, scattering
+from specxai.rules import LinearNode
+
+FEW_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class Sites:
     """A weighted node's geometry: units are (channels, positions), grouped by channel.
 
-    weight   (groups, outputs / groups, inputs / groups, taps)
-    shapes   spatial shape of the input and of the output
-    lead     units lie (positions, channels) in memory instead, as in a fully connected layer
+    weight        (groups, outputs / groups, inputs / groups, taps)
+    inner, outer  spatial shape of the input and of the output
+    geometry      a convolution's; None for a fully connected layer
+    reads_fine    the input is the geometry's fine side
+    lead          units lie (positions, channels) in memory instead, as in a fully connected layer
     """
 
     weight: Tensor
     inner: tuple[int, ...]
     outer: tuple[int, ...]
-    conv: Convolution | None
+    geometry: Geometry | None
+    reads_fine: bool
     lead: bool
 
     @property
@@ -55,16 +60,24 @@ class Sites:
     @cached_property
     def reads(self) -> Tensor:
         """(output positions, taps): the input position under each tap, -1 for none."""
-        if self.conv is None:
-            return _range(_count(self.outer))[:, None]
-        return _positions(self.outer, self.inner, *_geometry(self.conv), self.conv.transposed)
+        if self.geometry is None:
+            return _singles(self.outer[0])
+        return gathering(self.geometry) if self.reads_fine else scattering(self.geometry)
 
     @cached_property
     def feeds(self) -> Tensor:
         """(input positions, taps): the output position that reads it under each tap, -1 for none."""
-        if self.conv is None:
-            return _range(_count(self.inner))[:, None]
-        return _positions(self.inner, self.outer, *_geometry(self.conv), not self.conv.transposed)
+        if self.geometry is None:
+            return _singles(self.inner[0])
+        return scattering(self.geometry) if self.reads_fine else gathering(self.geometry)
+
+    @property
+    def cells(self) -> Cells | None:
+        """Of the fine side, where it has few channels."""
+        channels = self.inputs if self.reads_fine else self.outputs
+        if self.geometry is None or self.groups > 1 or channels > FEW_CHANNELS:
+            return None
+        return cells(self.geometry)
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
@@ -92,7 +105,7 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     if node.dense is not None:
         weight = node.dense.weight.detach()
         return Sites(weight[None, :, :, None], (own.numel() // weight.shape[1],),
-                     (shape.numel() // weight.shape[0],), None, True)
+                     (shape.numel() // weight.shape[0],), None, True, True)
     conv = node.conv
     if conv is None or own[0] != 1:
         return None
@@ -100,39 +113,11 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     weight = weight.reshape(conv.groups, -1, *weight.shape[1:])
     if conv.transposed:
         weight = weight.transpose(1, 2)
-    return Sites(weight, tuple(own[2:]), tuple(shape[2:]), conv, False)
+    inner, outer = tuple(own[2:]), tuple(shape[2:])
+    fine, coarse = (outer, inner) if conv.transposed else (inner, outer)
+    geometry = Geometry(fine, coarse, tuple(conv.weight.shape[2:]), conv.stride, conv.padding, conv.dilation)
+    return Sites(weight, inner, outer, geometry, not conv.transposed, False)
 
 
-def _geometry(conv: Convolution) -> tuple[tuple[int, ...], ...]:
-    return tuple(conv.weight.shape[2:]), conv.stride, conv.padding, conv.dilation
-
-
-@lru_cache(maxsize=256)  # the same for every input
-def _positions(here: tuple[int, ...], there: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...],
-               padding: tuple[int, ...], dilation: tuple[int, ...], inverse: bool) -> Tensor:
-    """(positions here, taps): the position there under each tap, -1 for none.
-
-    A convolution's output p reads input p·stride − padding + tap·dilation; `inverse` solves that for p.
-    """
-    dims = len(here)
-    flat, valid = torch.zeros((), dtype=torch.int32), torch.ones((), dtype=torch.bool)
-    for axis, (n, m, k) in enumerate(zip(here, there, kernel, strict=True)):
-        step = stride[axis]
-        place, tap = _range(n)[:, None], _range(k)[None, :] * dilation[axis]
-        at = place + padding[axis] - tap if inverse else place * step - padding[axis] + tap
-        ok = (at >= 0) & (at < (m * step if inverse else m))
-        if inverse:
-            ok &= at % step == 0
-            at = at // step
-        shape = [1] * (2 * dims)
-        shape[axis], shape[dims + axis] = n, k
-        flat, valid = flat * m + at.reshape(shape), valid & ok.reshape(shape)
-    return torch.where(valid, flat, -1).reshape(_count(here), _count(kernel))
-
-
-def _range(n: int) -> Tensor:
-    return torch.arange(n, dtype=torch.int32)
-
-
-def _count(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
+def _singles(n: int) -> Tensor:
+    return torch.arange(n, dtype=torch.int32)[:, None]

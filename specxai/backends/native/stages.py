@@ -1,7 +1,8 @@
 """The stages of a plan: each runs forward and adjoint on one arena, a block of rows [live unit][probe].
 
 Every stage reads some rows and writes others.  In the adjoint the same rows hold cotangents: what was read is written,
-or added to where another reader has written before.
+or added to where another reader has written before.  What a stage reads is in the arena too, but for the one that reads
+the columns of a product where they are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from specxai.backends.native.arena import Buffer
 from specxai.backends.native.sites import Sites
 from specxai.backends.native.units import Units
 from specxai.rules import LinearNode
+
+# What merged cells may cost in operations: as outputs they fill the tiles of the kernels; as inputs they help products
+# of few columns alone, whose lanes they fill.
+SCATTERING, GATHERING = 2.0, 4 / 3
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,12 @@ class Stage(ABC):
         self.reads, self.writes = native.map_rows(self.reads, table), native.map_rows(self.writes, table)
 
     @abstractmethod
-    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        """Write the stage's outputs."""
+    def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+        """Write the stage's outputs from the rows of `source`."""
 
     @abstractmethod
-    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        """Write, or add to, the cotangents of what the stage reads."""
+    def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
+        """Write, or add to, the cotangents of what the stage reads, rows of `source`."""
 
     @property
     def multiply_adds(self) -> int:
@@ -118,8 +123,15 @@ class GatherStage(Stage):
             inside, outside = inside[:, live_in], outside[:, live_out]
         self.live = int((outside >= 0).sum())
         super().__init__(inside, outside)
-        self.spread = max(len(t) * sites.groups * -(-t.shape[1] // (sites.groups * native.PANEL)) * native.PANEL
-                          for t in (inside, outside))
+        self._cells = sites.cells if self._packed is None else None
+        self._pairs: int | None = None  # of live units, where merged cells pair more
+        sides = [inside.shape, outside.shape]
+        if self._cells is not None and self._cells.cost <= GATHERING:
+            fine = 0 if sites.reads_fine else 1
+            cells, members = self._cells.members.shape
+            sides[fine] = cells, members * sides[fine][1]
+        self.spread = max(positions * sites.groups * -(-channels // (sites.groups * native.PANEL)) * native.PANEL
+                          for positions, channels in sides)
 
     def count(self, begin: Tensor) -> Tensor:
         counts, live = super().count(begin), int((self.reads >= 0).sum())
@@ -153,7 +165,7 @@ class GatherStage(Stage):
     @cached_property
     def _forward(self) -> native.GatherGemm:
         weight = self._weight().permute(0, 1, 3, 2).flatten(0, 1)
-        return _gather_gemm(self.reads, self.writes, self._sites.reads, weight, self._sites.groups)
+        return self._made(self.reads, self.writes, weight, adjoint=False)
 
     @cached_property
     def _adjoint(self) -> tuple[native.GatherGemm, Link | None]:
@@ -165,23 +177,41 @@ class GatherStage(Stage):
             rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
             inside[live] = rows
             fold = Link(rows, self.reads[live], None, weight.dtype)
-        stage = _gather_gemm(self.writes, inside, self._sites.feeds, weight, self._sites.groups)
+        stage = self._made(self.writes, inside, weight, adjoint=True)
         if "_forward" in self.__dict__:
             del self.reads, self.writes  # the stages have tables of their own
         return stage, fold
 
-    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._forward.run(arena, arena, self.own_rows is not None, bf16=mode.rough, lean=mode.lean)
+    def _made(self, inside: Tensor, outside: Tensor, weight: Tensor, adjoint: bool) -> native.GatherGemm:
+        """weight (outputs, taps, depth)."""
+        sites, cells = self._sites, self._cells
+        neighbours = sites.feeds if adjoint else sites.reads
+        scatters = sites.reads_fine == adjoint
+        if cells is not None and cells.cost <= (SCATTERING if scatters else GATHERING):
+            if not adjoint:
+                self._pairs = _pairs(inside, outside, neighbours)
+            if scatters:
+                outside, neighbours, weight = cells.table(outside), cells.scattering, cells.of_outputs(weight)
+            else:
+                inside, neighbours, weight = cells.table(inside), cells.gathering, cells.of_inputs(weight)
+        return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
+                                 weight=native.pack(weight), groups=sites.groups)
 
-    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+    def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+        self._forward.run(source, arena, self.own_rows is not None, bf16=mode.rough, lean=mode.lean)
+
+    def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
-        stage.run(arena, arena, self.accumulate and fold is None, bf16=mode.rough, lean=mode.lean)
-        if fold is not None:
-            fold.adjoint.run(arena, arena, probes, self.accumulate)
+        if fold is None:
+            stage.run(arena, source, self.accumulate, bf16=mode.rough, lean=mode.lean)
+        else:
+            stage.run(arena, arena, bf16=mode.rough, lean=mode.lean)
+            fold.adjoint.run(arena, source, probes, self.accumulate)
 
     @property
     def multiply_adds(self) -> int:
-        return self._forward.multiply_adds
+        made = self._forward
+        return made.multiply_adds if self._pairs is None else self._pairs
 
 
 class LinkStage(Stage):
@@ -201,11 +231,11 @@ class LinkStage(Stage):
     def _link(self) -> Link:
         return Link(self.writes, self.reads, self._scale, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._link.forward.run(arena, arena, probes)
+    def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+        self._link.forward.run(source, arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._link.adjoint.run(arena, arena, probes, self.accumulate)
+    def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
+        self._link.adjoint.run(arena, source, probes, self.accumulate)
 
 
 class DenseStage(Stage):
@@ -229,23 +259,23 @@ class DenseStage(Stage):
     def _out(self) -> Link:
         return Link(self.writes, self._at.int(), None, self._dtype)
 
-    def forward(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+    def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
         total = None
         for term, link in zip(self._terms, self._into, strict=True):
             own = self._shapes[term.input]
             dense = arena.new_zeros(own.numel(), probes)
-            link.forward.run(arena, dense, probes)
+            link.forward.run(source, dense, probes)
             part = term.apply(dense.T.reshape(probes, *own))
             total = part if total is None else total + part
         self._out.forward.run(total.reshape(probes, -1).T.contiguous(), arena, probes)
 
-    def adjoint(self, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
+    def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
         dense = arena.new_zeros(self._shape.numel(), probes)
         self._out.adjoint.run(arena, dense, probes)
         block = dense.T.reshape(probes, *self._shape)
         for term, link in zip(self._terms, self._into, strict=True):
             part = term.adjoint(block).reshape(probes, -1).T.contiguous()
-            link.adjoint.run(part, arena, probes, self.accumulate)
+            link.adjoint.run(part, source, probes, self.accumulate)
 
 
 def channel_constant(table: Tensor, rows: Tensor) -> bool:
@@ -260,10 +290,10 @@ def _per_channel(table: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows >= 0, table, -torch.inf).amax(0).nan_to_num(neginf=0.0)
 
 
-def _gather_gemm(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> native.GatherGemm:
-    """weight (outputs, taps, depth)."""
-    return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
-                             weight=native.pack(weight), groups=groups)
+def _pairs(inside: Tensor, outside: Tensor, neighbours: Tensor) -> int:
+    """Live outputs and the live inputs that each of them reads."""
+    inputs = torch.cat([(inside >= 0).sum(1), inside.new_zeros(1)])[neighbours].sum(1)  # -1 is the zero
+    return int(inputs @ (outside >= 0).sum(1))
 
 
 def _together(entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor | None:
