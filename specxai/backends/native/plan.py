@@ -17,12 +17,12 @@ from specxai import native
 from specxai.backends.native.arena import Buffer, lay_out
 from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.residual import Residuals
+from specxai.backends.native.sites import FEW_CHANNELS
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Mode, Stage, channel_constant
 from specxai.backends.native.units import Pick, Units
 from specxai.rules import LinearNode
 
 NARROW_REST = 4  # columns
-FEW_CHANNELS = 4
 WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less than empty lanes
 
 

@@ -12,7 +12,7 @@ from specxai import native
 from specxai.backends.native.positions import Cells, Geometry, cells, gathering, scattering
 from specxai.rules import LinearNode
 
-FEW_CHANNELS = 4
+FEW_CHANNELS = 4  # a position, too few for a tile or a vector
 
 
 @dataclass(frozen=True)
