@@ -1,30 +1,37 @@
 """All singular triplets through the narrowest cut, without iterating.
 
-R = A B with A (m, w), B (w, n).  A and Bᵀ come from products with identity blocks; A = Q_A C_A and Bᵀ = Q_B C_B, and
-the SVD of the w × w matrix C_A C_Bᵀ = X Σ Yᵀ gives R = (Q_A X) Σ (Q_B Y)ᵀ.  A bottleneck of 8 costs 8 columns.  Without
-a cut narrower than R, the smaller side of R itself is the cut, with an identity for the other factor.
+R = A Bᵀ with A (m, w), B (n, w) from products with identity blocks; A = Q C, so that R = Q (B Cᵀ)ᵀ, and what is left is
+the SVD of one tall factor, B Cᵀ = V Σ Xᵀ: R = (Q X) Σ Vᵀ.  A bottleneck of 8 costs 8 columns.  Without a cut that is
+worth it, the smaller side of R itself is the cut, and A the identity.
+
+In float32 the tall factor is never orthonormalised: its Gram matrix in float64 has digits to spare, and X is made of
+its eigenvectors.  In float64 squares would lose half of the digits: there B = Q_B C_B and C C_Bᵀ = X Σ Yᵀ.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from specxai.operators import Cut, LinearOperator, identity_blocks, require_memory
 from specxai.svd.certify import FLOORS, residual_norms, rounding_floor
-from specxai.svd.orth import small_svd, tall_qr
+from specxai.svd.orth import gram, small_eigh, small_svd, tall_product, tall_qr
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
 
 __all__ = ["exact", "useful_cut"]
 
+# Of the operator's smaller side, what a cut may have at most: two factors cost more than a few columns of zeros.
+WORTH_A_CUT = 0.75
+
 
 def useful_cut(operator: LinearOperator) -> Cut | None:
-    """The operator's narrowest cut where it is narrower than the operator, else None."""
+    """The operator's narrowest cut where it is clearly narrower than the operator, else None."""
     cut = operator.narrowest_cut()
-    return cut if cut is not None and cut.width < min(operator.shape) else None
+    return cut if cut is not None and cut.width <= WORTH_A_CUT * min(operator.shape) else None
 
 
 def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, settings: dict) -> SVDResult:
@@ -36,30 +43,22 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     needed = operator.dtype.itemsize * 3 * (m + n) * width + 8 * 6 * width**2
     require_memory(needed, operator.device, f"an exact SVD of {m} x {n} through {width} dimensions",
                    "give rank= or tol= for the leading triplets")
-    if cut is None:
-        (QA, QB, core), scale = _smaller_side(operator), None
-    else:
-        A = _columns(cut.left, operator, count=True)
-        B = _columns(cut.right.T, operator, count=False)  # the other half of the same columns
-        _check_finite(operator, A, B)
-        (QA, CA), (QB, CB) = tall_qr(A), tall_qr(B)
-        core = CA @ CB.mT
-        # Factors that are large where their product is small: rounding is relative to the factors.
-        scale = float(min(_norm(CA) * _spectral(CB), _spectral(CA) * _norm(CB)))
-        del A, B
-    X, s, Yt = small_svd(core)
+    Q, C, B, flipped = _factors(operator, cut)
+    X, s, right, scale = (_by_gram if operator.dtype is torch.float32 else _by_qr)(B, C)
     norm = float(torch.linalg.norm(s))
-    floor = rounding_floor(norm if scale is None else max(norm, scale), operator.dtype)
+    floor = rounding_floor(norm if cut is None else max(norm, scale), operator.dtype)
     k = int((s > floor).sum())
     if rank is not None:
         k = min(k, rank)
     elif tol is not None:
         tails = torch.cat([(s**2).flip(0).cumsum(0).flip(0), s.new_zeros(1)])
         k = min(k, int((tails > max(tol * norm - 2 * FLOORS * floor, 0.0) ** 2).sum()))
-    dtype = operator.dtype
-    S = s[:k].to(dtype)
-    U = QA @ X[:, :k].to(dtype) if QA is not None else X[:, :k].to(dtype)
-    V = QB @ Yt[:k].mT.to(dtype) if QB is not None else Yt[:k].mT.to(dtype).contiguous()
+    S = s[:k].to(operator.dtype)
+    left = X[:, :k].to(operator.dtype)
+    U, V = left if Q is None else tall_product(Q, left), right(k)
+    del Q, B, right  # the products of the certificates need the room
+    if flipped:
+        U, V = V, U
     forward, adjoint = residual_norms(operator, U, S, V)
     # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known.
     error = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum())) + FLOORS * floor
@@ -79,18 +78,59 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     )
 
 
-def _smaller_side(operator: Counted) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """(Q_A, Q_B, core) from R itself; the identity factor is None."""
+def _factors(operator: Counted, cut: Cut | None) -> tuple[Tensor | None, Tensor | None, Tensor, bool]:
+    """Q, C, B with R = Q C Bᵀ, or Rᵀ where `flipped`: B is the taller factor.  None for identities."""
     m, n = operator.shape
-    if m < n:
-        B = _columns(operator.T, operator, count=False)
+    if cut is None:
+        B = _columns(operator if m >= n else operator.T, operator, count=False)
         _check_finite(operator, B)
-        QB, CB = tall_qr(B)
-        return None, QB, CB.mT
-    A = _columns(operator, operator, count=False)
-    _check_finite(operator, A)
-    QA, CA = tall_qr(A)
-    return QA, None, CA
+        return None, None, B, m >= n
+    A = _columns(cut.left, operator, count=True)
+    B = _columns(cut.right.T, operator, count=False)  # the other half of the same columns
+    _check_finite(operator, A, B)
+    flipped = m > n
+    if flipped:
+        A, B = B, A
+    return *tall_qr(A), B, flipped
+
+
+def _by_gram(B: Tensor, C: Tensor | None) -> tuple[Tensor, Tensor, Callable[[int], Tensor], float]:
+    """X, σ, k -> the k leading columns of V, and the size of the factors, from the Gram matrix of B."""
+    G = gram(B)
+    core = G if C is None else C @ G @ C.mT
+    X, squares = small_eigh((core + core.mT) / 2)
+    s = squares.clamp_min(0).sqrt()
+
+    def right(k: int) -> Tensor:
+        # Columns of length σ, orthogonal but for the rounding of the product: their triangle is all but diagonal.
+        mapped = X[:, :k] if C is None else C.mT @ X[:, :k]
+        V, triangle = tall_qr(tall_product(B, mapped), overwrite=True)
+        turned = triangle.diagonal() < 0
+        if turned.any():
+            V[:, turned] *= -1
+        return V
+
+    return X, s, right, _scale(C, G)
+
+
+def _by_qr(B: Tensor, C: Tensor | None) -> tuple[Tensor, Tensor, Callable[[int], Tensor], float]:
+    """The same from a basis of B."""
+    QB, CB = tall_qr(B, overwrite=True)
+    X, s, Yt = small_svd(CB.mT if C is None else C @ CB.mT)
+    return X, s, lambda k: tall_product(QB, Yt[:k].mT), _scale(C, CB.mT @ CB)
+
+
+def _scale(C: Tensor | None, G: Tensor) -> float:
+    """‖A‖ ‖B‖ from A = Q C and G = BᵀB: rounding is relative to factors, which are large where A Bᵀ may be small."""
+    if C is None or not G.numel():
+        return 0.0
+    (left, left_2), (right, right_2) = _norms(C.mT @ C), _norms(G)
+    return min(left * right_2, left_2 * right)
+
+
+def _norms(gram: Tensor) -> tuple[float, float]:
+    """‖·‖_F, and ‖·‖₂ from above by the largest row sum: an SVD would cost as much as the answer."""
+    return math.sqrt(float(gram.trace())), math.sqrt(float(gram.abs().sum(1).max()))
 
 
 def _columns(factor: LinearOperator, operator: Counted, *, count: bool) -> Tensor:
@@ -102,16 +142,6 @@ def _columns(factor: LinearOperator, operator: Counted, *, count: bool) -> Tenso
         if count:
             operator.add(stop - start)
     return dense
-
-
-def _norm(C: Tensor) -> float:
-    return float(torch.linalg.norm(C))
-
-
-def _spectral(C: Tensor) -> float:
-    """‖C‖₂ from above, as the root of its largest Gram row sum: an SVD would cost as much as the answer."""
-    gram = C @ C.mT if C.shape[0] <= C.shape[1] else C.mT @ C
-    return math.sqrt(float(gram.abs().sum(1).max())) if gram.numel() else 0.0
 
 
 def _check_finite(operator: Counted, *factors: Tensor) -> None:

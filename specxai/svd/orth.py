@@ -95,7 +95,9 @@ def _cholesky_qr(X: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, bool]:
             for rows in row_chunks(Q):
                 Q[rows] = Q[rows] @ inverse
         C = L.mT @ C
-        if step == passes - 1 or (step == 0 and passes == 2 and _condition(C) <= WELL_CONDITIONED):
+        # To ask for the condition number costs about half an SVD: not where the second pass costs less.
+        asks = step == 0 and passes == 2 and small_svd_cost(b) <= 6 * m * b**2
+        if step == passes - 1 or (asks and _condition(C) <= WELL_CONDITIONED):
             return Q, C, True
     return (Q, C, False) if overwrite and Q is X else (X, unit, False)
 
@@ -166,11 +168,25 @@ def small_svd_cost(size: int) -> int:
     return 8 * 22 * size**3
 
 
+def small_eigh_cost(size: int) -> int:
+    """The same for `small_eigh`."""
+    return small_svd_cost(size) // 4
+
+
 def small_svd(T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of a projected matrix in float64; the factors lie on T's device.
 
     On the CPU up to size 1500, where LAPACK beats a GPU.
     """
-    there = T.device if min(T.shape) > 1500 else "cpu"
-    A, s, Bt = torch.linalg.svd(T.detach().to(there, torch.float64), full_matrices=False)
+    A, s, Bt = torch.linalg.svd(_at_lapack(T), full_matrices=False)
     return A.to(T.device), s.to(T.device), Bt.to(T.device)
+
+
+def small_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (w, w) and eigenvalues (w,), the largest first, of a symmetric G; where `small_svd` runs."""
+    values, vectors = torch.linalg.eigh(_at_lapack(G))
+    return vectors.flip(1).to(G.device), values.flip(0).to(G.device)
+
+
+def _at_lapack(T: Tensor) -> Tensor:
+    return T.detach().to(T.device if min(T.shape) > 1500 else "cpu", torch.float64)

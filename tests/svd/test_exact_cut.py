@@ -10,8 +10,9 @@ from specxai.operators import DenseOperator
 
 
 @pytest.mark.parametrize("width", [1, 8, 30])
-def test_cut_equals_dense(kit, width, dtype):
-    left, right = torch.randn(70, width, dtype=dtype), torch.randn(width, 90, dtype=dtype)
+@pytest.mark.parametrize("shape", [(70, 90), (90, 70)])
+def test_cut_equals_dense(kit, width, shape, dtype):
+    left, right = torch.randn(shape[0], width, dtype=dtype), torch.randn(width, shape[1], dtype=dtype)
     result = specxai.svd(DenseOperator(left) @ DenseOperator(right))
     product = left.double() @ right.double()
     dense = specxai.svd(DenseOperator(product))
@@ -52,6 +53,36 @@ def test_a_wide_cut_is_not_used():
     result = specxai.svd(DenseOperator(torch.randn(10, 50)) @ DenseOperator(torch.randn(50, 12)))
     assert not result.settings["through_cut"]
     assert result.products == 10 + 2 * 10
+
+
+def test_a_cut_that_saves_little_is_not_used():
+    left, right = torch.randn(70, 60), torch.randn(60, 90)
+    result = specxai.svd(DenseOperator(left) @ DenseOperator(right))
+    assert not result.settings["through_cut"]
+    assert result.rank == 60  # the rest is rounding
+    assert result.products == 70 + 2 * 60
+
+
+@pytest.mark.parametrize("shape", [(60, 150), (150, 60)])
+@pytest.mark.parametrize("through_cut", [False, True])
+def test_triplets_down_to_the_floor(shape, through_cut, dtype):
+    """A spectrum over all digits: vectors stay orthonormal, and each triplet is as good as rounding allows."""
+    w = 30 if through_cut else 60
+    U, V = (torch.linalg.qr(torch.randn(size, w, dtype=torch.float64))[0] for size in shape)
+    s = torch.logspace(0, -17, w, dtype=torch.float64)
+    left, right = ((factor * s.sqrt()).to(dtype) for factor in (U, V))
+    whole = DenseOperator(left) @ DenseOperator(right.mT.contiguous())
+    operator = whole if through_cut else DenseOperator(whole.to_dense())
+    result = specxai.svd(operator)
+    assert result.settings["through_cut"] is through_cut
+    for vectors in (result.U, result.V):
+        skew = vectors.mT @ vectors - torch.eye(result.rank, dtype=dtype)
+        assert float(skew.abs().max()) < max(shape) * torch.finfo(dtype).eps
+    assert result.floor < float(result.S.min()) < 5 * result.floor
+    lapack = w * torch.finfo(torch.float64).eps  # of the small SVD, λ₁ being 1
+    assert bool((result.residuals < 2 * result.floor + lapack).all())
+    want = torch.linalg.svdvals(operator.to_dense().double())[: result.rank]
+    assert bool(((result.S - want).abs() < result.residuals).all())
 
 
 def test_auto_prefers_a_bottleneck_and_iterates_without_one():
