@@ -34,23 +34,29 @@ const T* elements(const Array& array, int64_t length, const char* name) {
 template <class T>
 std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array& outside, const Array& neighbours,
                                                 const Array& weight, int64_t n_inside, int64_t n_outside, int64_t taps,
-                                                int64_t groups, int64_t depth, int64_t width) {
+                                                int64_t groups, int64_t depth, int64_t width, int64_t pitch) {
   require_count(n_inside, "n_inside");
   require_count(n_outside, "n_outside");
   require_count(taps, "taps");
   require_count(groups, "groups");
   require_count(depth, "depth");
   require_count(width, "width");
+  require_count(pitch, "pitch");
   const int64_t inputs = checked_area(groups, depth, "the inputs");
-  const int64_t panels = (width + weight_panel - 1) / weight_panel;
-  const int64_t n_weights =
-      checked_area(checked_area(taps, depth, "the weights"), panels * weight_panel, "the weights");
+  const int64_t n_weights = checked_area(checked_area(taps, pitch, "the weights"), width, "the weights");
   return std::make_unique<GatherGemmStage<T>>(GatherGemmTables<T>{
-      n_inside, n_outside, taps, groups, depth, width,
+      n_inside, n_outside, taps, groups, depth, width, pitch,
       elements<std::int32_t>(inside, checked_area(n_inside, inputs, "inside"), "inside"),
       elements<std::int32_t>(outside, checked_area(n_outside, width, "outside"), "outside"),
       elements<std::int32_t>(neighbours, checked_area(n_outside, taps, "neighbours"), "neighbours"),
       elements<T>(weight, n_weights, "weight")});
+}
+
+NarrowForm narrow_form(const std::string& name) {
+  if (name == "inputs") return NarrowForm::by_inputs;
+  if (name == "outputs") return NarrowForm::by_outputs;
+  require(name == "auto", "narrow must be auto, inputs or outputs, not " + name);
+  return NarrowForm::by_cost;
 }
 
 template <class T>
@@ -59,23 +65,24 @@ void bind_gather_gemm(py::module_& m, const char* name) {
   py::class_<Stage>(m, name)
       .def(py::init(&gather_gemm<T>), py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("neighbours"),
            py::arg("weight"), py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("groups"),
-           py::arg("depth"), py::arg("width"))
+           py::arg("depth"), py::arg("width"), py::arg("pitch"))
       .def_property_readonly("multiply_adds", &Stage::multiply_adds)
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,
-             int64_t stride, bool accumulate, bool lean, const std::optional<std::string>& level) {
+             int64_t stride, bool accumulate, const std::string& narrow, const std::optional<std::string>& level) {
             require_count(input_rows, "input_rows");
             require_count(output_rows, "output_rows");
             require_pointer(input, input_rows * stride, "input");
             require_pointer(output, output_rows * stride, "output");
+            const NarrowForm form = narrow_form(narrow);
             const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
             const py::gil_scoped_release release;
             stage.run(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows, stride,
-                      accumulate, lean, simd);
+                      accumulate, form, simd);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
-          py::arg("accumulate"), py::arg("lean"), py::arg("level"))
+          py::arg("accumulate"), py::arg("narrow"), py::arg("level"))
       .def(
           "run_bf16",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,

@@ -73,7 +73,8 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
   const GatherGemmTables<T>& t = tables;
   require(t.groups > 0 && t.width % t.groups == 0, "groups must divide the outputs");
-  require(t.depth == 0 || t.taps <= limit / weight_panel / t.depth, "the weights of one output panel exceed 2^31");
+  require(t.pitch >= t.depth, "pitch = " + std::to_string(t.pitch) + " is less than depth = " + std::to_string(t.depth));
+  require(t.pitch == 0 || t.taps <= limit / t.pitch, "the weights of one output exceed 2^31");
   const std::int64_t cells = checked_area(t.n_inside, t.groups, "the input");
   const std::int64_t inputs = checked_area(cells, t.depth, "the input");
   const std::int64_t outputs = checked_area(t.n_outside, t.width, "the output");
@@ -91,7 +92,7 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
             static_cast<std::int64_t>(out_row_.size()),
             run_begin_.data(), run_cell_.data(), run_tap_.data(), cell_begin_.data(), in_row_.data(),
             in_column_.data(), out_begin_.data(), out_row_.data(), out_column_.data(), t.weight, t.taps, t.depth,
-            t.width};
+            t.width, t.pitch};
   make_tasks();
 }
 
@@ -149,13 +150,13 @@ void GatherGemmStage<T>::make_tasks() {
     most_inputs_ = std::max(most_inputs_, inputs);
     multiply_adds_ += inputs * (s.out_begin[site + 1] - s.out_begin[site]);
   }
-  const bool kept = s.width * s.depth * s.taps * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
+  const bool kept = s.width * s.pitch * s.taps * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
   tasks_ = tasks_of(s, kept ? std::max<std::int64_t>(s.width, 1) : task_columns);
 }
 
 template <class T>
 std::vector<Task> tasks_of(const GatherGemm<T>& s, std::int64_t columns) {
-  const std::int64_t tap_bytes = std::min(columns, s.width) * s.depth * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t tap_bytes = std::min(columns, s.width) * s.pitch * static_cast<std::int64_t>(sizeof(T));
   const std::int64_t taps =
       columns < s.width ? std::max<std::int64_t>(1, task_bytes / std::max<std::int64_t>(1, tap_bytes)) : s.taps;
   const std::int64_t sites = std::clamp<std::int64_t>(s.n_sites / 32, 1, 64);
@@ -187,27 +188,29 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weigh
   const int n_threads = thread_count(n_tasks, multiply_adds_ * blocks.stride);
   // Allocated here, since an exception must not leave a parallel region.
   const std::size_t per_thread = static_cast<std::size_t>(most_inputs_);
-  std::vector<std::int64_t> input_at(per_thread * n_threads);
+  std::vector<std::int64_t> input_at(per_thread * n_threads), ahead_at(per_thread * n_threads);
   std::vector<std::int32_t> weight_at(per_thread * n_threads);
 
 #pragma omp parallel num_threads(n_threads)
   {
-    const int t = thread_number();
+    const std::size_t mine = per_thread * static_cast<std::size_t>(thread_number());
+    const Scratch scratch{input_at.data() + mine, weight_at.data() + mine, ahead_at.data() + mine};
     // Sites cost unequal amounts; whoever computes a task, its sums have one order.
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < n_tasks; ++i) {
-      kernel(stage_, weight, blocks, tasks_[i], input_at.data() + t * per_thread, weight_at.data() + t * per_thread);
+      kernel(stage_, weight, blocks, tasks_[i], scratch);
     }
   }
 }
 
 template <class T>
 void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
-                             std::int64_t stride, bool accumulate, bool lean, SimdLevel level) const {
+                             std::int64_t stride, bool accumulate, NarrowForm form,
+                             SimdLevel level) const {
   check(input_rows, output_rows, stride, true);
   if (is_narrow(stride) && level != SimdLevel::scalar) {
     std::call_once(narrowed_, [this] { narrow_ = std::make_unique<const NarrowGemm<T>>(stage_); });
-    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, lean, level);
+    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, form, level);
     return;
   }
   run_tasks<T>(kernel_for<T>(level), stage_.weight, {input, output, stride, accumulate});
@@ -221,12 +224,11 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
 #ifdef SPECXAI_X86_SIMD
   if constexpr (std::is_same_v<T, float>) {
     if (stage_.n_sites == 1) {  // each weight is read once: rounding it would cost what it saves
-      run(input, input_rows, output, output_rows, stride, accumulate, false, SimdLevel::avx512);
+      run(input, input_rows, output, output_rows, stride, accumulate, NarrowForm::by_cost, SimdLevel::avx512);
       return;
     }
     // Rounded anew every time: a small part of a run, where all stages' weights would hold half of their size again.
-    const std::int64_t panels = (stage_.width + weight_panel - 1) / weight_panel;
-    const std::int64_t count = panels * stage_.taps * stage_.depth * weight_panel;
+    const std::int64_t count = stage_.width * stage_.taps * stage_.pitch;
     const Block scratch(static_cast<std::size_t>(count) * sizeof(Bf16));
     Bf16* const weight = static_cast<Bf16*>(scratch.data());
 #pragma omp parallel for schedule(static) num_threads(thread_count(count, count))

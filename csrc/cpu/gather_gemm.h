@@ -14,7 +14,7 @@ namespace specxai {
 // A stage is a list of sites (an output position and a group).  At site s, for its live outputs o in
 // [out_begin[s], out_begin[s+1]),
 //
-//   output[out_row[o], :] (+)= sum_e weight(tap_e, in_column[e], out_column[o]) * input[in_row[e], :]
+//   output[out_row[o], :] (+)= sum_e weight(out_column[o], tap_e, in_column[e]) * input[in_row[e], :]
 //
 // over the live inputs e of the site's runs: run r is the entries of the cell run_cell[r] (an input position and a
 // group), [cell_begin[cell], cell_begin[cell + 1]), all under tap run_tap[r].  Rows hold `stride` probes: a multiple of
@@ -22,7 +22,10 @@ namespace specxai {
 // positions and the transposed weights: no two sites ever write one row.
 constexpr std::int64_t probe_unit = 16;
 
-// weight(t, c, o) = weight[((o / weight_panel) * taps * depth + t * depth + c) * weight_panel + o % weight_panel]
+// weight(o, t, c) = weight[(o * taps + t) * pitch + c]: a tile reads whole lines of each of its outputs' weights, where
+// an order by inputs would give a line to the few live ones of 16 outputs.
+//
+// Units whose weights fill a line, or a vector of the narrow kernels.
 constexpr std::int64_t weight_panel = 16;
 
 template <class T>
@@ -38,17 +41,18 @@ struct GatherGemm {
   const std::int32_t* out_row;    // n_outputs
   const std::int32_t* out_column;
   const T* weight;
-  std::int64_t taps, depth, width;  // depth: inputs a tap, width: outputs
+  std::int64_t taps, depth, width, pitch;  // depth: inputs a tap, width: outputs
 };
 
 // What a stage is made of.  In the tables -1 stands for a dead unit, and for no neighbour under a tap.
 template <class T>
 struct GatherGemmTables {
-  std::int64_t n_inside, n_outside, taps, groups, depth, width;  // positions; depth inputs a group, width outputs
+  std::int64_t n_inside, n_outside, taps, groups;  // positions
+  std::int64_t depth, width, pitch;  // depth inputs a group, width outputs, pitch >= depth weights a tap
   const std::int32_t* inside;      // (n_inside, groups * depth) rows of the input
   const std::int32_t* outside;     // (n_outside, width) rows of the output, group by group
   const std::int32_t* neighbours;  // (n_outside, taps) positions inside
-  const T* weight;                 // as below
+  const T* weight;                 // as above; zeros from depth to pitch
 };
 
 // What one call adds: the blocks.
@@ -75,11 +79,17 @@ constexpr std::int64_t task_columns = 12 * weight_panel;
 template <class T>
 std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns);
 
-// One ISA's implementation of a task, in scratch memory for the inputs of a site; `weight` stands for the stage's, in
-// the numbers W that are multiplied.
+// A thread's memory for the inputs of one site, and for those of the next that it asks for ahead.
+struct Scratch {
+  std::int64_t* input_at;
+  std::int32_t* weight_at;
+  std::int64_t* ahead_at;
+};
+
+// One ISA's implementation of a task; `weight` stands for the stage's, in the numbers W that are multiplied.
 template <class T, class W = T>
 using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const W* weight, const Blocks<T>& blocks,
-                                  const Task& task, std::int64_t* input_at, std::int32_t* weight_at);
+                                  const Task& task, const Scratch& scratch);
 
 // bfloat16 products and float32 sums: whether this CPU and this build have them.
 bool has_bf16();
@@ -88,6 +98,9 @@ using Bf16 = std::uint16_t;
 namespace bf16 {
 extern const GatherGemmKernel<float, Bf16> gather_gemm;
 }  // namespace bf16
+
+// How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h); by inputs only where the pitch allows it.
+enum class NarrowForm { by_cost, by_inputs, by_outputs };
 
 template <class T>
 class NarrowGemm;
@@ -102,10 +115,9 @@ class GatherGemmStage {
   GatherGemmStage(const GatherGemmStage&) = delete;
   GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
-  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.  `lean`: a narrow
-  // run that keeps no weights of its own.
+  // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
-           bool accumulate, bool lean, SimdLevel level) const;
+           bool accumulate, NarrowForm form, SimdLevel level) const;
 
   // The same with factors rounded to bfloat16, but for a stage of one site, which reads each weight once; float32 only.
   // Throws std::runtime_error unless has_bf16().

@@ -13,7 +13,7 @@ namespace {
 constexpr std::int64_t spread_cost = 8;  // of a vector of spread inputs, written and read, in multiplied vectors
 
 template <class T>
-std::pair<ByOutputsKernel<T>, ByInputsKernel<T>> kernels_for(SimdLevel level) {
+std::pair<NarrowKernel<T>, NarrowKernel<T>> kernels_for(SimdLevel level) {
 #ifdef SPECXAI_X86_SIMD
   const bool wide = level == SimdLevel::avx512;
   if constexpr (std::is_same_v<T, float>) {
@@ -31,8 +31,8 @@ std::pair<ByOutputsKernel<T>, ByInputsKernel<T>> kernels_for(SimdLevel level) {
 
 // Vectors of weight_panel weights that either form multiplies for one probe.
 template <class T>
-std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64_t depth) {
-  std::int64_t by_outputs = 0, by_inputs = spread_cost * s.n_cells * (depth / weight_panel);
+std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s) {
+  std::int64_t by_outputs = 0, by_inputs = spread_cost * s.n_cells * (s.pitch / weight_panel);
   for (std::int64_t site = 0; site < s.n_sites; ++site) {
     std::int64_t inputs = 0, panels = 0, panel = -1;
     const std::int64_t runs = s.run_begin[site + 1] - s.run_begin[site];
@@ -44,7 +44,7 @@ std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64
       panel = s.out_column[o] / weight_panel;
     }
     by_outputs += inputs * panels;
-    by_inputs += runs * (depth / weight_panel) * (s.out_begin[site + 1] - s.out_begin[site]);
+    by_inputs += runs * (s.pitch / weight_panel) * (s.out_begin[site + 1] - s.out_begin[site]);
   }
   return {by_outputs, by_inputs};
 }
@@ -53,24 +53,27 @@ std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s, std::int64
 
 template <class T>
 NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
-    : stage_(stage),
-      tasks_(tasks_of(stage, task_columns)),
-      depth_((stage.depth + weight_panel - 1) / weight_panel * weight_panel) {
-  const auto [by_outputs, by_inputs] = vectors(stage, depth_);
-  // One site reads every weight once: rearranging them would cost more than it saves.
-  by_inputs_ = stage.n_sites > 1 && by_inputs < by_outputs;
+    : stage_(stage), tasks_(tasks_of(stage, task_columns)), can_by_inputs_(stage.pitch % weight_panel == 0) {
+  const auto [by_outputs, by_inputs] = vectors(stage);
+  // One site reads every weight once: laying them out would cost more than it saves.
+  by_inputs_ = can_by_inputs_ && (stage.n_sites <= 1 || by_inputs < by_outputs);
 }
 
 template <class T>
-void NarrowGemm<T>::arrange() const {
+void NarrowGemm<T>::lay_out_weights() const {
   const GatherGemm<T>& s = stage_;
-  weight_.assign(static_cast<std::size_t>(s.width * s.taps * depth_), T(0));
-  const std::int64_t lines = s.taps * s.depth;
-  for (std::int64_t o = 0; o < s.width; ++o) {
-    const T* from = s.weight + o / weight_panel * lines * weight_panel + o % weight_panel;
-    for (std::int64_t t = 0; t < s.taps; ++t) {
-      T* to = weight_.data() + (o * s.taps + t) * depth_;
-      for (std::int64_t c = 0; c < s.depth; ++c) to[c] = from[(t * s.depth + c) * weight_panel];
+  const std::int64_t n_panels = (s.width + weight_panel - 1) / weight_panel, lines = s.taps * s.depth;
+  panels_.resize(static_cast<std::size_t>(n_panels * lines * weight_panel));  // zeros
+  T* const panels = panels_.data();
+#pragma omp parallel for schedule(static) num_threads(thread_count(n_panels, s.width * lines))
+  for (std::int64_t panel = 0; panel < n_panels; ++panel) {
+    const std::int64_t first = panel * weight_panel, last = std::min(s.width, first + weight_panel);
+    for (std::int64_t o = first; o < last; ++o) {
+      T* to = panels + first * lines + o % weight_panel;
+      for (std::int64_t t = 0; t < s.taps; ++t) {
+        const T* from = s.weight + (o * s.taps + t) * s.pitch;
+        for (std::int64_t c = 0; c < s.depth; ++c, to += weight_panel) *to = from[c];
+      }
     }
   }
 }
@@ -78,7 +81,7 @@ void NarrowGemm<T>::arrange() const {
 template <class T>
 void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, int n_threads) const {
   const GatherGemm<T>& s = stage_;
-  const std::int64_t stride = blocks.stride, cell_size = stride * depth_;
+  const std::int64_t stride = blocks.stride, cell_size = stride * s.pitch;
 #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (std::int64_t cell = 0; cell < s.n_cells; ++cell) {
     T* at = to + cell * cell_size;
@@ -92,26 +95,24 @@ void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, i
 }
 
 template <class T>
-void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool lean, SimdLevel level) const {
+void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, NarrowForm form, SimdLevel level) const {
   const auto [by_outputs, by_inputs] = kernels_for<T>(level);
-  const bool through_inputs = by_inputs_ && !lean;
-  if (through_inputs) std::call_once(arranged_, [this] { arrange(); });
+  const bool through_inputs = form == NarrowForm::by_cost ? by_inputs_ : can_by_inputs_ && form == NarrowForm::by_inputs;
+  if (!through_inputs) std::call_once(laid_out_, [this] { lay_out_weights(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);
-  const std::int64_t spread_units = through_inputs ? stage_.n_cells * blocks.stride * depth_ : 0;
+  const std::int64_t spread_units = through_inputs ? stage_.n_cells * blocks.stride * stage_.pitch : 0;
   const Block scratch(static_cast<std::size_t>(spread_units) * sizeof(T));
-  const ByInputs<T> by{through_inputs ? weight_.data() : nullptr, static_cast<const T*>(scratch.data()), depth_};
   if (through_inputs) {
     const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
     spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);
   }
+  const NarrowKernel<T> kernel = through_inputs ? by_inputs : by_outputs;
+  const T* const laid_out = through_inputs ? static_cast<const T*>(scratch.data()) : panels_.data();
 
   // One after the other in the order of their weights, which a thread then finds in its cache.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-  for (std::int64_t i = 0; i < n_tasks; ++i) {
-    if (through_inputs) by_inputs(stage_, by, blocks, tasks_[i]);
-    else by_outputs(stage_, blocks, tasks_[i]);
-  }
+  for (std::int64_t i = 0; i < n_tasks; ++i) kernel(stage_, laid_out, blocks, tasks_[i]);
 }
 
 template class NarrowGemm<float>;

@@ -19,20 +19,12 @@ inline bool is_narrow(std::int64_t stride) { return stride == 1 || stride == 2 |
 // A stage takes the form with fewer vectors.  After a ReLU half of the units are alive, after max-pooling nearly all,
 // and before it a quarter: mostly one side is nearly dense.
 //
-// By inputs: weight(t, c, o) = weight[(o * taps + t) * depth + c], and the inputs of cell i, zero where they are dead,
-// are spread[i * stride * depth ...], vector by vector and in each probe by probe; depth is padded to whole panels.
+// Each form lays something out anew.  By outputs it is the weights, once a stage, the last panel filled with zeros:
+// weight(o, t, c) = panels[((o / weight_panel * taps + t) * depth + c) * weight_panel + o % weight_panel].  By inputs it
+// is the inputs, once a run: those of cell i, zero where they are dead, are spread[i * stride * pitch ...], vector by
+// vector and in each probe by probe; the pitch must be whole vectors.
 template <class T>
-struct ByInputs {
-  const T* weight;
-  const T* spread;
-  std::int64_t depth;
-};
-
-template <class T>
-using ByOutputsKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task);
-template <class T>
-using ByInputsKernel = void (*)(const GatherGemm<T>& stage, const ByInputs<T>& by, const Blocks<T>& blocks,
-                                const Task& task);
+using NarrowKernel = void (*)(const GatherGemm<T>& stage, const T* laid_out, const Blocks<T>& blocks, const Task& task);
 
 // The narrow runs of one stage, which must outlive it.
 template <class T>
@@ -40,33 +32,27 @@ class NarrowGemm {
  public:
   explicit NarrowGemm(const GatherGemm<T>& stage);
 
-  // `work`: multiply-adds of the run.  `lean`: by outputs, as by inputs needs weights of its own, made by the first
-  // such run and kept.
-  void run(const Blocks<T>& blocks, std::int64_t work, bool lean, SimdLevel level) const;
+  // `work`: multiply-adds of the run.
+  void run(const Blocks<T>& blocks, std::int64_t work, NarrowForm form, SimdLevel level) const;
 
  private:
-  void arrange() const;
+  void lay_out_weights() const;
   void spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, int n_threads) const;
 
   const GatherGemm<T>& stage_;
   std::vector<Task> tasks_;
-  bool by_inputs_;
-  std::int64_t depth_;     // padded
-  mutable std::once_flag arranged_;
-  mutable std::vector<T> weight_;  // by inputs
+  bool can_by_inputs_, by_inputs_;
+  mutable std::once_flag laid_out_;
+  mutable std::vector<T> panels_;  // made by the first run that needs them, and kept
 };
 
 namespace avx2 {
-extern const ByOutputsKernel<float> by_outputs_f32;
-extern const ByOutputsKernel<double> by_outputs_f64;
-extern const ByInputsKernel<float> by_inputs_f32;
-extern const ByInputsKernel<double> by_inputs_f64;
+extern const NarrowKernel<float> by_outputs_f32, by_inputs_f32;
+extern const NarrowKernel<double> by_outputs_f64, by_inputs_f64;
 }  // namespace avx2
 namespace avx512 {
-extern const ByOutputsKernel<float> by_outputs_f32;
-extern const ByOutputsKernel<double> by_outputs_f64;
-extern const ByInputsKernel<float> by_inputs_f32;
-extern const ByInputsKernel<double> by_inputs_f64;
+extern const NarrowKernel<float> by_outputs_f32, by_inputs_f32;
+extern const NarrowKernel<double> by_outputs_f64, by_inputs_f64;
 }  // namespace avx512
 
 }  // namespace specxai

@@ -11,7 +11,7 @@ from torch import Tensor
 from specxai.native.module import compiled
 
 PROBE_UNIT = 16  # the stride of a wide block is a multiple of it
-PANEL = 16  # outputs whose weights lie side by side
+LINE = 16  # weights that are read together
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -26,15 +26,6 @@ def stride_of(probes: int) -> int:
     return -(-probes // PROBE_UNIT) * PROBE_UNIT
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Weights (outputs, taps, depth) in panels (outputs / 16, taps, depth, 16), the last one filled with zeros."""
-    outputs, taps, depth = weight.shape
-    panels = -(-outputs // PANEL)
-    if outputs % PANEL:
-        weight = torch.cat([weight, weight.new_zeros(panels * PANEL - outputs, taps, depth)])
-    return weight.reshape(panels, PANEL, taps, depth).permute(0, 2, 3, 1).contiguous()
-
-
 class GatherGemm:
     """output[outside[s, o]] (+)= Σ_{t, c} weight[o, t, c] · input[inside[neighbours[s, t], c]], site by site.
 
@@ -44,13 +35,15 @@ class GatherGemm:
     inside       (positions inside, groups · depth) rows of the input
     outside      (positions outside, width) rows of the output, no two the same
     neighbours   (positions outside, taps) positions inside
-    weight       what `pack` made of (width, taps, depth)
+    weight       (width, taps, depth)
+    narrow       in `run`, how 1 to 8 probes are multiplied: "inputs" lays out the inputs once more, every time,
+                 "outputs" the weights, once and for good, "auto" what takes fewer operations
 
     Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
 
     >>> def i(*rows): return torch.tensor(rows, dtype=torch.int32)
     >>> stage = GatherGemm(inside=i([1, 0]), outside=i([0]), neighbours=i([0]),
-    ...                    weight=pack(torch.tensor([[[3.0, 5.0]]])))
+    ...                    weight=torch.tensor([[[3.0, 5.0]]]))
     >>> output = torch.empty(1, 16)
     >>> stage.run(torch.tensor([[1.0], [2.0]]).expand(2, 16).contiguous(), output)
     >>> float(output[0, 0])
@@ -60,14 +53,13 @@ class GatherGemm:
     def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1) -> None:
         tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
         _indices(tables, 2)
-        self.dtype, (panels, taps, depth, _) = weight.dtype, weight.shape
-        width = outside.shape[1]
-        if panels != -(-width // PANEL) or weight.shape[3] != PANEL:
-            raise ValueError(f"weight is packed as {tuple(weight.shape)}, which does not hold {width} outputs")
-        self._weight = _floats("weight", weight, self.dtype)
+        self.dtype, (outputs, taps, depth), width = weight.dtype, weight.shape, outside.shape[1]
+        if outputs != width:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, which does not hold {width} outputs")
+        self._weight = _floats("weight", _packed(weight), self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
-            **{name: _array(t) for name, t in tables.items()}, weight=_array(weight), n_inside=len(inside),
-            n_outside=len(outside), taps=taps, groups=groups, depth=depth, width=width)
+            **{name: _array(t) for name, t in tables.items()}, weight=_array(self._weight), n_inside=len(inside),
+            n_outside=len(outside), taps=taps, groups=groups, depth=depth, width=width, pitch=self._weight.shape[2])
 
     @property
     def multiply_adds(self) -> int:
@@ -75,13 +67,12 @@ class GatherGemm:
         return self._stage.multiply_adds
 
     def run(self, input: Tensor, output: Tensor, accumulate: bool = False, level: str | None = None,
-            bf16: bool = False, lean: bool = False) -> None:
+            bf16: bool = False, narrow: str = "auto") -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds
         every factor to bfloat16 and sums in float32, at twice the rate and with errors of 2⁻⁸, but for a stage of one
-        site; RuntimeError without `has_bf16()`.  `lean` runs 1 to 8 probes without weights of their own, which the
-        first such run otherwise makes and keeps.
+        site; RuntimeError without `has_bf16()`.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]
@@ -90,7 +81,7 @@ class GatherGemm:
         if bf16:
             self._stage.run_bf16(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate)
         else:
-            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, lean, level)
+            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, narrow, level)
 
 
 class RowSum:
@@ -124,6 +115,17 @@ class RowSum:
             return
         self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
                         max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """(outputs, taps, pitch) of (outputs, taps, depth): whole lines, filled with zeros, but for small depths."""
+    depth = weight.shape[2]
+    pitch = depth if depth <= LINE // 2 else -(-depth // LINE) * LINE
+    if pitch == depth:
+        return weight.contiguous()
+    packed = weight.new_zeros(*weight.shape[:2], pitch)
+    packed[:, :, :depth] = weight
+    return packed
 
 
 def is_columns(t: Tensor) -> bool:

@@ -47,7 +47,7 @@ Indices distinct_rows(Index count, Index rows) {
 
 template <class T>
 struct Random {
-  Index places, sites, taps, groups, depth, made, input_rows, output_rows;
+  Index places, sites, taps, groups, depth, made, pitch, input_rows, output_rows;
   Indices inside, outside, neighbours;
   std::unique_ptr<T[]> weight;
 
@@ -56,6 +56,7 @@ struct Random {
     groups = 1 + below(3);
     depth = most_inputs ? 1 + below(most_inputs) : 0;
     made = 1 + below(most_outputs);
+    pitch = below(2) ? depth : (depth + 15) / 16 * 16;
     places = 1 + below(3);
     input_rows = places * groups * depth + 3;
     for (Index i = 0; i < places * groups * depth; ++i) {
@@ -67,13 +68,14 @@ struct Random {
       if (below(3) == 0) row = -1;
     }
     for (Index i = 0; i < sites * taps; ++i) neighbours.push_back(static_cast<std::int32_t>(below(places + 1)) - 1);
-    weight = random_block<T>((width() + 15) / 16 * 16 * taps * depth);
+    weight = random_block<T>(width() * taps * pitch);
+    for (Index i = 0; i < width() * taps; ++i) std::fill_n(weight.get() + i * pitch + depth, pitch - depth, T(0));
   }
 
   Index width() const { return groups * made; }
 
   specxai::GatherGemmTables<T> tables() const {
-    return {places, sites, taps, groups, depth, width(), inside.data(), outside.data(), neighbours.data(),
+    return {places, sites, taps, groups, depth, width(), pitch, inside.data(), outside.data(), neighbours.data(),
             weight.get()};
   }
 };
@@ -91,8 +93,8 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   std::unique_ptr<T[]> output(new T[random.output_rows * stride]);
   std::copy_n(before.get(), random.output_rows * stride, output.get());
   const specxai::GatherGemmStage<T> stage(random.tables());
-  const bool lean = below(2) == 1;
-  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, lean, level);
+  const auto form = static_cast<specxai::NarrowForm>(below(3));
+  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, form, level);
   // For the sanitizers; its numbers are tested from Python.
   if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
@@ -111,7 +113,7 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
           for (Index c = 0; c < r.depth && place >= 0; ++c) {
             const Index row = r.inside[(place * r.groups + o / r.made) * r.depth + c];
             if (row < 0) continue;
-            const long double w = r.weight[((o / 16 * r.taps + tap) * r.depth + c) * 16 + o % 16];
+            const long double w = r.weight[(o * r.taps + tap) * r.pitch + c];
             const long double term = w * input[row * stride + p];
             sum += term;
             size += std::fabs(term);

@@ -80,14 +80,17 @@ class Plan:
         rest = probes % native.PROBE_UNIT
         stride = native.stride_of(probes)
         if stride < native.PROBE_UNIT:
-            return [(slice(0, probes), Mode(lean=self._is_lean(stride)))]
+            return [(slice(0, probes), self._narrow(stride, "auto"))]
         if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
             return [(slice(0, probes), Mode(rough))]
-        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), Mode(lean=True))]
+        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), self._narrow(native.stride_of(rest), "inputs"))]
 
-    def _is_lean(self, stride: int) -> bool:
-        """Would laying the inputs out once more take a narrow run more memory than a wide one?"""
-        return stride * (self.arena_rows + self._spread) > native.PROBE_UNIT * self.arena_rows
+    def _narrow(self, stride: int, form: str) -> Mode:
+        return Mode(narrow=form if self._may_spread(stride) else "outputs")
+
+    def _may_spread(self, stride: int) -> bool:
+        """May a narrow run lay its inputs out once more without taking more memory than a wide one?"""
+        return stride * (self.arena_rows + self._spread) <= native.PROBE_UNIT * self.arena_rows
 
     def _forward(self, X: Tensor, out: Tensor, mode: Mode) -> None:
         probes = X.shape[1]
@@ -130,7 +133,7 @@ class Plan:
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
         most = native.stride_of(self._runs(columns)[0][0].stop)
         # The most of any narrower run, so that bytes never fall as columns are added.
-        narrow = [s for s in (1, 2, 4, 8) if s <= most and not self._is_lean(s)]
+        narrow = [s for s in (1, 2, 4, 8) if s <= most and self._may_spread(s)]
         blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 

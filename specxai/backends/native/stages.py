@@ -29,12 +29,12 @@ SCATTERING, GATHERING = 2.0, 4 / 3
 class Mode:
     """How a product runs.
 
-    rough   with factors in bfloat16
-    lean    a narrow one without weights of its own
+    rough    with factors in bfloat16
+    narrow   how a few columns are multiplied: as in `native.GatherGemm`
     """
 
     rough: bool = False
-    lean: bool = False
+    narrow: str = "auto"
 
 
 FULL = Mode()
@@ -130,7 +130,7 @@ class GatherStage(Stage):
             fine = 0 if sites.reads_fine else 1
             cells, members = self._cells.members.shape
             sides[fine] = cells, members * sides[fine][1]
-        self.spread = max(positions * sites.groups * -(-channels // (sites.groups * native.PANEL)) * native.PANEL
+        self.spread = max(positions * sites.groups * -(-channels // (sites.groups * native.LINE)) * native.LINE
                           for positions, channels in sides)
 
     def count(self, begin: Tensor) -> Tensor:
@@ -195,17 +195,17 @@ class GatherStage(Stage):
             else:
                 inside, neighbours, weight = cells.table(inside), cells.gathering, cells.of_inputs(weight)
         return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
-                                 weight=native.pack(weight), groups=sites.groups)
+                                 weight=weight, groups=sites.groups)
 
     def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._forward.run(source, arena, self.own_rows is not None, bf16=mode.rough, lean=mode.lean)
+        self._forward.run(source, arena, self.own_rows is not None, bf16=mode.rough, narrow=mode.narrow)
 
     def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
         if fold is None:
-            stage.run(arena, source, self.accumulate, bf16=mode.rough, lean=mode.lean)
+            stage.run(arena, source, self.accumulate, bf16=mode.rough, narrow=mode.narrow)
         else:
-            stage.run(arena, arena, bf16=mode.rough, lean=mode.lean)
+            stage.run(arena, arena, bf16=mode.rough, narrow=mode.narrow)
             fold.adjoint.run(arena, source, probes, self.accumulate)
 
     @property
