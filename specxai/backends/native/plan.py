@@ -83,7 +83,8 @@ class Plan:
             return [(slice(0, probes), self._narrow(stride, "auto"))]
         if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
             return [(slice(0, probes), Mode(rough))]
-        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), self._narrow(native.stride_of(rest), "inputs"))]
+        few = self._narrow(native.stride_of(rest), "inputs")
+        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), few)]
 
     def _narrow(self, stride: int, form: str) -> Mode:
         return Mode(narrow=form if self._may_spread(stride) else "outputs")
