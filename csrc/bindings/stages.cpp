@@ -53,10 +53,10 @@ std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array
 }
 
 NarrowForm narrow_form(const std::string& name) {
-  if (name == "inputs") return NarrowForm::by_inputs;
+  if (name == "lean") return NarrowForm::lean;
   if (name == "outputs") return NarrowForm::by_outputs;
-  require(name == "auto", "narrow must be auto, inputs or outputs, not " + name);
-  return NarrowForm::by_cost;
+  require(name == "fast", "narrow must be fast, lean or outputs, not " + name);
+  return NarrowForm::fast;
 }
 
 template <class T>

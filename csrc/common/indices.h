@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "common/threads.h"
 
 namespace specxai {
 
@@ -15,6 +16,7 @@ inline std::int64_t check_range(const std::int32_t* values, std::int64_t count, 
                                 const char* name) {
   if (count == 0) return from - 1;
   std::int32_t low = values[0], high = values[0];
+#pragma omp parallel for schedule(static) num_threads(thread_count(count, count)) reduction(min : low) reduction(max : high)
   for (std::int64_t i = 1; i < count; ++i) {
     low = std::min(low, values[i]);
     high = std::max(high, values[i]);

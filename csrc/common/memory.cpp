@@ -1,6 +1,7 @@
 #include "common/memory.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -43,6 +44,14 @@ Block::Block(std::size_t size) : data_(nullptr), size_(size), room_(0) {
       p.idle_bytes -= room_;
       p.idle.erase(found);
       return;
+    }
+    // What is new takes the place of what none has asked for.
+    for (std::size_t freed = 0; freed < room_ && !p.idle.empty();) {
+      const auto last = std::prev(p.idle.end());
+      freed += last->first;
+      p.idle_bytes -= last->first;
+      std::free(last->second);
+      p.idle.erase(last);
     }
   }
   data_ = std::aligned_alloc(page, room_);

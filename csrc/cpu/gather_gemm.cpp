@@ -224,7 +224,7 @@ void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* ou
 #ifdef SPECXAI_X86_SIMD
   if constexpr (std::is_same_v<T, float>) {
     if (stage_.n_sites == 1) {  // each weight is read once: rounding it would cost what it saves
-      run(input, input_rows, output, output_rows, stride, accumulate, NarrowForm::by_cost, SimdLevel::avx512);
+      run(input, input_rows, output, output_rows, stride, accumulate, NarrowForm::fast, SimdLevel::avx512);
       return;
     }
     // Rounded anew every time: a small part of a run, where all stages' weights would hold half of their size again.

@@ -99,8 +99,9 @@ namespace bf16 {
 extern const GatherGemmKernel<float, Bf16> gather_gemm;
 }  // namespace bf16
 
-// How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h); by inputs only where the pitch allows it.
-enum class NarrowForm { by_cost, by_inputs, by_outputs };
+// How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h): in the fewest operations, with the least memory, or by
+// outputs.
+enum class NarrowForm { fast, lean, by_outputs };
 
 template <class T>
 class NarrowGemm;

@@ -97,12 +97,14 @@ void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, i
 template <class T>
 void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, NarrowForm form, SimdLevel level) const {
   const auto [by_outputs, by_inputs] = kernels_for<T>(level);
-  const bool through_inputs = form == NarrowForm::by_cost ? by_inputs_ : can_by_inputs_ && form == NarrowForm::by_inputs;
+  const std::int64_t spread_all = stage_.n_cells * blocks.stride * stage_.pitch;
+  const bool smaller = spread_all < stage_.width * stage_.taps * stage_.depth;
+  const bool through_inputs =
+      form == NarrowForm::fast ? by_inputs_ : form == NarrowForm::lean && can_by_inputs_ && smaller;
   if (!through_inputs) std::call_once(laid_out_, [this] { lay_out_weights(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);
-  const std::int64_t spread_units = through_inputs ? stage_.n_cells * blocks.stride * stage_.pitch : 0;
-  const Block scratch(static_cast<std::size_t>(spread_units) * sizeof(T));
+  const Block scratch(through_inputs ? static_cast<std::size_t>(spread_all) * sizeof(T) : 0);
   if (through_inputs) {
     const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
     spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);

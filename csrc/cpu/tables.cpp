@@ -5,12 +5,14 @@
 
 #include "common/checks.h"
 #include "common/indices.h"
+#include "common/threads.h"
 
 namespace specxai {
 
 void map_rows(std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map) {
   check_range(rows, n_rows, -1, n_map, "rows");
   if (n_map == 0) return;
+#pragma omp parallel for schedule(static) num_threads(thread_count(n_rows, n_rows))
   for (std::int64_t i = 0; i < n_rows; ++i) {  // without a branch, as liveness is random
     const std::int32_t row = rows[i], to = map[std::max(row, 0)];
     rows[i] = row < 0 ? row : to;
@@ -23,9 +25,17 @@ void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::in
   for (std::int64_t g = 0; g < n_groups; ++g) require(begin[g] <= begin[g + 1], "begin must not decrease");
   const std::int64_t end = 1 + check_range(rows, n_rows, -1, begin[n_groups], "rows");
   std::int64_t start = end;
+  const int n_threads = thread_count(n_rows, n_rows);
+#pragma omp parallel for schedule(static) num_threads(n_threads) reduction(min : start)
   for (std::int64_t i = 0; i < n_rows; ++i) start = std::min<std::int64_t>(start, rows[i] < 0 ? end : rows[i]);
   std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start) + 1, 0);  // the first for -1
-  for (std::int64_t i = 0; i < n_rows; ++i) seen[std::max<std::int64_t>(rows[i] - start + 1, 0)] = 1;
+  std::uint8_t* const at = seen.data() + 1 - start;
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    std::uint8_t& mine = at[std::max<std::int64_t>(rows[i], start - 1)];
+#pragma omp atomic write
+    mine = 1;
+  }
   for (std::int64_t g = 0; g < n_groups; ++g) {
     const auto first = seen.begin() + 1 + (std::clamp<std::int64_t>(begin[g], start, end) - start);
     const auto last = seen.begin() + 1 + (std::clamp<std::int64_t>(begin[g + 1], start, end) - start);
@@ -37,6 +47,7 @@ void any_neighbour(const std::uint8_t* cells, std::int64_t n_inside, std::int64_
                    const std::int32_t* neighbours, std::int64_t n_outside, std::int64_t taps, std::uint8_t* seen) {
   check_range(neighbours, n_outside * taps, -1, n_inside, "neighbours");
   std::fill_n(seen, n_outside * groups, std::uint8_t{0});
+#pragma omp parallel for schedule(static) num_threads(thread_count(n_outside, n_outside * taps * groups))
   for (std::int64_t s = 0; s < n_outside; ++s) {
     std::uint8_t* to = seen + s * groups;
     for (std::int64_t t = 0; t < taps; ++t) {

@@ -36,8 +36,9 @@ class GatherGemm:
     outside      (positions outside, width) rows of the output, no two the same
     neighbours   (positions outside, taps) positions inside
     weight       (width, taps, depth)
-    narrow       in `run`, how 1 to 8 probes are multiplied: "inputs" lays out the inputs once more, every time,
-                 "outputs" the weights, once and for good, "auto" what takes fewer operations
+    narrow       in `run`, how 1 to 8 probes are multiplied, which needs either the inputs laid out once more, every
+                 time, or the weights, once and for good: "fast" in the fewest operations, "lean" with the least
+                 memory, "outputs" never with the inputs
 
     Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
 
@@ -67,7 +68,7 @@ class GatherGemm:
         return self._stage.multiply_adds
 
     def run(self, input: Tensor, output: Tensor, accumulate: bool = False, level: str | None = None,
-            bf16: bool = False, narrow: str = "auto") -> None:
+            bf16: bool = False, narrow: str = "fast") -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds

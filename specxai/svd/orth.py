@@ -108,11 +108,17 @@ def _condition(C: Tensor) -> float:
     return float(s[0] / s[-1])
 
 
-def tall_product(X: Tensor, M: Tensor) -> Tensor:
-    """X M for tall X (m, b) and small M (b, k), in X's dtype."""
+def tall_product(X: Tensor, M: Tensor, overwrite: bool = False) -> Tensor:
+    """X M for tall X (m, b) and small M (b, k), in X's dtype; `overwrite`: it may take X's memory."""
     M = M.to(X.dtype)
     if X.device.type != "cpu":
         return X @ M
+    if overwrite and M.shape[1] <= M.shape[0] and X.is_contiguous():
+        # Row i of the result ends before row i + 1 of X begins.
+        product = X.view(-1)[: len(X) * M.shape[1]].view(len(X), M.shape[1])
+        for rows in row_chunks(X):
+            product[rows] = X[rows] @ M
+        return product
     return torch.mm(X, M, out=native.empty(len(X), M.shape[1], dtype=X.dtype))
 
 

@@ -114,8 +114,9 @@ class Space:
         X, s, Y = self.ritz()
         k = min(k, int((s > floor).sum()))
         dtype = operator.dtype
-        U, S, V = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype), tall_product(self.P, X[:, :k])
-        self._right.replace(V)  # the rest of P is not needed any more, and as large as an operator's blocks
+        U, S = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype)
+        V = tall_product(self.P, X[:, :k], overwrite=True)
+        self._right.replace(V)  # P is not needed any more, and as large as an operator's blocks
         forward, adjoint = residual_norms(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
         unseen = held.unseen(self.Q)

@@ -19,7 +19,7 @@ from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.residual import Residuals
 from specxai.backends.native.sites import FEW_CHANNELS
 from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkStage, Mode, Stage, channel_constant
-from specxai.backends.native.units import Pick, Units
+from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
 NARROW_REST = 4  # columns
@@ -80,10 +80,10 @@ class Plan:
         rest = probes % native.PROBE_UNIT
         stride = native.stride_of(probes)
         if stride < native.PROBE_UNIT:
-            return [(slice(0, probes), self._narrow(stride, "auto"))]
+            return [(slice(0, probes), self._narrow(stride, "fast"))]
         if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
             return [(slice(0, probes), Mode(rough))]
-        few = self._narrow(native.stride_of(rest), "inputs")
+        few = self._narrow(native.stride_of(rest), "lean")
         return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), few)]
 
     def _narrow(self, stride: int, form: str) -> Mode:
@@ -228,7 +228,7 @@ class Plan:
         by_position = live.reshape(channels, -1).T.contiguous()
         number = by_position.view(-1).cumsum(0, dtype=torch.int32)
         count = int(number[-1]) if len(number) else 0
-        row = torch.where(by_position, number.view(by_position.shape) + (self._size - 1), -1)
+        row = select(by_position, number.view(by_position.shape) + (self._size - 1), -1)
         self._buffers.append(Buffer(self._size, count, born, born))
         self._size += count
         return Units(row.T.reshape(-1))

@@ -17,7 +17,7 @@ from torch import Tensor
 from specxai import native
 from specxai.backends.native.arena import Buffer
 from specxai.backends.native.sites import Sites
-from specxai.backends.native.units import Units
+from specxai.backends.native.units import Units, select
 from specxai.rules import LinearNode
 
 # What merged cells may cost in operations: as outputs they fill the tiles of the kernels; as inputs they help products
@@ -34,7 +34,7 @@ class Mode:
     """
 
     rough: bool = False
-    narrow: str = "auto"
+    narrow: str = "fast"
 
 
 FULL = Mode()
@@ -281,13 +281,13 @@ class DenseStage(Stage):
 def channel_constant(table: Tensor, rows: Tensor) -> bool:
     """Is the scale (positions, channels) the same at every live position of a channel?"""
     live = rows >= 0
-    low = torch.where(live, table, torch.inf).amin(0)
-    high = torch.where(live, table, -torch.inf).amax(0)
+    low = select(live, table, torch.inf).amin(0)
+    high = select(live, table, -torch.inf).amax(0)
     return bool((high <= low).all())
 
 
 def _per_channel(table: Tensor, rows: Tensor) -> Tensor:
-    return torch.where(rows >= 0, table, -torch.inf).amax(0).nan_to_num(neginf=0.0)
+    return select(rows >= 0, table, -torch.inf).amax(0).nan_to_num(neginf=0.0)
 
 
 def _pairs(inside: Tensor, outside: Tensor, neighbours: Tensor) -> int:
