@@ -45,9 +45,10 @@ Block::Block(std::size_t size) : data_(nullptr), size_(size), room_(0) {
       p.idle.erase(found);
       return;
     }
-    // What is new takes the place of what none has asked for.
-    for (std::size_t freed = 0; freed < room_ && !p.idle.empty();) {
-      const auto last = std::prev(p.idle.end());
+    // A new block that will be kept takes the place of idle ones that are too small for it.
+    auto end = room_ <= most_idle ? found : p.idle.begin();
+    for (std::size_t freed = 0; freed < room_ && end != p.idle.begin();) {
+      const auto last = std::prev(end);
       freed += last->first;
       p.idle_bytes -= last->first;
       std::free(last->second);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,25 @@ def test_a_large_block_is_worth_more_than_small_ones():
     gc.collect()
     assert native.empty(large).data_ptr() == places[1]
     native.release_idle()
+
+
+def test_a_new_block_takes_the_place_of_idle_ones_that_are_too_small():
+    native.release_idle()
+    before = _resident()
+    small = [native.empty(10 << 18).fill_(1) for _ in range(4)]
+    del small
+    gc.collect()
+    kept = native.empty(42 << 18).fill_(1)
+    assert _resident() - before <= 60 << 20, "42 MB, and not 82"
+    assert float(kept[-1]) == 1
+    native.release_idle()
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("this system does not tell how much memory is resident")
+    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
 
 
 def test_blocks_are_what_was_asked_for():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from specxai.svd import orth
+from tolerances import assert_close
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -29,6 +30,18 @@ def test_tall_qr(shape, condition, overwrite, dtype):
     unit = torch.eye(r, dtype=torch.float64)
     assert float(torch.linalg.norm(Q.double().mT @ Q.double() - unit)) <= 64 * eps * max(r, 1) ** 0.5
     assert float(torch.linalg.norm(X.double() - Q.double() @ C)) <= 64 * eps * float(torch.linalg.norm(X.double()))
+
+
+@pytest.mark.parametrize("shape", [(100_000, 5, 3), (7, 4, 4), (6, 3, 0), (0, 2, 1)])
+def test_a_tall_product_in_its_own_place(shape, dtype):
+    m, b, k = shape
+    X, M = torch.randn(m, b, dtype=dtype), torch.randn(b, k, dtype=torch.float64)
+    given = X.clone()
+    product = orth.tall_product(given, M, overwrite=True)
+    assert product.is_contiguous()
+    assert product.numel() == 0 or product.data_ptr() == given.data_ptr()
+    assert_close(product, X @ M.to(dtype))
+    assert_close(orth.tall_product(X.T.contiguous().T, M, overwrite=True), X @ M.to(dtype))  # in no order to overwrite
 
 
 def test_householder_is_the_fallback(monkeypatch, dtype):
