@@ -28,6 +28,15 @@ Pool& pool() {
   return *the;
 }
 
+void drop(void* data, std::size_t room) {
+#ifdef __linux__
+  madvise(data, room, MADV_DONTNEED);  // whole pages, which malloc might otherwise keep
+#else
+  (void)room;
+#endif
+  std::free(data);
+}
+
 }  // namespace
 
 Block::Block(std::size_t size) : data_(nullptr), size_(size), room_(0) {
@@ -51,7 +60,7 @@ Block::Block(std::size_t size) : data_(nullptr), size_(size), room_(0) {
       const auto last = std::prev(end);
       freed += last->first;
       p.idle_bytes -= last->first;
-      std::free(last->second);
+      drop(last->second, last->first);
       p.idle.erase(last);
     }
   }
@@ -77,7 +86,7 @@ Block::~Block() {
     while (p.idle_bytes + room_ > most_idle && p.idle_bytes - smaller + room_ <= most_idle) {
       smaller -= p.idle.begin()->first;
       p.idle_bytes -= p.idle.begin()->first;
-      std::free(p.idle.begin()->second);
+      drop(p.idle.begin()->second, p.idle.begin()->first);
       p.idle.erase(p.idle.begin());
     }
     if (p.idle_bytes + room_ <= most_idle) {
@@ -86,13 +95,13 @@ Block::~Block() {
       return;
     }
   }
-  std::free(data_);
+  drop(data_, room_);
 }
 
 void release_idle() {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  for (const auto& [room, data] : p.idle) std::free(data);
+  for (const auto& [room, data] : p.idle) drop(data, room);
   p.idle.clear();
   p.idle_bytes = 0;
 }

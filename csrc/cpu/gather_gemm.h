@@ -100,7 +100,7 @@ extern const GatherGemmKernel<float, Bf16> gather_gemm;
 }  // namespace bf16
 
 // How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h): in the fewest operations, with the least memory, or by
-// outputs.
+// outputs wherever there is more than one site.
 enum class NarrowForm { fast, lean, by_outputs };
 
 template <class T>

@@ -99,8 +99,9 @@ void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, NarrowForm f
   const auto [by_outputs, by_inputs] = kernels_for<T>(level);
   const std::int64_t spread_all = stage_.n_cells * blocks.stride * stage_.pitch;
   const bool smaller = spread_all < stage_.width * stage_.taps * stage_.depth;
-  const bool through_inputs =
-      form == NarrowForm::fast ? by_inputs_ : form == NarrowForm::lean && can_by_inputs_ && smaller;
+  const bool through_inputs = form == NarrowForm::fast   ? by_inputs_
+                              : form == NarrowForm::lean ? can_by_inputs_ && smaller
+                                                         : can_by_inputs_ && stage_.n_sites <= 1;
   if (!through_inputs) std::call_once(laid_out_, [this] { lay_out_weights(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);

@@ -29,10 +29,10 @@ void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::in
 #pragma omp parallel for schedule(static) num_threads(n_threads) reduction(min : start)
   for (std::int64_t i = 0; i < n_rows; ++i) start = std::min<std::int64_t>(start, rows[i] < 0 ? end : rows[i]);
   std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start) + 1, 0);  // the first for -1
-  std::uint8_t* const at = seen.data() + 1 - start;
+  std::uint8_t* const at = seen.data();
 #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (std::int64_t i = 0; i < n_rows; ++i) {
-    std::uint8_t& mine = at[std::max<std::int64_t>(rows[i], start - 1)];
+    std::uint8_t& mine = at[std::max<std::int64_t>(rows[i] - start + 1, 0)];
 #pragma omp atomic write
     mine = 1;
   }

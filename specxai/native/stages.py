@@ -38,7 +38,7 @@ class GatherGemm:
     weight       (width, taps, depth)
     narrow       in `run`, how 1 to 8 probes are multiplied, which needs either the inputs laid out once more, every
                  time, or the weights, once and for good: "fast" in the fewest operations, "lean" with the least
-                 memory, "outputs" never with the inputs
+                 memory, "outputs" with the weights wherever there is more than one site
 
     Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
 
@@ -118,12 +118,21 @@ class RowSum:
                         max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
 
 
+def pitch_of(depth: int) -> int:
+    """Numbers that a stage keeps for the weights of one tap: whole lines, but for small depths.
+
+    >>> [pitch_of(depth) for depth in (3, 9, 64)]
+    [3, 16, 64]
+    """
+    return depth if depth <= LINE // 2 else -(-depth // LINE) * LINE
+
+
 def _packed(weight: Tensor) -> Tensor:
-    """(outputs, taps, pitch) of (outputs, taps, depth): whole lines, filled with zeros, but for small depths."""
+    """A copy (outputs, taps, pitch) of (outputs, taps, depth), filled with zeros."""
     depth = weight.shape[2]
-    pitch = depth if depth <= LINE // 2 else -(-depth // LINE) * LINE
+    pitch = pitch_of(depth)
     if pitch == depth:
-        return weight.contiguous()
+        return weight.clone(memory_format=torch.contiguous_format)
     packed = weight.new_zeros(*weight.shape[:2], pitch)
     packed[:, :, :depth] = weight
     return packed

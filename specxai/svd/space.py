@@ -115,7 +115,7 @@ class Space:
         k = min(k, int((s > floor).sum()))
         dtype = operator.dtype
         U, S = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype)
-        V = tall_product(self.P, X[:, :k], overwrite=True)
+        V = tall_product(self.P, X[:, :k], overwrite=2 * k > X.shape[0])  # else most of P would stay for its sake
         self._right.replace(V)  # P is not needed any more, and as large as an operator's blocks
         forward, adjoint = residual_norms(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())

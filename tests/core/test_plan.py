@@ -193,8 +193,9 @@ def test_a_plan_s_memory_is_known_before(name):
     J.matmat(torch.randn(J.shape[1], 25))
     assert plan._pool[0].numel() == plan.arena_rows * 32
     assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
-    stride = 16 if plan.arena_rows >= WORTH_A_RUN else 32  # two of 18 in a narrow run
-    assert plan.product_bytes(18) == 4 * (plan.arena_rows * stride + 18 * sum(J.shape))
+    apart = plan.arena_rows >= WORTH_A_RUN  # two of 18 in a narrow run
+    blocks = plan.arena_rows * 16 + 2 * plan._spread if apart else plan.arena_rows * 32
+    assert plan.product_bytes(18) == 4 * (blocks + 18 * sum(J.shape))
 
 
 class Readers(nn.Module):

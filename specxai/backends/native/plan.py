@@ -132,10 +132,13 @@ class Plan:
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        most = native.stride_of(self._runs(columns)[0][0].stop)
+        (first, _), *rest = self._runs(columns)
+        most = native.stride_of(first.stop)
+        beside = sum(native.stride_of(part.stop - part.start) for part, mode in rest if mode.narrow == "lean")
         # The most of any narrower run, so that bytes never fall as columns are added.
         narrow = [s for s in (1, 2, 4, 8) if s <= most and self._may_spread(s)]
-        blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
+        wide = self.arena_rows * most + self._spread * beside
+        blocks = max(wide, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 
     @cached_property

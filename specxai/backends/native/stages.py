@@ -130,8 +130,9 @@ class GatherStage(Stage):
             fine = 0 if sites.reads_fine else 1
             cells, members = self._cells.members.shape
             sides[fine] = cells, members * sides[fine][1]
-        self.spread = max(positions * sites.groups * -(-channels // (sites.groups * native.LINE)) * native.LINE
-                          for positions, channels in sides)
+        pitches = [(positions, native.pitch_of(channels // sites.groups)) for positions, channels in sides]
+        self.spread = max(positions * sites.groups * pitch if pitch % native.LINE == 0 else 0
+                          for positions, pitch in pitches)
 
     def count(self, begin: Tensor) -> Tensor:
         counts, live = super().count(begin), int((self.reads >= 0).sum())
