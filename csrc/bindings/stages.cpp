@@ -10,6 +10,7 @@
 
 #include "common/checks.h"
 #include "cpu/gather_gemm.h"
+#include "cpu/rough_gemm.h"
 #include "cpu/row_sum.h"
 
 namespace py = pybind11;
@@ -34,10 +35,12 @@ const T* elements(const Array& array, int64_t length, const char* name) {
 template <class T>
 std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array& outside, const Array& neighbours,
                                                 const Array& weight, int64_t n_inside, int64_t n_outside, int64_t taps,
-                                                int64_t groups, int64_t depth, int64_t width, int64_t pitch) {
+                                                int64_t across, int64_t groups, int64_t depth, int64_t width,
+                                                int64_t pitch) {
   require_count(n_inside, "n_inside");
   require_count(n_outside, "n_outside");
   require_count(taps, "taps");
+  require_count(across, "across");
   require_count(groups, "groups");
   require_count(depth, "depth");
   require_count(width, "width");
@@ -45,7 +48,7 @@ std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array
   const int64_t inputs = checked_area(groups, depth, "the inputs");
   const int64_t n_weights = checked_area(checked_area(taps, pitch, "the weights"), width, "the weights");
   return std::make_unique<GatherGemmStage<T>>(GatherGemmTables<T>{
-      n_inside, n_outside, taps, groups, depth, width, pitch,
+      n_inside, n_outside, taps, groups, across, depth, width, pitch,
       elements<std::int32_t>(inside, checked_area(n_inside, inputs, "inside"), "inside"),
       elements<std::int32_t>(outside, checked_area(n_outside, width, "outside"), "outside"),
       elements<std::int32_t>(neighbours, checked_area(n_outside, taps, "neighbours"), "neighbours"),
@@ -64,8 +67,8 @@ void bind_gather_gemm(py::module_& m, const char* name) {
   using Stage = GatherGemmStage<T>;
   py::class_<Stage>(m, name)
       .def(py::init(&gather_gemm<T>), py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("neighbours"),
-           py::arg("weight"), py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("groups"),
-           py::arg("depth"), py::arg("width"), py::arg("pitch"))
+           py::arg("weight"), py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("across"),
+           py::arg("groups"), py::arg("depth"), py::arg("width"), py::arg("pitch"))
       .def_property_readonly("multiply_adds", &Stage::multiply_adds)
       .def(
           "run",
@@ -84,7 +87,7 @@ void bind_gather_gemm(py::module_& m, const char* name) {
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
           py::arg("accumulate"), py::arg("narrow"), py::arg("level"))
       .def(
-          "run_bf16",
+          "run_rough",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,
              int64_t stride, bool accumulate) {
             require_count(input_rows, "input_rows");
@@ -92,7 +95,7 @@ void bind_gather_gemm(py::module_& m, const char* name) {
             require_pointer(input, input_rows * stride, "input");
             require_pointer(output, output_rows * stride, "output");
             const py::gil_scoped_release release;
-            stage.run_bf16(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows,
+            stage.run_rough(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows,
                            stride, accumulate);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
@@ -133,7 +136,7 @@ void bind_row_sum(py::module_& m, const char* name) {
 void bind_stages(py::module_& m) {
   bind_gather_gemm<float>(m, "GatherGemm_f32");
   bind_gather_gemm<double>(m, "GatherGemm_f64");
-  m.def("has_bf16", has_bf16);
+  m.def("has_rough", has_rough);
   bind_row_sum<float>(m, "RowSum_f32");
   bind_row_sum<double>(m, "RowSum_f64");
 }

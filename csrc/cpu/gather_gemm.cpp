@@ -1,7 +1,6 @@
 #include "cpu/gather_gemm.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -9,15 +8,14 @@
 
 #include "common/checks.h"
 #include "common/indices.h"
-#include "common/memory.h"
 #include "common/threads.h"
 #include "cpu/narrow_gemm.h"
+#include "cpu/rough_gemm.h"
 
 namespace specxai {
 namespace {
 
-// Weights that a third-level cache keeps beside everything else: one site after the other may read them all.
-constexpr std::int64_t kept_bytes = 4 << 20;
+constexpr std::int64_t square = 8;  // positions a side
 
 template <class T>
 GatherGemmKernel<T> kernel_for(SimdLevel level) {
@@ -48,30 +46,23 @@ std::int64_t pack_live(const std::int32_t* rows, std::int64_t count, std::int64_
   return n;
 }
 
-#ifdef SPECXAI_X86_SIMD
-Bf16 rounded(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<Bf16>((bits + 0x8000) >> 16);
+// The i-th position of a grid that is gone through square by square, line by line in each: windows that overlap are
+// then read while a cache holds them.
+std::int64_t in_squares(std::int64_t i, std::int64_t across, std::int64_t lines) {
+  const std::int64_t strip = i / (square * across), high = std::min(square, lines - strip * square);
+  const std::int64_t within = i - strip * square * across;
+  const std::int64_t column = within / (square * high) * square, wide = std::min(square, across - column);
+  const std::int64_t rest = within - column * high;
+  return (strip * square + rest / wide) * across + column + rest % wide;
 }
-#endif
 
 }  // namespace
-
-bool has_bf16() {
-#ifdef SPECXAI_X86_SIMD
-  __builtin_cpu_init();
-  return active_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512bw");
-#else
-  return false;
-#endif
-}
 
 template <class T>
 GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
   const GatherGemmTables<T>& t = tables;
+  require(t.across > 0 && t.n_outside % t.across == 0, "across must divide the positions outside");
   require(t.groups > 0 && t.width % t.groups == 0, "groups must divide the outputs");
   require(t.pitch >= t.depth, "pitch = " + std::to_string(t.pitch) + " is less than depth = " + std::to_string(t.depth));
   require(t.pitch == 0 || t.taps <= limit / t.pitch, "the weights of one output exceed 2^31");
@@ -119,7 +110,8 @@ void GatherGemmStage<T>::make_sites(const GatherGemmTables<T>& t) {
   run_begin_.push_back(0);
   out_begin_.push_back(0);
   n = 0;
-  for (std::int64_t position = 0; position < t.n_outside; ++position) {
+  for (std::int64_t i = 0; i < t.n_outside; ++i) {
+    const std::int64_t position = in_squares(i, t.across, t.n_outside / t.across);
     const std::int32_t* near = t.neighbours + position * t.taps;
     for (std::int64_t group = 0; group < t.groups; ++group) {
       n = pack_live(t.outside + position * t.width + group * made, made, group * made, n, out_row_, out_column_);
@@ -150,8 +142,7 @@ void GatherGemmStage<T>::make_tasks() {
     most_inputs_ = std::max(most_inputs_, inputs);
     multiply_adds_ += inputs * (s.out_begin[site + 1] - s.out_begin[site]);
   }
-  const bool kept = s.width * s.pitch * s.taps * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
-  tasks_ = tasks_of(s, kept ? std::max<std::int64_t>(s.width, 1) : task_columns);
+  tasks_ = tasks_of(s, columns_at_once<T>(s));
 }
 
 template <class T>
@@ -182,8 +173,7 @@ void GatherGemmStage<T>::check(std::int64_t input_rows, std::int64_t output_rows
 }
 
 template <class T>
-template <class W>
-void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const {
+void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T> kernel, const Blocks<T>& blocks) const {
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, multiply_adds_ * blocks.stride);
   // Allocated here, since an exception must not leave a parallel region.
@@ -198,7 +188,7 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T, W> kernel, const W* weigh
     // Sites cost unequal amounts; whoever computes a task, its sums have one order.
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < n_tasks; ++i) {
-      kernel(stage_, weight, blocks, tasks_[i], scratch);
+      kernel(stage_, blocks, tasks_[i], scratch);
     }
   }
 }
@@ -213,35 +203,27 @@ void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output,
     narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, form, level);
     return;
   }
-  run_tasks<T>(kernel_for<T>(level), stage_.weight, {input, output, stride, accumulate});
+  run_tasks(kernel_for<T>(level), {input, output, stride, accumulate});
 }
 
 template <class T>
-void GatherGemmStage<T>::run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
-                                  std::int64_t stride, bool accumulate) const {
-  if (!has_bf16()) throw std::runtime_error("this CPU or this build has no bfloat16 products (AVX512-BF16)");
-  check(input_rows, output_rows, stride, false);
-#ifdef SPECXAI_X86_SIMD
-  if constexpr (std::is_same_v<T, float>) {
-    if (stage_.n_sites == 1) {  // each weight is read once: rounding it would cost what it saves
-      run(input, input_rows, output, output_rows, stride, accumulate, NarrowForm::fast, SimdLevel::avx512);
-      return;
-    }
-    // Rounded anew every time: a small part of a run, where all stages' weights would hold half of their size again.
-    const std::int64_t count = stage_.width * stage_.taps * stage_.pitch;
-    const Block scratch(static_cast<std::size_t>(count) * sizeof(Bf16));
-    Bf16* const weight = static_cast<Bf16*>(scratch.data());
-#pragma omp parallel for schedule(static) num_threads(thread_count(count, count))
-    for (std::int64_t i = 0; i < count; ++i) weight[i] = rounded(stage_.weight[i]);
-    run_tasks<Bf16>(bf16::gather_gemm, weight, {input, output, stride, accumulate});
-    return;
+void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
+                                   std::int64_t stride, bool accumulate) const {
+  if (!has_rough()) {
+    throw std::runtime_error("this CPU or this build has no 16-bit products (AVX512-VNNI and AVX512-VBMI2)");
   }
-#endif
-  throw std::invalid_argument("specxai._native: only float32 blocks have bfloat16 products");
+  check(input_rows, output_rows, stride, false);
+  if constexpr (std::is_same_v<T, float>) {
+    std::call_once(roughened_, [this] { rough_ = std::make_unique<const RoughGemm>(stage_); });
+    if (rough_->pays()) rough_->run({input, output, stride, accumulate}, multiply_adds_ * stride);
+    else run_tasks(kernel_for<T>(active_level()), {input, output, stride, accumulate});
+  } else {
+    throw std::invalid_argument("specxai._native: only float32 blocks have rough products");
+  }
 }
 
 template <class T>
-GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm is known
+GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm and RoughGemm are known
 
 template std::vector<Task> tasks_of(const GatherGemm<float>&, std::int64_t);
 template std::vector<Task> tasks_of(const GatherGemm<double>&, std::int64_t);

@@ -48,6 +48,7 @@ struct GatherGemm {
 template <class T>
 struct GatherGemmTables {
   std::int64_t n_inside, n_outside, taps, groups;  // positions
+  std::int64_t across;  // outside positions of a line of their grid: sites follow each other in squares of it
   std::int64_t depth, width, pitch;  // depth inputs a group, width outputs, pitch >= depth weights a tap
   const std::int32_t* inside;      // (n_inside, groups * depth) rows of the input
   const std::int32_t* outside;     // (n_outside, width) rows of the output, group by group
@@ -79,6 +80,15 @@ constexpr std::int64_t task_columns = 12 * weight_panel;
 template <class T>
 std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns);
 
+// Weights that a third-level cache keeps beside everything else: one site after the other may read them all.
+constexpr std::int64_t kept_bytes = 4 << 20;
+// The columns of a task where weights are of type W.
+template <class W, class T>
+std::int64_t columns_at_once(const GatherGemm<T>& s) {
+  const bool kept = s.width * s.pitch * s.taps * static_cast<std::int64_t>(sizeof(W)) <= kept_bytes;
+  return kept ? (s.width > 0 ? s.width : 1) : task_columns;
+}
+
 // A thread's memory for the inputs of one site, and for those of the next that it asks for ahead.
 struct Scratch {
   std::int64_t* input_at;
@@ -86,18 +96,10 @@ struct Scratch {
   std::int64_t* ahead_at;
 };
 
-// One ISA's implementation of a task; `weight` stands for the stage's, in the numbers W that are multiplied.
-template <class T, class W = T>
-using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const W* weight, const Blocks<T>& blocks,
-                                  const Task& task, const Scratch& scratch);
-
-// bfloat16 products and float32 sums: whether this CPU and this build have them.
-bool has_bf16();
-using Bf16 = std::uint16_t;
-
-namespace bf16 {
-extern const GatherGemmKernel<float, Bf16> gather_gemm;
-}  // namespace bf16
+// One ISA's implementation of a task.
+template <class T>
+using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task,
+                                  const Scratch& scratch);
 
 // How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h): in the fewest operations, with the least memory, or by
 // outputs wherever there is more than one site.
@@ -105,6 +107,7 @@ enum class NarrowForm { fast, lean, by_outputs };
 
 template <class T>
 class NarrowGemm;
+class RoughGemm;
 
 // A checked stage with its tasks; refers to the weights, which must outlive it, and owns everything else.
 template <class T>
@@ -120,10 +123,10 @@ class GatherGemmStage {
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
            bool accumulate, NarrowForm form, SimdLevel level) const;
 
-  // The same with factors rounded to bfloat16, but for a stage of one site, which reads each weight once; float32 only.
-  // Throws std::runtime_error unless has_bf16().
-  void run_bf16(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
-                bool accumulate) const;
+  // The same with factors of 16 bits where that pays (cpu/rough_gemm.h); float32 only.
+  // Throws std::runtime_error unless has_rough().
+  void run_rough(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
+                 bool accumulate) const;
 
   std::int64_t multiply_adds() const { return multiply_adds_; }  // of one probe
 
@@ -131,14 +134,15 @@ class GatherGemmStage {
   void make_sites(const GatherGemmTables<T>& tables);
   void make_tasks();
   void check(std::int64_t input_rows, std::int64_t output_rows, std::int64_t stride, bool narrow) const;
-  template <class W>
-  void run_tasks(GatherGemmKernel<T, W> kernel, const W* weight, const Blocks<T>& blocks) const;
+  void run_tasks(GatherGemmKernel<T> kernel, const Blocks<T>& blocks) const;
 
   using Indices = std::vector<std::int32_t>;
   Indices run_begin_, run_cell_, run_tap_, cell_begin_, in_row_, in_column_, out_begin_, out_row_, out_column_;
   GatherGemm<T> stage_;  // of those
   mutable std::once_flag narrowed_;
   mutable std::unique_ptr<const NarrowGemm<T>> narrow_;  // made by the first narrow run
+  mutable std::once_flag roughened_;
+  mutable std::unique_ptr<const RoughGemm> rough_;  // by the first rough one
   std::vector<Task> tasks_;
   std::int64_t rows_read_ = 0, rows_written_ = 0, most_inputs_ = 0, multiply_adds_ = 0;
 };

@@ -5,14 +5,13 @@ namespace specxai::scalar {
 namespace {
 
 template <class T>
-void run(const GatherGemm<T>& s, const T* weight, const Blocks<T>& blocks, const Task& task,
-         const Scratch&) {
+void run(const GatherGemm<T>& s, const Blocks<T>& blocks, const Task& task, const Scratch&) {
   for (std::int64_t site = task.site_begin; site < task.site_end; ++site) {
     for (std::int64_t o = s.out_begin[site]; o < s.out_begin[site + 1]; ++o) {
       const std::int64_t column = s.out_column[o];
       if (column < task.first || column >= task.last) continue;
       T* y = blocks.output + s.out_row[o] * blocks.stride;
-      const T* weights = weight + column * s.taps * s.pitch;
+      const T* weights = s.weight + column * s.taps * s.pitch;
       if (!blocks.accumulate) {
         for (std::int64_t p = 0; p < blocks.stride; ++p) y[p] = T(0);
       }

@@ -30,9 +30,9 @@ def supported_levels() -> list[str]:
     return compiled().supported_levels()
 
 
-def has_bf16() -> bool:
+def has_rough() -> bool:
     """Whether this CPU and this build multiply bfloat16 (AVX512-BF16), at the instruction set in use."""
-    return compiled().has_bf16()
+    return compiled().has_rough()
 
 
 def compiled():

@@ -36,6 +36,7 @@ class GatherGemm:
     outside      (positions outside, width) rows of the output, no two the same
     neighbours   (positions outside, taps) positions inside
     weight       (width, taps, depth)
+    across       positions outside of one line of their grid, which is gone through in squares; None for a single line
     narrow       in `run`, how 1 to 8 probes are multiplied, which needs either the inputs laid out once more, every
                  time, or the weights, once and for good: "fast" in the fewest operations, "lean" with the least
                  memory, "outputs" with the weights wherever there is more than one site
@@ -51,7 +52,8 @@ class GatherGemm:
     11.0
     """
 
-    def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1) -> None:
+    def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1,
+                 across: int | None = None) -> None:
         tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
         _indices(tables, 2)
         self.dtype, (outputs, taps, depth), width = weight.dtype, weight.shape, outside.shape[1]
@@ -60,7 +62,8 @@ class GatherGemm:
         self._weight = _floats("weight", _packed(weight), self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
             **{name: _array(t) for name, t in tables.items()}, weight=_array(self._weight), n_inside=len(inside),
-            n_outside=len(outside), taps=taps, groups=groups, depth=depth, width=width, pitch=self._weight.shape[2])
+            n_outside=len(outside), taps=taps, across=across or max(1, len(outside)), groups=groups, depth=depth,
+            width=width, pitch=self._weight.shape[2])
 
     @property
     def multiply_adds(self) -> int:
@@ -68,19 +71,19 @@ class GatherGemm:
         return self._stage.multiply_adds
 
     def run(self, input: Tensor, output: Tensor, accumulate: bool = False, level: str | None = None,
-            bf16: bool = False, narrow: str = "fast") -> None:
+            rough: bool = False, narrow: str = "fast") -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds
         every factor to bfloat16 and sums in float32, at twice the rate and with errors of 2⁻⁸, but for a stage of one
-        site; RuntimeError without `has_bf16()`.
+        site; RuntimeError without `has_rough()`.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]
         if output.shape[1] != stride:
             raise ValueError(f"input holds {stride} probes a row, output {output.shape[1]}")
-        if bf16:
-            self._stage.run_bf16(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate)
+        if rough:
+            self._stage.run_rough(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate)
         else:
             self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, narrow, level)
 

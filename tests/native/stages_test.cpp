@@ -96,9 +96,9 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   const auto form = static_cast<specxai::NarrowForm>(below(3));
   stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, form, level);
   // For the sanitizers; its numbers are tested from Python.
-  if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_bf16()) {
+  if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_rough()) {
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());
-    stage.run_bf16(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
+    stage.run_rough(input.get(), random.input_rows, rough.get(), random.output_rows, stride, accumulate);
   }
   const Random<T>& r = random;
   for (Index site = 0; site < r.sites; ++site) {

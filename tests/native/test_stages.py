@@ -89,27 +89,87 @@ def test_weights_too_many_for_a_cache(dtype, stride, sites, dead):
         assert_close(got[written], total[written], factor=8)
 
 
+needs_rough = pytest.mark.skipif(not LEVELS or not native.has_rough(), reason="no 16-bit products on this processor")
+ROUGH_SHAPES = [{"sites": 8, "depth": 40}, {"sites": 90, "depth": 33, "dead": (0.1, 0.9)},
+                {"sites": 12, "depth": 30, "groups": 3}, {"sites": 9, "depth": 600, "made": 40, "dead": (0.1, 0.3)},
+                {"sites": 8, "depth": 512, "made": 1500, "dead": (0.5, 0.9)}]
+
+
+def rounding(arguments, dense, Z):
+    """How far products of rounded factors may lie from dense @ Z, (rows, probes)."""
+    weight_unit = torch.zeros(len(dense), 1)
+    largest = arguments["weight"].abs().amax((1, 2))
+    for site in arguments["outside"]:
+        live = site >= 0
+        weight_unit[site[live].long(), 0] = largest[live] / 2047
+    input_unit = Z.abs().amax(0) / 4095
+    entries = dense.ne(0).float()
+    bound = (dense.abs().sum(1, keepdim=True) * input_unit + weight_unit * (entries @ Z.abs())) / 2
+    bound += entries.sum(1, keepdim=True) * weight_unit * input_unit / 4
+    return bound + 1e-5 * (dense.abs() @ Z.abs())
+
+
+@needs_rough
+@pytest.mark.parametrize("shape", ROUGH_SHAPES, ids=["live", "sparse", "groups", "segments", "weights"])
 @pytest.mark.parametrize("stride", [16, 48, 64, 176])
-def test_bfloat16_factors(stride):
-    arguments, dense = random_stage(8, torch.float32)
+def test_rough_factors(stride, shape):
+    arguments, dense = random_stage(dtype=torch.float32, **shape)
     stage, Z = native.GatherGemm(**arguments), torch.randn(dense.shape[1], stride)
-    got, written = torch.zeros(len(dense), stride), rows(arguments["outside"])
-    if not native.has_bf16():
-        with pytest.raises(RuntimeError, match="no bfloat16 products"):
-            stage.run(Z, got, bf16=True)
+    Z[:, 3], Z[:, 5] = 0.0, 1e6 * Z[:, 5]  # a column is rounded by its own largest number
+    written = rows(arguments["outside"])
+    got = torch.full((len(dense), stride), torch.nan)
+    stage.run(Z, got, rough=True)
+    error, bound = (got - dense @ Z)[written].abs(), rounding(arguments, dense, Z)[written]
+    assert (error <= bound).all()
+    assert not got[written, 3].any()
+    relative = error[:, 7].norm() / (dense @ Z)[written, 7].norm()
+    assert 1e-5 < relative < 2e-3, "rounded, and as finely as 16 bits can be"
+    before = got.clone()
+    stage.run(Z, got, accumulate=True, rough=True)
+    assert_close(got[written], 2 * before[written])
+
+
+@needs_rough
+def test_rough_factors_of_any_size():
+    """Sums of the largest possible products fit; what is not finite stays in its column."""
+    arguments, dense = random_stage(9, torch.float32, depth=600, made=5, dead=(0.0, 0.0))
+    arguments["weight"] = torch.ones_like(arguments["weight"])
+    Z = torch.ones(dense.shape[1], 16)
+    read = int(dense.any(0).nonzero()[0])
+    Z[:, 1], Z[read, 2], Z[read, 3], Z[:, 4] = -3e30, torch.inf, torch.nan, 1e-35
+    written, got = rows(arguments["outside"]), torch.zeros(len(dense), 16)
+    native.GatherGemm(**arguments).run(Z, got, rough=True)
+    entries = torch.stack([(arguments["inside"][near[near >= 0].long()] >= 0).sum() for near in arguments["neighbours"]])
+    entries = torch.zeros(len(dense)).index_put_((arguments["outside"].long(),), entries[:, None].float())[written]
+    assert entries.max() > 1024
+    assert_close(got[written, 0], entries)
+    assert_close(got[written, 1] / 3e30, -entries)
+    reads = got[written].isnan()
+    assert reads[:, 2].any() and reads[:, 3].any() and not reads[:, [0, 1, *range(4, 16)]].any()
+    assert not got[written, 4].any()
+
+
+def test_rough_refusals():
+    arguments, dense = random_stage(8, torch.float32)
+    block, got = torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 16)
+    if not native.has_rough():
+        with pytest.raises(RuntimeError, match="no 16-bit products"):
+            native.GatherGemm(**arguments).run(block, got, rough=True)
         return
-    stage.run(Z, got, bf16=True)
-    # Weights that share an entry are rounded one by one, so |W||Z| is taken entry by entry.
-    size = dense.abs() @ Z.abs() + 40
-    error = (got - dense @ Z)[written].abs() / size[written]
-    assert 1e-6 < error.max() <= 2**-7
-    exact, half = torch.zeros_like(got), Z.bfloat16().float()
-    rounded = {**arguments, "weight": arguments["weight"].bfloat16().float()}
-    native.GatherGemm(**rounded).run(half, exact)
-    assert ((got - exact)[written].abs() <= 1e-2 * size[written]).all()
     double = native.GatherGemm(**{**arguments, "weight": arguments["weight"].double()})
     with pytest.raises(ValueError, match="only float32 blocks"):
-        double.run(Z.double(), got.double(), bf16=True)
+        double.run(block.double(), got.double(), rough=True)
+
+
+@pytest.mark.parametrize("across", [1, 3, 10, 30, 90])
+def test_order_of_the_sites_changes_nothing(across):
+    arguments, dense = random_stage(90, torch.float32)
+    Z, got = torch.randn(dense.shape[1], 16), torch.zeros(2, len(dense), 16)
+    for lines, block in zip((None, across), got, strict=True):
+        native.GatherGemm(**arguments, across=lines).run(Z, block)
+    assert torch.equal(*got) and got.any()
+    with pytest.raises(ValueError, match="across must divide"):
+        native.GatherGemm(**arguments, across=4)
 
 
 @pytest.mark.parametrize("stride", [1, 8, 64])

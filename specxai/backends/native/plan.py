@@ -47,7 +47,7 @@ class Plan:
         self._stages: list[Stage] = []
         self._units: dict[int, Units] = {}
         self._size = 0
-        self.has_rough = dtype is torch.float32 and native.has_bf16()
+        self.has_rough = dtype is torch.float32 and native.has_rough()
         self.efficient_columns = 16 if native.simd_level() == "scalar" else 4
         self._build()
         self.arena_rows = self._lay_out()

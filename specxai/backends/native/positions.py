@@ -57,6 +57,7 @@ class Cells:
     taps        (P, T) the tap under which a member meets a merged tap's coarse position
     gathering   (coarse positions, T) cells
     scattering  (cells, T) coarse positions
+    across      cells of a line
     cost        operations over those of single positions
     """
 
@@ -64,6 +65,7 @@ class Cells:
     taps: Tensor
     gathering: Tensor
     scattering: Tensor
+    across: int
     cost: float
 
     def table(self, rows: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ def cells(geometry: Geometry) -> Cells:
     counts = tuple(len(m) for m in members)
     shared, scattered = _product(taps, geometry.kernel), _product(scattered, geometry.coarse)
     merged, single = (int((table >= 0).sum()) for table in (scattered, gathering(geometry)))
-    return Cells(_product(members, geometry.fine), shared, _product(gathered, counts), scattered,
+    return Cells(_product(members, geometry.fine), shared, _product(gathered, counts), scattered, counts[-1],
                  len(shared) * merged / max(1, single))
 
 

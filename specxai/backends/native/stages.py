@@ -29,7 +29,7 @@ SCATTERING, GATHERING = 2.0, 4 / 3
 class Mode:
     """How a product runs.
 
-    rough    with factors in bfloat16
+    rough    with factors of 16 bits
     narrow   how a few columns are multiplied: as in `native.GatherGemm`
     """
 
@@ -186,27 +186,28 @@ class GatherStage(Stage):
     def _made(self, inside: Tensor, outside: Tensor, weight: Tensor, adjoint: bool) -> native.GatherGemm:
         """weight (outputs, taps, depth)."""
         sites, cells = self._sites, self._cells
-        neighbours = sites.feeds if adjoint else sites.reads
+        neighbours, across = (sites.feeds, sites.inner[-1]) if adjoint else (sites.reads, sites.outer[-1])
         scatters = sites.reads_fine == adjoint
         if cells is not None and cells.cost <= (SCATTERING if scatters else GATHERING):
             if not adjoint:
                 self._pairs = _pairs(inside, outside, neighbours)
             if scatters:
                 outside, neighbours, weight = cells.table(outside), cells.scattering, cells.of_outputs(weight)
+                across = cells.across
             else:
                 inside, neighbours, weight = cells.table(inside), cells.gathering, cells.of_inputs(weight)
         return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
-                                 weight=weight, groups=sites.groups)
+                                 weight=weight, groups=sites.groups, across=across)
 
     def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._forward.run(source, arena, self.own_rows is not None, bf16=mode.rough, narrow=mode.narrow)
+        self._forward.run(source, arena, self.own_rows is not None, rough=mode.rough, narrow=mode.narrow)
 
     def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
         if fold is None:
-            stage.run(arena, source, self.accumulate, bf16=mode.rough, narrow=mode.narrow)
+            stage.run(arena, source, self.accumulate, rough=mode.rough, narrow=mode.narrow)
         else:
-            stage.run(arena, arena, bf16=mode.rough, narrow=mode.narrow)
+            stage.run(arena, arena, rough=mode.rough, narrow=mode.narrow)
             fold.adjoint.run(arena, source, probes, self.accumulate)
 
     @property
