@@ -146,11 +146,11 @@ void GatherGemmStage<T>::make_tasks() {
 }
 
 template <class T>
-std::vector<Task> tasks_of(const GatherGemm<T>& s, std::int64_t columns) {
+std::vector<Task> tasks_of(const GatherGemm<T>& s, std::int64_t columns, std::int64_t parts) {
   const std::int64_t tap_bytes = std::min(columns, s.width) * s.pitch * static_cast<std::int64_t>(sizeof(T));
   const std::int64_t taps =
       columns < s.width ? std::max<std::int64_t>(1, task_bytes / std::max<std::int64_t>(1, tap_bytes)) : s.taps;
-  const std::int64_t sites = std::clamp<std::int64_t>(s.n_sites / 32, 1, 64);
+  const std::int64_t sites = std::clamp<std::int64_t>(s.n_sites / parts, 1, 64);
   std::vector<Task> tasks;
   for (std::int64_t o = 0; o < s.width; o += columns) {
     for (std::int64_t site = 0; site < s.n_sites; site += sites) {
@@ -214,7 +214,7 @@ void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* o
   }
   check(input_rows, output_rows, stride, false);
   if constexpr (std::is_same_v<T, float>) {
-    std::call_once(roughened_, [this] { rough_ = std::make_unique<const RoughGemm>(stage_); });
+    std::call_once(roughened_, [this] { rough_ = std::make_unique<const RoughGemm>(stage_, multiply_adds_); });
     if (rough_->pays()) rough_->run({input, output, stride, accumulate}, multiply_adds_ * stride);
     else run_tasks(kernel_for<T>(active_level()), {input, output, stride, accumulate});
   } else {
@@ -225,8 +225,8 @@ void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* o
 template <class T>
 GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm and RoughGemm are known
 
-template std::vector<Task> tasks_of(const GatherGemm<float>&, std::int64_t);
-template std::vector<Task> tasks_of(const GatherGemm<double>&, std::int64_t);
+template std::vector<Task> tasks_of(const GatherGemm<float>&, std::int64_t, std::int64_t);
+template std::vector<Task> tasks_of(const GatherGemm<double>&, std::int64_t, std::int64_t);
 template class GatherGemmStage<float>;
 template class GatherGemmStage<double>;
 

@@ -73,12 +73,12 @@ struct Task {
   std::int64_t taps;  // at a time
 };
 
-// All of a stage's outputs, `columns` a task.  Where that is not all of them, the taps are so few at a time that their
+// All of a stage's outputs, `columns` a task, and sites in `parts` or more.  Where that is not all of them, the taps are so few at a time that their
 // weights are task_bytes: what a second-level cache holds.
 constexpr std::int64_t task_bytes = 768 << 10;
 constexpr std::int64_t task_columns = 12 * weight_panel;
 template <class T>
-std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns);
+std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns, std::int64_t parts = 32);
 
 // Weights that a third-level cache keeps beside everything else: one site after the other may read them all.
 constexpr std::int64_t kept_bytes = 4 << 20;

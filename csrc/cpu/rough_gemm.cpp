@@ -7,7 +7,9 @@
 namespace specxai {
 namespace {
 
-constexpr std::int64_t fewest_inputs = 8;  // of a cell, on average
+constexpr std::int64_t fewest_inputs = 8;     // of a cell, on average
+constexpr std::int64_t fewest_products = 40;  // of an input that is rounded, as many as cost what that does
+constexpr std::int64_t fewest_parts = 16;     // of a stage's sites: those of a task share their rounded inputs
 
 template <class T>
 std::vector<T> filled(std::int64_t count, T value = T()) {
@@ -27,11 +29,12 @@ bool has_rough() {
 #endif
 }
 
-RoughGemm::RoughGemm(const GatherGemm<float>& stage) : stage_(stage) {
+RoughGemm::RoughGemm(const GatherGemm<float>& stage, std::int64_t multiply_adds) : stage_(stage) {
   const GatherGemm<float>& s = stage;
   if (s.n_sites <= 1 || s.n_entries < std::max<std::int64_t>(1, fewest_inputs * s.n_cells)) return;
-  tasks_ = tasks_of(s, columns_at_once<std::int16_t>(s));
+  tasks_ = tasks_of(s, columns_at_once<std::int16_t>(s), fewest_parts);
   const std::int64_t segments = rough::segments_of(s);
+  std::int64_t rounded = 0;
   auto seen = filled<std::size_t>(s.n_cells, tasks_.size());
   for (std::size_t t = 0; t < tasks_.size(); ++t) {
     std::int64_t cells = 0, pairs = 0;
@@ -42,12 +45,15 @@ RoughGemm::RoughGemm(const GatherGemm<float>& stage) : stage_(stage) {
         if (seen[cell] == t) continue;
         seen[cell] = t;
         ++cells;
-        pairs += (s.cell_begin[cell + 1] - s.cell_begin[cell]) / 2 + segments;
+        const std::int64_t inputs = s.cell_begin[cell + 1] - s.cell_begin[cell];
+        pairs += inputs / 2 + segments;
+        rounded += inputs;
       }
     }
     most_cells_ = std::max(most_cells_, cells);
     most_pairs_ = std::max(most_pairs_, pairs);
   }
+  if (multiply_adds < fewest_products * rounded) tasks_.clear();
 }
 
 // What a run holds: the rounded weights, which all stages together would hold at half of their size again, and every

@@ -69,9 +69,10 @@ extern const RoundWeights round_weights;
 // A stage's tasks for that kernel; refers to the stage.
 class RoughGemm {
  public:
-  explicit RoughGemm(const GatherGemm<float>& stage);
+  RoughGemm(const GatherGemm<float>& stage, std::int64_t multiply_adds);
 
-  // False where rounding costs what it saves: few inputs a cell, or one site, which reads each weight once.
+  // False where rounding costs what it saves: few inputs a cell, few outputs a site, or a single site, which reads each
+  // weight once.
   bool pays() const { return !tasks_.empty(); }
   void run(const Blocks<float>& blocks, std::int64_t multiply_adds) const;
 

@@ -13,6 +13,7 @@
 #include "common/simd_level.h"
 #include "cpu/gather_gemm.h"
 #include "cpu/gram.h"
+#include "cpu/rough_gemm.h"
 #include "cpu/row_sum.h"
 #include "cpu/span.h"
 #include "cpu/tables.h"
@@ -47,13 +48,14 @@ Indices distinct_rows(Index count, Index rows) {
 
 template <class T>
 struct Random {
-  Index places, sites, taps, groups, depth, made, pitch, input_rows, output_rows;
+  Index places, sites, taps, groups, across, depth, made, pitch, input_rows, output_rows;
   Indices inside, outside, neighbours;
   std::unique_ptr<T[]> weight;
 
   Random(Index n_sites, Index most_outputs, Index most_inputs) : sites(n_sites) {
     taps = 1 + below(4);
     groups = 1 + below(3);
+    across = below(2) ? sites : 1;
     depth = most_inputs ? 1 + below(most_inputs) : 0;
     made = 1 + below(most_outputs);
     pitch = below(2) ? depth : (depth + 15) / 16 * 16;
@@ -75,8 +77,8 @@ struct Random {
   Index width() const { return groups * made; }
 
   specxai::GatherGemmTables<T> tables() const {
-    return {places, sites, taps, groups, depth, width(), pitch, inside.data(), outside.data(), neighbours.data(),
-            weight.get()};
+    return {places, sites, taps, groups, across, depth, width(), pitch, inside.data(), outside.data(),
+            neighbours.data(), weight.get()};
   }
 };
 
@@ -279,6 +281,8 @@ int main() {
         }
       }
     }
+    // So many outputs that rounding pays.
+    for (Index stride : {16, 32, 48, 64, 144}) ok &= gather_gemm_agrees<float>(5, 600, 600, stride, true, level);
     for (Index rows : {0, 1, 33, 300}) {
       for (Index left : {1, 8, 65}) {
         ok &= gram_agrees<float>(rows, left, 13, level) && gram_agrees<double>(rows, 5, left, level);
@@ -305,6 +309,7 @@ int main() {
   ok &= refused([](auto& r, auto&) { r.inside[0] = -2; }, "a negative row");
   ok &= refused([](auto& r, auto&) { r.outside[0] = r.outside[1] = 0; }, "two outputs in one row");
   ok &= refused([](auto&, auto& t) { t.groups = 0; }, "no group");
+  ok &= refused([](auto&, auto& t) { t.across = 2; }, "a line that does not divide the positions");
   ok &= refused([](auto&, auto& t) { t.n_inside = Index{1} << 40; }, "more units than an index counts");
   std::printf("stages: %s\n", ok ? "ok" : "FAILED");
   return ok ? 0 : 1;
