@@ -6,7 +6,6 @@ import io
 import logging
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from specxai.capture.names import MARK, marked, module_names
+from specxai.capture.names import MARK, Calls, marked, module_names
 from specxai.capture.program import Program, Ref, Step, references
 from specxai.errors import CaptureError
 
@@ -76,7 +75,7 @@ def _stop_gradients(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) -> Program:
+def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> Program:
     held = {**exported.state_dict, **exported.constants}
     sources = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     steps: list[Step] = []
@@ -99,7 +98,18 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
         return value
 
     order: list[tuple[str, int]] = []  # (layer name, number of steps when its call ended)
+    last: tuple[str, int] | None = None  # the plain module's call that the last step belongs to
+
+    def ended(path: str, call: int, step: int) -> None:
+        name = calls.name(path, call)
+        layers[name] = step
+        order.append((name, len(steps)))
+
     for node in exported.graph.nodes:
+        call = _plain_call(node, calls)
+        if last is not None and call != last:
+            ended(*last, len(steps) - 1)
+        last = call
         if node.op == "output":
             # Beside the user's outputs there may be writes to the input and to buffers.
             specs = exported.graph_signature.output_specs
@@ -109,10 +119,8 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
         if node.target is MARK:
             source, name = node.args
             where[node] = where[source]
-            path, _, _ = name.rpartition("#")
-            name = name if calls[path] > 1 else path
-            layers[name] = where[source]
-            order.append((name, len(steps)))
+            path, _, number = name.rpartition("#")
+            ended(path, int(number), where[source])
             continue
         index = len(steps)
         where[node] = index
@@ -142,6 +150,16 @@ def _translate(exported, calls: Counter, modules: dict[int, tuple[str, ...]]) ->
                            "explains one. Wrap the model in a module whose forward() returns the tensor of interest")
     return Program(tuple(steps), constants, inputs[0], outputs[0],
                    {name: index for name, index in layers.items() if index in active}, modules, frozenset(active))
+
+
+def _plain_call(node: fx.Node, calls: Calls) -> tuple[str, int] | None:
+    """(path, number of the call) of the module without a mark that the node belongs to."""
+    stack = node.meta.get("nn_module_stack") if node.op == "call_function" and node.target is not MARK else None
+    if not stack:
+        return None
+    key, (path, _) = next(reversed(stack.items()))
+    path, repeat = path.partition("@")[0], key.partition("@")[2]  # a second call's key ends in @1
+    return (path, int(repeat or 0) + 1) if path in calls.plain else None
 
 
 def _name_steps(steps: list[Step], paths: list[str], order: list[tuple[str, int]]) -> None:

@@ -1,7 +1,8 @@
-"""Layer names: forward hooks mark every module's output while the model is traced.
+"""Layer names: forward hooks mark the modules' outputs while the model is traced.
 
 A mark is an identity operator that carries "module path # call number".  It survives functionalisation, in-place
-operators and reuse of a module, and is removed from the graph afterwards.
+operators and reuse of a module, and is removed from the graph afterwards.  As it costs as much to trace as any other
+operator, the leaves that always end in an operator of their own go without: that one is their output.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +22,55 @@ torch.library.register_fake("specxai::mark", lambda x, name: x.clone(), lib=_lib
 MARK = torch.ops.specxai.mark.default
 
 
+_PLAIN = {getattr(nn, f"{name}{dims}d") for dims in (1, 2, 3)
+          for name in ("Conv", "ConvTranspose", "BatchNorm", "MaxPool", "AvgPool")}
+_PLAIN |= {nn.Linear, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU}
+
+
+@dataclass
+class Calls:
+    """What a trace called.
+
+    count   calls by module path
+    plain   paths of the modules that go without a mark
+    """
+
+    count: Counter[str] = field(default_factory=Counter)
+    plain: set[str] = field(default_factory=set)
+
+    def name(self, path: str, call: int) -> str:
+        """The layer name of a module's call, of which the first is 1."""
+        return f"{path}#{call}" if self.count[path] > 1 else path
+
+
 @contextmanager
-def marked(model: nn.Module) -> Iterator[Counter[str]]:
-    """While open, each call of each submodule marks its tensor output; yields the calls counted by module path."""
-    calls: Counter[str] = Counter()
+def marked(model: nn.Module) -> Iterator[Calls]:
+    """While open, each call of each submodule marks its tensor output, but for the plain ones."""
+    names = module_names(model)
+    modules = {path: module for path, module in model.named_modules() if path}
+    calls = Calls(plain={path for path, module in modules.items() if _is_plain(module) and len(names[id(module)]) == 1})
 
     def hook_for(path: str):
         def hook(module, inputs, output):
-            calls[path] += 1
-            if isinstance(output, Tensor) and output.is_floating_point():
-                return MARK(output, f"{path}#{calls[path]}")
+            calls.count[path] += 1
+            if path not in calls.plain and isinstance(output, Tensor) and output.is_floating_point():
+                return MARK(output, f"{path}#{calls.count[path]}")
             return None
 
         return hook
 
-    handles = [module.register_forward_hook(hook_for(path)) for path, module in model.named_modules() if path]
+    handles = [module.register_forward_hook(hook_for(path)) for path, module in modules.items()]
     try:
         yield calls
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Is the last operator of a call its output?  Not where someone else's hooks or code may follow."""
+    own = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    return type(module) in _PLAIN and not own
 
 
 def module_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
