@@ -74,9 +74,9 @@ class GatherGemm:
             rough: bool = False, narrow: str = "fast") -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
-        The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `bf16` rounds
-        every factor to bfloat16 and sums in float32, at twice the rate and with errors of 2⁻⁸, but for a stage of one
-        site; RuntimeError without `has_rough()`.
+        The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `rough` rounds
+        inputs to 13 bits of the largest of their column and weights to 12 of the largest of their output, and sums
+        exactly, at twice the rate, where a stage is large enough for it; RuntimeError without `has_rough()`.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]
