@@ -46,8 +46,8 @@ std::int64_t pack_live(const std::int32_t* rows, std::int64_t count, std::int64_
   return n;
 }
 
-// The i-th position of a grid that is gone through square by square, line by line in each: windows that overlap are
-// then read while a cache holds them.
+// The i-th position of a grid that is gone through square by square, line by line in each: windows that overlap are then
+// read while a cache holds them.
 std::int64_t in_squares(std::int64_t i, std::int64_t across, std::int64_t lines) {
   const std::int64_t strip = i / (square * across), high = std::min(square, lines - strip * square);
   const std::int64_t within = i - strip * square * across;
@@ -64,7 +64,8 @@ GatherGemmStage<T>::GatherGemmStage(const GatherGemmTables<T>& tables) {
   const GatherGemmTables<T>& t = tables;
   require(t.across > 0 && t.n_outside % t.across == 0, "across must divide the positions outside");
   require(t.groups > 0 && t.width % t.groups == 0, "groups must divide the outputs");
-  require(t.pitch >= t.depth, "pitch = " + std::to_string(t.pitch) + " is less than depth = " + std::to_string(t.depth));
+  const std::string pitch = "pitch = " + std::to_string(t.pitch);
+  require(t.pitch >= t.depth, pitch + " is less than depth = " + std::to_string(t.depth));
   require(t.pitch == 0 || t.taps <= limit / t.pitch, "the weights of one output exceed 2^31");
   const std::int64_t cells = checked_area(t.n_inside, t.groups, "the input");
   const std::int64_t inputs = checked_area(cells, t.depth, "the input");
@@ -142,12 +143,12 @@ void GatherGemmStage<T>::make_tasks() {
     most_inputs_ = std::max(most_inputs_, inputs);
     multiply_adds_ += inputs * (s.out_begin[site + 1] - s.out_begin[site]);
   }
-  tasks_ = tasks_of(s, columns_at_once<T>(s));
+  tasks_ = tasks_of<T>(s, columns_at_once<T>(s));
 }
 
-template <class T>
+template <class W, class T>
 std::vector<Task> tasks_of(const GatherGemm<T>& s, std::int64_t columns, std::int64_t parts) {
-  const std::int64_t tap_bytes = std::min(columns, s.width) * s.pitch * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t tap_bytes = std::min(columns, s.width) * s.pitch * static_cast<std::int64_t>(sizeof(W));
   const std::int64_t taps =
       columns < s.width ? std::max<std::int64_t>(1, task_bytes / std::max<std::int64_t>(1, tap_bytes)) : s.taps;
   const std::int64_t sites = std::clamp<std::int64_t>(s.n_sites / parts, 1, 64);
@@ -225,8 +226,9 @@ void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* o
 template <class T>
 GatherGemmStage<T>::~GatherGemmStage() = default;  // here, where NarrowGemm and RoughGemm are known
 
-template std::vector<Task> tasks_of(const GatherGemm<float>&, std::int64_t, std::int64_t);
-template std::vector<Task> tasks_of(const GatherGemm<double>&, std::int64_t, std::int64_t);
+template std::vector<Task> tasks_of<float>(const GatherGemm<float>&, std::int64_t, std::int64_t);
+template std::vector<Task> tasks_of<double>(const GatherGemm<double>&, std::int64_t, std::int64_t);
+template std::vector<Task> tasks_of<std::int16_t>(const GatherGemm<float>&, std::int64_t, std::int64_t);
 template class GatherGemmStage<float>;
 template class GatherGemmStage<double>;
 

@@ -73,16 +73,16 @@ struct Task {
   std::int64_t taps;  // at a time
 };
 
-// All of a stage's outputs, `columns` a task, and sites in `parts` or more.  Where that is not all of them, the taps are so few at a time that their
-// weights are task_bytes: what a second-level cache holds.
+// All of a stage's outputs, `columns` a task, and sites in `parts` or more; weights are of type W.  Where those are not
+// all columns, the taps are so few at a time that their weights are task_bytes: what a second-level cache holds.
 constexpr std::int64_t task_bytes = 768 << 10;
 constexpr std::int64_t task_columns = 12 * weight_panel;
-template <class T>
+template <class W, class T>
 std::vector<Task> tasks_of(const GatherGemm<T>& stage, std::int64_t columns, std::int64_t parts = 32);
 
 // Weights that a third-level cache keeps beside everything else: one site after the other may read them all.
 constexpr std::int64_t kept_bytes = 4 << 20;
-// The columns of a task where weights are of type W.
+// The columns of such a task.
 template <class W, class T>
 std::int64_t columns_at_once(const GatherGemm<T>& s) {
   const bool kept = s.width * s.pitch * s.taps * static_cast<std::int64_t>(sizeof(W)) <= kept_bytes;

@@ -53,7 +53,7 @@ std::pair<std::int64_t, std::int64_t> vectors(const GatherGemm<T>& s) {
 
 template <class T>
 NarrowGemm<T>::NarrowGemm(const GatherGemm<T>& stage)
-    : stage_(stage), tasks_(tasks_of(stage, task_columns)), can_by_inputs_(stage.pitch % weight_panel == 0) {
+    : stage_(stage), tasks_(tasks_of<T>(stage, task_columns)), can_by_inputs_(stage.pitch % weight_panel == 0) {
   const auto [by_outputs, by_inputs] = vectors(stage);
   // One site reads every weight once: laying them out would cost more than it saves.
   by_inputs_ = can_by_inputs_ && (stage.n_sites <= 1 || by_inputs < by_outputs);

@@ -32,7 +32,7 @@ bool has_rough() {
 RoughGemm::RoughGemm(const GatherGemm<float>& stage, std::int64_t multiply_adds) : stage_(stage) {
   const GatherGemm<float>& s = stage;
   if (s.n_sites <= 1 || s.n_entries < std::max<std::int64_t>(1, fewest_inputs * s.n_cells)) return;
-  tasks_ = tasks_of(s, columns_at_once<std::int16_t>(s), fewest_parts);
+  tasks_ = tasks_of<std::int16_t>(s, columns_at_once<std::int16_t>(s), fewest_parts);
   const std::int64_t segments = rough::segments_of(s);
   std::int64_t rounded = 0;
   auto seen = filled<std::size_t>(s.n_cells, tasks_.size());
@@ -53,7 +53,7 @@ RoughGemm::RoughGemm(const GatherGemm<float>& stage, std::int64_t multiply_adds)
     most_cells_ = std::max(most_cells_, cells);
     most_pairs_ = std::max(most_pairs_, pairs);
   }
-  if (multiply_adds < fewest_products * rounded) tasks_.clear();
+  if (multiply_adds == 0 || multiply_adds < fewest_products * rounded) tasks_.clear();
 }
 
 // What a run holds: the rounded weights, which all stages together would hold at half of their size again, and every

@@ -2,7 +2,7 @@
 //
 // A task's inputs are rounded once to integers relative to the largest of their column, and lie two by two; weights are
 // rounded relative to the largest of their output.  Products add up exactly in 32 bits, at twice the rate of float32,
-// and become float32 again as they are written.
+// and become float32 again as they are written.  A column with a number that is not finite is NaN in the whole task.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +29,9 @@ constexpr std::int64_t lanes = 16, tile_vectors = 4, tile_sums = 24;  // 29 of 3
 // Room for an output's weights in a tile, and for a vector that is written in vain.
 constexpr std::int64_t weight_row = segment + 2 * word;
 
+// Internal: its copies for different instruction sets must not be merged.
 template <class T>
-std::int64_t segments_of(const GatherGemm<T>& stage) {
+static std::int64_t segments_of(const GatherGemm<T>& stage) {
   return (stage.depth + segment - 1) / segment;
 }
 

@@ -132,7 +132,8 @@ struct Inputs {
 
 // The live weights of M outputs, side by side as the inputs lie.
 template <int M>
-void pack_weights(const Inputs& inputs, const std::int16_t* w, const Index* columns, Index words, std::int16_t* packed) {
+void pack_weights(const Inputs& inputs, const std::int16_t* w, const Index* columns, Index words,
+                  std::int16_t* packed) {
   const std::int16_t* row[M];
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m) row[m] = w + columns[m];
@@ -202,7 +203,7 @@ void tile(const Inputs& inputs, const Weights& weights, const Index* columns, co
     const __m512 times = _mm512_set1_ps(by_row[m]);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const __m512 value = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][v]), scale.unit[v]), times);
+      const __m512 value = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][v]), times), scale.unit[v]);
       _mm512_storeu_ps(to + v * lanes, accumulate ? _mm512_add_ps(_mm512_loadu_ps(to + v * lanes), value) : value);
     }
   }
@@ -284,7 +285,8 @@ void task_outputs(const GatherGemm<float>& s, const Weights& weights, const Bloc
   Scale<V> scale;
   find_scale(s, blocks.input + probe, blocks.stride, n_cells, scratch, scale);
   round_inputs(s, blocks.input + probe, blocks.stride, n_cells, scratch, scale);
-  for (Index tap = 0; tap == 0 || tap < s.taps; tap += task.taps) {
+  Index tap = 0;
+  do {
     for (Index site = task.site_begin; site < task.site_end; ++site) {
       const Range range = outputs_of(s, site, task);
       if (range.begin == range.end) continue;
@@ -300,7 +302,8 @@ void task_outputs(const GatherGemm<float>& s, const Weights& weights, const Bloc
         pieces += taken;
       } while (pieces < scratch.pieces + n);
     }
-  }
+    tap += task.taps;
+  } while (tap < s.taps);
 }
 
 void run(const GatherGemm<float>& s, const Weights& weights, const Blocks<float>& blocks, const Task& task,

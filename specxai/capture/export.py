@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from specxai.capture.names import MARK, Calls, marked, module_names
@@ -21,6 +22,7 @@ from specxai.errors import CaptureError
 # Read the shape of their argument only.
 _SHAPE_ONLY = {getattr(torch.ops.aten, name).default for name in (
     "ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros", "new_full", "new_empty")}
+Ends = dict[fx.Node, tuple[str, int]]  # (module path, number of the call) that ends there
 _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
@@ -31,16 +33,42 @@ def export_program(model: nn.Module, example: Tensor) -> Program:
     NumPy inside.
     """
     try:
-        with _quiet(), marked(model) as calls:
-            exported = torch.export.export(model, (example,), strict=False)
-            _stop_gradients(exported.graph_module)
-            exported = exported.run_decompositions({})
+        with _quiet():
+            exported, calls, ends = _traced(model, example, every=False) or _traced(model, example, every=True)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {first_line(error)}. Branches on tensor values, "
             "`.item()` and NumPy code inside forward() are the usual causes; pass the part of the model without them"
         ) from error
-    return _translate(exported, calls, module_names(model))
+    return _translate(exported, calls, ends, module_names(model))
+
+
+def _traced(model: nn.Module, example: Tensor, every: bool) -> tuple[ExportedProgram, Calls, Ends] | None:
+    """The decomposed graph, the calls, and the nodes where the plain ones end.
+
+    None where that is not known, so that every call needs a mark: torch forgets whose an operator is inside no_grad and
+    autocast regions and in slices of a Sequential, and writes what a module did to a view back to the whole behind it.
+    """
+    with marked(model, every) as calls:
+        exported = torch.export.export(model, (example,), strict=False)
+        if not every and any(isinstance(child, fx.GraphModule) for child in exported.graph_module.children()):
+            return None
+        _stop_gradients(exported.graph_module)
+        exported = exported.run_decompositions({})
+    last = {_call_of(node): node for node in exported.graph.nodes}
+    ends = {last[call]: call for call in calls.plain if call in last}
+    shapes = {call: getattr(node.meta.get("val"), "shape", None) for node, call in ends.items()}
+    return (exported, calls, ends) if shapes == calls.plain else None
+
+
+def _call_of(node: fx.Node) -> tuple[str, int] | None:
+    """(path, number) of the innermost module call that the node belongs to."""
+    stack = node.meta.get("nn_module_stack") if node.op == "call_function" else None
+    if not stack:
+        return None
+    key, (path, _) = next(reversed(stack.items()))
+    repeat = re.search(r"@(\d+)$", key)  # from the second call on
+    return path, int(repeat[1]) + 1 if repeat else 1
 
 
 def first_line(error: Exception) -> str:
@@ -75,7 +103,7 @@ def _stop_gradients(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> Program:
+def _translate(exported: ExportedProgram, calls: Calls, ends: Ends, modules: dict[int, tuple[str, ...]]) -> Program:
     held = {**exported.state_dict, **exported.constants}
     sources = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     steps: list[Step] = []
@@ -98,7 +126,6 @@ def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> P
         return value
 
     order: list[tuple[str, int]] = []  # (layer name, number of steps when its call ended)
-    last: tuple[str, int] | None = None  # the plain module's call that the last step belongs to
 
     def ended(path: str, call: int, step: int) -> None:
         name = calls.name(path, call)
@@ -106,10 +133,6 @@ def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> P
         order.append((name, len(steps)))
 
     for node in exported.graph.nodes:
-        call = _plain_call(node, calls)
-        if last is not None and call != last:
-            ended(*last, len(steps) - 1)
-        last = call
         if node.op == "output":
             # Beside the user's outputs there may be writes to the input and to buffers.
             specs = exported.graph_signature.output_specs
@@ -142,6 +165,8 @@ def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> P
         else:
             steps.append(Step(index, node.name, "call", node.target, template(tuple(node.args)),
                               template(dict(node.kwargs)), source=_source(node)))
+            if node in ends:
+                ended(*ends[node], index)
     _name_steps(steps, paths, order)
     active = _active(steps, inputs, floating)
     outputs = [index for index in outputs if index in active]
@@ -150,16 +175,6 @@ def _translate(exported, calls: Calls, modules: dict[int, tuple[str, ...]]) -> P
                            "explains one. Wrap the model in a module whose forward() returns the tensor of interest")
     return Program(tuple(steps), constants, inputs[0], outputs[0],
                    {name: index for name, index in layers.items() if index in active}, modules, frozenset(active))
-
-
-def _plain_call(node: fx.Node, calls: Calls) -> tuple[str, int] | None:
-    """(path, number of the call) of the module without a mark that the node belongs to."""
-    stack = node.meta.get("nn_module_stack") if node.op == "call_function" and node.target is not MARK else None
-    if not stack:
-        return None
-    key, (path, _) = next(reversed(stack.items()))
-    path, repeat = path.partition("@")[0], key.partition("@")[2]  # a second call's key ends in @1
-    return (path, int(repeat or 0) + 1) if path in calls.plain else None
 
 
 def _name_steps(steps: list[Step], paths: list[str], order: list[tuple[str, int]]) -> None:

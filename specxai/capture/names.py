@@ -2,7 +2,7 @@
 
 A mark is an identity operator that carries "module path # call number".  It survives functionalisation, in-place
 operators and reuse of a module, and is removed from the graph afterwards.  As it costs as much to trace as any other
-operator, the leaves that always end in an operator of their own go without: that one is their output.
+operator, the leaves that end in an operator of their own go without: that one is their output.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Calls:
     """What a trace called.
 
     count   calls by module path
-    plain   paths of the modules that go without a mark
+    plain   what the calls without a mark returned: (module path, number of the call, from 1) -> shape
     """
 
     count: Counter[str] = field(default_factory=Counter)
-    plain: set[str] = field(default_factory=set)
+    plain: dict[tuple[str, int], torch.Size] = field(default_factory=dict)
 
     def name(self, path: str, call: int) -> str:
         """The layer name of a module's call, of which the first is 1."""
@@ -44,18 +44,24 @@ class Calls:
 
 
 @contextmanager
-def marked(model: nn.Module) -> Iterator[Calls]:
-    """While open, each call of each submodule marks its tensor output, but for the plain ones."""
+def marked(model: nn.Module, every: bool) -> Iterator[Calls]:
+    """While open, each call of each submodule marks its tensor output; without `every`, but for the plain ones."""
     names = module_names(model)
     modules = {path: module for path, module in model.named_modules() if path}
-    calls = Calls(plain={path for path, module in modules.items() if _is_plain(module) and len(names[id(module)]) == 1})
+    # torch numbers the calls of a path behind an "@".
+    plain = set() if every else {path for path, module in modules.items()
+                                 if _is_plain(module) and len(names[id(module)]) == 1 and "@" not in path}
+    calls = Calls()
 
     def hook_for(path: str):
         def hook(module, inputs, output):
             calls.count[path] += 1
-            if path not in calls.plain and isinstance(output, Tensor) and output.is_floating_point():
-                return MARK(output, f"{path}#{calls.count[path]}")
-            return None
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return None
+            if path in plain:
+                calls.plain[path, calls.count[path]] = output.shape
+                return None
+            return MARK(output, f"{path}#{calls.count[path]}")
 
         return hook
 

@@ -79,6 +79,57 @@ def test_leaves_without_a_mark_have_the_names_and_places_of_marks(monkeypatch):
     assert torch.allclose(values[plain.layers["hooked"]], 2 * output)
 
 
+class Frozen(nn.Module):
+    """torch forgets the modules inside such regions."""
+
+    def __init__(self, region) -> None:
+        super().__init__()
+        self.body, self.head, self.region = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 2), region
+
+    def forward(self, x):
+        with self.region():
+            y = self.body(x)
+        return self.head(y + x)
+
+
+class View(nn.Module):
+    """A module that overwrites a view: what becomes of it is written to the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.head = nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        self.act(h[:, :2])
+        return self.head(h)
+
+
+class Sliced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Linear(3, 3)
+        self.body = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(3, 2))
+
+    def forward(self, x):
+        return self.body[2:](self.body[:2](x))
+
+
+@pytest.mark.parametrize("make", [lambda: Frozen(torch.no_grad), View, Sliced,
+                                  lambda: Frozen(lambda: torch.autocast("cpu", enabled=False)),
+                                  lambda: nn.ModuleDict({"c": nn.Linear(3, 3), "c@x": nn.Linear(3, 2)})],
+                         ids=["no_grad", "view", "slice", "autocast", "at"])
+def test_where_torch_forgets_a_leaf_every_call_is_marked(make, monkeypatch):
+    model = make().double().eval()
+    if isinstance(model, nn.ModuleDict):
+        model.forward = lambda x: model["c@x"](model["c"](x))
+    x = torch.randn(1, 3, dtype=torch.float64)
+    layers = specxai.capture(model, x).program.layers
+    monkeypatch.setattr(names, "_PLAIN", set())
+    assert list(layers.items()) == list(specxai.capture(model, x).program.layers.items())
+    assert layers
+
+
 def test_a_module_registered_twice_is_called_once_each():
     shared = nn.Linear(3, 3)
     model = nn.ModuleDict({"a": shared, "b": shared})

@@ -154,6 +154,15 @@ def test_rough_factors_of_any_size():
     assert not got[written, 4].any()
 
 
+@needs_rough
+def test_rough_stages_without_taps_are_zero():
+    arguments, dense = random_stage(8, torch.float32, depth=40, made=60)
+    arguments |= {"neighbours": arguments["neighbours"][:, :0].contiguous(), "weight": arguments["weight"][:, :0]}
+    got, written = torch.ones(len(dense), 16), rows(arguments["outside"])
+    native.GatherGemm(**arguments).run(torch.randn(dense.shape[1], 16), got, rough=True)
+    assert not got[written].any()
+
+
 def test_rough_refusals():
     arguments, dense = random_stage(8, torch.float32)
     block, got = torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 16)

@@ -29,7 +29,7 @@ WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less 
 class Plan:
     """Products of the map between steps: `matmat` (n, k) -> (m, k), `rmatmat` (m, k) -> (n, k).
 
-    `rough` products multiply integers of 12 and 13 bits, where the processor does that at twice the rate; those of a few
+    `rough` products multiply integers of 12 and 13 bits, where the processor does that at twice the rate; a few
     columns, fully connected layers of one position and small stages are in full precision.
 
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
