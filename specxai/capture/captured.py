@@ -220,7 +220,13 @@ def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
     probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     expected = None
     if output.requires_grad:
-        expected = torch.autograd.grad(output, x, probe, allow_unused=True)[0]
+        try:
+            expected = torch.autograd.grad(output, x, probe, allow_unused=True)[0]
+        except RuntimeError as error:
+            raise CaptureError(
+                f"torch.autograd cannot differentiate the model: {first_line(error)}. An in-place operation on a value "
+                "that a gradient needs is the usual cause; capture(..., verify=False) goes on without this check"
+            ) from error
     expected = torch.zeros_like(x) if expected is None else expected
     pulled = local.jacobian.rmatvec(probe.flatten())
     _compare("product with Jᵀ", pulled, expected.flatten(), tolerance)

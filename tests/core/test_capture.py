@@ -321,6 +321,17 @@ def test_what_cannot_be_captured(function, message, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_model_that_autograd_cannot_differentiate():
+    class Overwritten(nn.Module):
+        def forward(self, x):
+            y = torch.sigmoid(x)
+            return y.mul_(2) + torch.tanh(y).mul_(3)
+
+    with pytest.raises(CaptureError, match=r"cannot differentiate the model: .*in-place"):
+        specxai.capture(Overwritten().eval(), torch.randn(1, 3))
+    specxai.capture(Overwritten().eval(), torch.randn(1, 3), verify=False)
+
+
 def test_verification_may_be_skipped():
     model = Wrapped(Lying.apply).eval()
     assert specxai.capture(model, torch.randn(1, 3), verify=False).layers == ["first"]
