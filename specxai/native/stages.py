@@ -62,8 +62,8 @@ class GatherGemm:
         self._weight = _floats("weight", _packed(weight), self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
             **{name: _array(t) for name, t in tables.items()}, weight=_array(self._weight), n_inside=len(inside),
-            n_outside=len(outside), taps=taps, across=across or max(1, len(outside)), groups=groups, depth=depth,
-            width=width, pitch=self._weight.shape[2])
+            n_outside=len(outside), taps=taps, across=max(1, len(outside)) if across is None else across, groups=groups,
+            depth=depth, width=width, pitch=self._weight.shape[2])
 
     @property
     def multiply_adds(self) -> int:

@@ -183,8 +183,9 @@ def test_order_of_the_sites_changes_nothing(across):
         native.GatherGemm(**arguments, across=lines).run(Z, block)
     assert got.any()
     assert torch.equal(*got)
-    with pytest.raises(ValueError, match="across must divide"):
-        native.GatherGemm(**arguments, across=4)
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match="across must divide"):
+            native.GatherGemm(**arguments, across=wrong)
 
 
 @pytest.mark.parametrize("stride", [1, 8, 64])
