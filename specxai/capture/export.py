@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import re
@@ -33,7 +34,7 @@ def export_program(model: nn.Module, example: Tensor) -> Program:
     NumPy inside.
     """
     try:
-        with _quiet():
+        with _quiet(), _uncollected():
             exported, calls, ends = _traced(model, example, every=False) or _traced(model, example, every=True)
     except Exception as error:
         raise CaptureError(
@@ -88,6 +89,18 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage collection: a trace makes so many objects that it would go through all of torch's twice."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _stop_gradients(module: fx.GraphModule) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,6 +238,7 @@ def test_capture_leaves_no_trace():
     assert torch.equal(x, kept)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(not module._forward_hooks for module in model.modules())
+    assert gc.isenabled()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
