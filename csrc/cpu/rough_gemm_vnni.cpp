@@ -10,19 +10,7 @@ using Index = std::int64_t;
 
 constexpr int tile_rows(int vectors) { return tile_sums / vectors; }
 
-struct Range {
-  Index begin, end;
-};
-
-// The outputs of a site in the task.
-Range outputs_of(const GatherGemm<float>& s, Index site, const Task& task) {
-  Index begin = s.out_begin[site], end = s.out_begin[site + 1];
-  if (task.first == 0 && task.last == s.width) return {begin, end};
-  while (begin < end && s.out_column[begin] < task.first) ++begin;
-  Index stop = begin;
-  while (stop < end && s.out_column[stop] < task.last) ++stop;
-  return {begin, stop};
-}
+#include "cpu/task_outputs.inc"
 
 // Every cell of the task's sites gets a slot, its live channels and the place of its pairs; returns how many they are.
 Index find_cells(const GatherGemm<float>& s, const Task& task, const Scratch& scratch) {
@@ -228,9 +216,7 @@ void outputs(const GatherGemm<float>& s, const Weights& weights, const Blocks<fl
              std::int16_t* packed) {
   constexpr Index most = tile_rows(V);
   for (Index o = range.begin; o < range.end;) {
-    // The tail is shared evenly by the last two tiles.
-    const Index left = range.end - o;
-    const Index rows = left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+    const Index rows = rows_of_tile(range.end - o, most);
     Index column[most], row[most];
     float by_row[most];
     for (Index m = 0; m < rows; ++m) {
