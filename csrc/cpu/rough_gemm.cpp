@@ -64,7 +64,7 @@ struct RoughGemm::Memory {
   Block weight, pairs;
   std::vector<float> scale;
   std::vector<std::int32_t> slot_of, cells, begin;
-  std::vector<std::uint32_t> live;
+  std::vector<std::uint8_t> order, counts;
   std::vector<rough::Piece> pieces;
   std::vector<std::int16_t> tile_weight;
 
@@ -79,7 +79,8 @@ struct RoughGemm::Memory {
         slot_of(filled(g.stage_.n_cells * threads, -1)),
         cells(filled<std::int32_t>(g.most_cells_ * threads)),
         begin(filled<std::int32_t>((segments + 1) * threads)),
-        live(filled<std::uint32_t>(segments * rough::segment_words * threads)),
+        order(filled<std::uint8_t>(segments * rough::segment * threads)),
+        counts(filled<std::uint8_t>(segments * rough::segment_words * threads)),
         pieces(filled<rough::Piece>(g.most_pieces_ * threads)),
         tile_weight(filled<std::int16_t>(rough::tile_sums * rough::weight_row * threads)) {
     std::fill_n(weights() + g.stage_.width * per_output, rough::segment, std::int16_t{0});
@@ -90,7 +91,8 @@ struct RoughGemm::Memory {
   rough::Scratch of(std::int64_t thread) {
     return {slot_of.data() + thread * gemm.stage_.n_cells,
             cells.data() + thread * gemm.most_cells_,
-            live.data() + thread * segments * rough::segment_words,
+            order.data() + thread * segments * rough::segment,
+            counts.data() + thread * segments * rough::segment_words,
             begin.data() + thread * (segments + 1),
             static_cast<std::int32_t*>(pairs.data()) + thread * gemm.most_pairs_ * probes,
             pieces.data() + thread * gemm.most_pieces_,

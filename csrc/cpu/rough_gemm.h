@@ -51,7 +51,8 @@ struct Piece {
 struct Scratch {
   std::int32_t* slot_of;  // n_cells, all -1 between tasks
   std::int32_t* cells;    // by slot
-  std::uint32_t* live;    // segment_words of each segment
+  std::uint8_t* order;    // segment of each segment: by word its live channels, the others behind them being 0
+  std::uint8_t* counts;   // segment_words of each segment: live channels of a word
   std::int32_t* begin;    // pairs before each segment, and in all
   std::int32_t* pairs;    // (pairs, probes): (low, high) 16 bits
   Piece* pieces;          // of one site

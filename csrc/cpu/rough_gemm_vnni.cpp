@@ -1,6 +1,8 @@
 // AVX512-VNNI: vpdpwssd adds two products of 16 bits to each of 16 sums.
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "cpu/rough_gemm.h"
 
 namespace specxai::rough {
@@ -22,15 +24,18 @@ Index find_cells(const GatherGemm<float>& s, const Task& task, const Scratch& sc
     if (scratch.slot_of[cell] >= 0) continue;
     scratch.slot_of[cell] = static_cast<std::int32_t>(n);
     scratch.cells[n] = cell;
-    std::uint32_t* live = scratch.live + n * segments * segment_words;
-    for (Index w = 0; w < segments * segment_words; ++w) live[w] = 0;
+    std::uint8_t* order = scratch.order + n * segments * segment;
+    std::uint8_t* counts = scratch.counts + n * segments * segment_words;
+    std::memset(order, 0, static_cast<std::size_t>(segments * segment));
+    std::memset(counts, 0, static_cast<std::size_t>(segments * segment_words));
     for (Index e = s.cell_begin[cell]; e < s.cell_begin[cell + 1]; ++e) {
-      live[s.in_column[e] / word] |= std::uint32_t{1} << (s.in_column[e] % word);
+      const Index w = s.in_column[e] / word;
+      order[w * word + counts[w]++] = static_cast<std::uint8_t>(s.in_column[e] % word);
     }
     for (Index k = 0; k < segments; ++k) {
       scratch.begin[n * segments + k] = pairs;
       int count = 0;
-      for (Index w = 0; w < segment_words; ++w) count += __builtin_popcount(live[k * segment_words + w]);
+      for (Index w = 0; w < segment_words; ++w) count += counts[k * segment_words + w];
       pairs += (count + 1) / 2;
     }
     ++n;
@@ -113,7 +118,8 @@ void round_inputs(const GatherGemm<float>& s, const float* z, Index stride, Inde
 struct Inputs {
   const std::int32_t* pairs;
   const std::int32_t* begin;   // of a segment's pairs
-  const std::uint32_t* live;
+  const std::uint8_t* order;
+  const std::uint8_t* counts;
   const Piece* pieces;
   Index n;
 };
@@ -128,17 +134,18 @@ void pack_weights(const Inputs& inputs, const std::int16_t* w, const Index* colu
   std::int16_t* next = packed;
   for (Index i = 0; i < inputs.n; ++i) {
     const Piece piece = inputs.pieces[i];
-    const std::uint32_t* live = inputs.live + piece.segment * segment_words;
+    const std::uint8_t* order = inputs.order + piece.segment * segment;
+    const std::uint8_t* counts = inputs.counts + piece.segment * segment_words;
     std::int16_t* to = next;
     next += 2 * (inputs.begin[piece.segment + 1] - inputs.begin[piece.segment]);
     for (Index k = 0; k < words; ++k) {
-      const __mmask32 some = live[k];
+      const __m512i from = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(order + k * word)));
       const Index at = piece.weight_at + k * word;
 #pragma GCC unroll 24
       for (int m = 0; m < M; ++m) {
-        _mm512_storeu_si512(to + m * weight_row, _mm512_maskz_compress_epi16(some, _mm512_loadu_si512(row[m] + at)));
+        _mm512_storeu_si512(to + m * weight_row, _mm512_permutexvar_epi16(from, _mm512_loadu_si512(row[m] + at)));
       }
-      to += __builtin_popcount(some);
+      to += counts[k];
     }
     if (to == next) continue;
 #pragma GCC unroll 24
@@ -282,7 +289,7 @@ void task_outputs(const GatherGemm<float>& s, const Weights& weights, const Bloc
       const Piece* pieces = scratch.pieces;
       do {  // once at least: a site without inputs is zero
         const Index taken = taken_of(scratch, pieces, scratch.pieces + n - pieces);
-        const Inputs inputs{scratch.pairs, scratch.begin, scratch.live, pieces, taken};
+        const Inputs inputs{scratch.pairs, scratch.begin, scratch.order, scratch.counts, pieces, taken};
         outputs<V>(s, weights, blocks, range, inputs, probe, scale, words, accumulate, scratch.weight);
         accumulate = true;
         pieces += taken;
