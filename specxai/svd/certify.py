@@ -24,7 +24,8 @@ from specxai.operators import LinearOperator
 from specxai.svd.orth import row_chunks
 from specxai.svd.products import gaussian
 
-__all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "leave_one_out", "residual_norms", "rounding_floor"]
+__all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "adjoint_residuals", "distances", "leave_one_out",
+           "residual_norms", "rounding_floor"]  # fmt: skip
 
 HELD_OUT = 32
 FAILURE = 1e-5
@@ -85,18 +86,26 @@ def leave_one_out(Q: Tensor, T: Tensor, image: Tensor) -> float:
 
 def residual_norms(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """(‖Rv − λu‖, ‖Rᵀu − λv‖) per triplet, each (k,) float64, from 2k real products."""
-    forward, adjoint = [], []
-    for start in range(0, S.shape[0], COLUMNS):
-        u, s, v = U[:, start : start + COLUMNS], S[start : start + COLUMNS].double(), V[:, start : start + COLUMNS]
-        forward.append(_distances(operator.matmat(v), u, s))
-        adjoint.append(_distances(operator.rmatmat(u), v, s))
-    empty = torch.zeros(0, dtype=torch.float64, device=operator.device)
-    return torch.cat([empty, *forward]), torch.cat([empty, *adjoint])
+    return _residuals(operator.matmat, V, U, S), adjoint_residuals(operator, U, S, V)
 
 
-def _distances(images: Tensor, vectors: Tensor, s: Tensor) -> Tensor:
-    """‖image − s · vector‖ of each column, in float64."""
+def adjoint_residuals(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+    """‖Rᵀu − λv‖ per triplet, (k,) float64, from k real products."""
+    return _residuals(operator.rmatmat, U, V, S)
+
+
+def distances(images: Tensor, vectors: Tensor, S: Tensor) -> Tensor:
+    """‖image − s · vector‖ of each column, (k,) float64."""
+    s = S.double()
     total = torch.zeros_like(s)
     for rows in row_chunks(images):
         total += (images[rows].double() - vectors[rows].double() * s).square().sum(0)
     return total.sqrt()
+
+
+def _residuals(product, sources: Tensor, targets: Tensor, S: Tensor) -> Tensor:
+    parts = [S.new_zeros(0, dtype=torch.float64)]
+    for start in range(0, S.shape[0], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        parts.append(distances(product(sources[:, part]), targets[:, part], S[part]))
+    return torch.cat(parts)

@@ -119,6 +119,9 @@ def tall_product(X: Tensor, M: Tensor, overwrite: bool = False) -> Tensor:
         for rows in row_chunks(X):
             product[rows] = X[rows] @ M
         return product
+    if _lies_by_columns(X, M.shape[1]):
+        zeros = native.empty(len(X), M.shape[1], dtype=X.dtype).zero_()
+        return native.subtract(X.mT, -M.double().contiguous(), zeros, out=zeros)
     return torch.mm(X, M, out=native.empty(len(X), M.shape[1], dtype=X.dtype))
 
 
@@ -162,11 +165,16 @@ def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> t
 
 def project_out(basis: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients H (q, b) in float64 and X − basis H, for an orthonormal basis (m, q)."""
-    if X.shape[1] <= NARROW and native.available()[0] and takes(basis.mT) and takes(X) and basis.dtype is X.dtype:
+    if _lies_by_columns(basis, X.shape[1]) and takes(X) and basis.dtype is X.dtype:
         H = native.coefficients(basis.mT, X)
         return H, native.subtract(basis.mT, H, X)
     H = (basis.mT @ X).double()
     return H, X - basis @ H.to(X.dtype)
+
+
+def _lies_by_columns(basis: Tensor, columns: int) -> bool:
+    """Is a basis one for the kernels that read it once for a few columns?"""
+    return columns <= NARROW and native.available()[0] and takes(basis.mT)
 
 
 def small_svd_cost(size: int) -> int:

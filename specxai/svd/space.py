@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
-from specxai.svd.certify import FLOORS, HeldOut, residual_norms
+from specxai.svd.certify import FLOORS, HeldOut, adjoint_residuals, distances, residual_norms
 from specxai.svd.orth import extend, small_svd, tall_product
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
@@ -25,10 +25,10 @@ class Basis:
     """Columns (rows, q) that come block by block.
 
     The first block is kept as it is; with the second they become rows of a buffer with room for more, so that what is
-    there is copied once in a while and not every time.
+    there is copied once in a while and not every time.  Room that is not used takes no memory on the CPU.
     """
 
-    GROWTH = 1.5
+    GROWTH = 3.0
 
     def __init__(self, rows: int, operator: LinearOperator) -> None:
         self.columns = torch.zeros(rows, 0, dtype=operator.dtype, device=operator.device)
@@ -55,13 +55,17 @@ class Basis:
 
 
 class Space:
-    """The bases Q, P and the projection T, grown block by block."""
+    """The bases Q, P and the projection T, grown block by block.
+
+    image   RP, where a solver has multiplied all of it: RV is then part of it, to rounding
+    """
 
     def __init__(self, operator: LinearOperator) -> None:
         m, n = operator.shape
         self.operator = operator
         self._left, self._right = Basis(m, operator), Basis(n, operator)
         self.T = torch.zeros(0, 0, dtype=torch.float64, device=operator.device)
+        self.image: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -82,6 +86,7 @@ class Space:
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
         self._left.append(Q)
         self._right.append(P)
+        self.image = None
         return P
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +110,7 @@ class Space:
         return int((tails > allowed).sum())
 
     def result(self, held: HeldOut, floor: float, k: int, *, method: str, seed: int, converged: bool, settings: dict):
-        """The k leading triplets with every certificate; it ends the space, whose P is given up.
+        """The k leading triplets with every certificate; it ends the space, whose P and RP are given up.
 
         ‖R − UΣVᵀ‖_F² = ‖UᵀR − ΣVᵀ‖_F² + Σ_{i>k} σᵢ² + ‖(I − QQᵀ)R‖_F²: the first measured by real products, the second
         known, the third from the held-out probes.
@@ -117,7 +122,12 @@ class Space:
         U, S = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype)
         V = tall_product(self.P, X[:, :k], overwrite=2 * k > X.shape[0])  # else most of P would stay for its sake
         self._right.replace(V)  # P is not needed any more, and as large as an operator's blocks
-        forward, adjoint = residual_norms(operator, U, S, V)
+        if self.image is None:
+            forward, adjoint = residual_norms(operator, U, S, V)
+        else:
+            forward = distances(tall_product(self.image, X[:, :k]), U, S)
+            self.image = None
+            adjoint = adjoint_residuals(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
         unseen = held.unseen(self.Q)
         return SVDResult(

@@ -89,7 +89,8 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             Q, chain = range_basis(image, floor)
             continue
         iterations += 1
-        Y = current.matmat(P) @ space.T.to(P.dtype)  # RRᵀQ
+        space.image = current.matmat(P)
+        Y = space.image @ space.T.to(P.dtype)  # RRᵀQ
         del P  # the space's alone, and gone with it when the next begins
         _, s, right = space.ritz()
         if rank is not None:

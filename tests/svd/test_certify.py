@@ -6,6 +6,7 @@ import math
 
 import torch
 
+import specxai
 from specxai.operators import DenseOperator
 from specxai.svd.certify import FAILURE, HeldOut, leave_one_out, residual_norms, safety_factor
 from specxai.svd.products import Counted, ProgressBar, gaussian, generator_of
@@ -60,6 +61,17 @@ def test_residuals_name_a_wrong_triplet(kit):
     forward, adjoint = residual_norms(_counted(matrix), U[:, :4], wrong, Vt[:4].mT)
     assert torch.allclose(forward, torch.tensor([0, 0, 0.01, 0], dtype=torch.float64), atol=1e-12)
     assert torch.allclose(adjoint, forward, atol=1e-12)
+
+
+def test_subspace_certifies_with_the_image_of_its_basis(kit):
+    """The last iteration has multiplied RP: RV costs no products, and the residuals are those of real ones."""
+    matrix = kit.prescribed(0.9 ** torch.arange(30.0), 60, 50, torch.float64)
+    operator = _counted(matrix)
+    result = specxai.svd(operator, rank=4, method="subspace", block_size=4, tol=0.0, max_products=32 + 8 + 2 * 16)
+    assert operator.products == result.products == 32 + 8 + 2 * 16 + 4
+    residuals = torch.maximum(*residual_norms(operator, result.U, result.S, result.V))
+    assert residuals.max() > 1e-3  # stopped early: there is something to certify
+    assert torch.allclose(result.residuals - result.floor, residuals, rtol=1e-10)
 
 
 def test_large_blocks_of_probes_are_the_same_on_any_threads_and_in_any_mode():

@@ -23,6 +23,7 @@ from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
 NARROW_REST = 4  # columns
+WIDE = 64  # columns that a product of many mostly has
 WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less than empty lanes
 
 
@@ -158,7 +159,8 @@ class Plan:
         memory = self._pool.pop() if self._pool else None
         if memory is None or memory.numel() < needed:
             memory = None  # gone before the larger one comes
-            memory = native.empty(needed, dtype=self.dtype)
+            # Room for the wide product that may follow, whose pages are then half there: unused, it takes no memory.
+            memory = native.empty(max(needed, self.arena_rows * WIDE), dtype=self.dtype)
         try:
             yield memory[:needed].view(-1, stride)
         finally:
