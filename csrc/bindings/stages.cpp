@@ -55,13 +55,6 @@ std::unique_ptr<GatherGemmStage<T>> gather_gemm(const Array& inside, const Array
       elements<T>(weight, n_weights, "weight")});
 }
 
-NarrowForm narrow_form(const std::string& name) {
-  if (name == "lean") return NarrowForm::lean;
-  if (name == "outputs") return NarrowForm::by_outputs;
-  require(name == "fast", "narrow must be fast, lean or outputs, not " + name);
-  return NarrowForm::fast;
-}
-
 template <class T>
 void bind_gather_gemm(py::module_& m, const char* name) {
   using Stage = GatherGemmStage<T>;
@@ -73,19 +66,18 @@ void bind_gather_gemm(py::module_& m, const char* name) {
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,
-             int64_t stride, bool accumulate, const std::string& narrow, const std::optional<std::string>& level) {
+             int64_t stride, bool accumulate, bool may_spread, const std::optional<std::string>& level) {
             require_count(input_rows, "input_rows");
             require_count(output_rows, "output_rows");
             require_pointer(input, input_rows * stride, "input");
             require_pointer(output, output_rows * stride, "output");
-            const NarrowForm form = narrow_form(narrow);
             const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
             const py::gil_scoped_release release;
             stage.run(reinterpret_cast<const T*>(input), input_rows, reinterpret_cast<T*>(output), output_rows, stride,
-                      accumulate, form, simd);
+                      accumulate, may_spread, simd);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("output"), py::arg("output_rows"), py::arg("stride"),
-          py::arg("accumulate"), py::arg("narrow"), py::arg("level"))
+          py::arg("accumulate"), py::arg("may_spread"), py::arg("level"))
       .def(
           "run_rough",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, uintptr_t output, int64_t output_rows,

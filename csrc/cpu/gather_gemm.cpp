@@ -196,12 +196,12 @@ void GatherGemmStage<T>::run_tasks(GatherGemmKernel<T> kernel, const Blocks<T>& 
 
 template <class T>
 void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
-                             std::int64_t stride, bool accumulate, NarrowForm form,
+                             std::int64_t stride, bool accumulate, bool may_spread,
                              SimdLevel level) const {
   check(input_rows, output_rows, stride, true);
   if (is_narrow(stride) && level != SimdLevel::scalar) {
     std::call_once(narrowed_, [this] { narrow_ = std::make_unique<const NarrowGemm<T>>(stage_); });
-    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, form, level);
+    narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, may_spread, level);
     return;
   }
   run_tasks(kernel_for<T>(level), {input, output, stride, accumulate});

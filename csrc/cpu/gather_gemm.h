@@ -101,10 +101,6 @@ template <class T>
 using GatherGemmKernel = void (*)(const GatherGemm<T>& stage, const Blocks<T>& blocks, const Task& task,
                                   const Scratch& scratch);
 
-// How rows of 1 to 8 probes are multiplied (cpu/narrow_gemm.h): in the fewest operations, with the least memory, or by
-// outputs wherever there is more than one site.
-enum class NarrowForm { fast, lean, by_outputs };
-
 template <class T>
 class NarrowGemm;
 class RoughGemm;
@@ -119,9 +115,10 @@ class GatherGemmStage {
   GatherGemmStage(const GatherGemmStage&) = delete;
   GatherGemmStage& operator=(const GatherGemmStage&) = delete;
 
+  // `may_spread`: rows of 1 to 8 probes may be laid out once more (cpu/narrow_gemm.h).
   // Throws std::invalid_argument unless the blocks hold every row that the stage reads and writes.
   void run(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows, std::int64_t stride,
-           bool accumulate, NarrowForm form, SimdLevel level) const;
+           bool accumulate, bool may_spread, SimdLevel level) const;
 
   // The same with factors of 16 bits where that pays (cpu/rough_gemm.h); float32 only.
   // Throws std::runtime_error unless has_rough().

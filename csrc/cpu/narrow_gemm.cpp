@@ -95,13 +95,10 @@ void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, i
 }
 
 template <class T>
-void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, NarrowForm form, SimdLevel level) const {
+void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool may_spread, SimdLevel level) const {
   const auto [by_outputs, by_inputs] = kernels_for<T>(level);
   const std::int64_t spread_all = stage_.n_cells * blocks.stride * stage_.pitch;
-  const bool smaller = spread_all < stage_.width * stage_.taps * stage_.depth;
-  const bool through_inputs = form == NarrowForm::fast   ? by_inputs_
-                              : form == NarrowForm::lean ? can_by_inputs_ && smaller
-                                                         : can_by_inputs_ && stage_.n_sites <= 1;
+  const bool through_inputs = may_spread ? by_inputs_ : can_by_inputs_ && stage_.n_sites <= 1;
   if (!through_inputs) std::call_once(laid_out_, [this] { lay_out_weights(); });
   const std::int64_t n_tasks = static_cast<std::int64_t>(tasks_.size());
   const int n_threads = thread_count(n_tasks, work);

@@ -32,8 +32,9 @@ class NarrowGemm {
  public:
   explicit NarrowGemm(const GatherGemm<T>& stage);
 
-  // `work`: multiply-adds of the run.
-  void run(const Blocks<T>& blocks, std::int64_t work, NarrowForm form, SimdLevel level) const;
+  // `work`: multiply-adds of the run.  Without `may_spread` it takes the form by outputs wherever there is more than one
+  // site.
+  void run(const Blocks<T>& blocks, std::int64_t work, bool may_spread, SimdLevel level) const;
 
  private:
   void lay_out_weights() const;

@@ -37,9 +37,9 @@ class GatherGemm:
     neighbours   (positions outside, taps) positions inside
     weight       (width, taps, depth)
     across       positions outside of one line of their grid, which is gone through in squares; None for a single line
-    narrow       in `run`, how 1 to 8 probes are multiplied, which needs either the inputs laid out once more, every
-                 time, or the weights, once and for good: "fast" in the fewest operations, "lean" with the least
-                 memory, "outputs" with the weights wherever there is more than one site
+    may_spread   in `run`: 1 to 8 probes need either the inputs laid out once more, every time, or the weights, once and
+                 for good; whichever takes the fewest operations, or without it the weights wherever there is more
+                 than one site
 
     Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
 
@@ -71,7 +71,7 @@ class GatherGemm:
         return self._stage.multiply_adds
 
     def run(self, input: Tensor, output: Tensor, accumulate: bool = False, level: str | None = None,
-            rough: bool = False, narrow: str = "fast") -> None:
+            rough: bool = False, may_spread: bool = True) -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
         The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `rough` rounds
@@ -85,7 +85,8 @@ class GatherGemm:
         if rough:
             self._stage.run_rough(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate)
         else:
-            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, narrow, level)
+            self._stage.run(input.data_ptr(), rows_in, output.data_ptr(), rows_out, stride, accumulate, may_spread,
+                            level)
 
 
 class RowSum:

@@ -95,8 +95,8 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
   std::unique_ptr<T[]> output(new T[random.output_rows * stride]);
   std::copy_n(before.get(), random.output_rows * stride, output.get());
   const specxai::GatherGemmStage<T> stage(random.tables());
-  const auto form = static_cast<specxai::NarrowForm>(below(3));
-  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, form, level);
+  const bool may_spread = below(2) > 0;
+  stage.run(input.get(), random.input_rows, output.get(), random.output_rows, stride, accumulate, may_spread, level);
   // For the sanitizers; its numbers are tested from Python.
   if (std::is_same_v<T, float> && stride >= specxai::probe_unit && specxai::has_rough()) {
     std::unique_ptr<T[]> rough(new T[random.output_rows * stride]());

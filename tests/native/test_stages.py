@@ -70,9 +70,8 @@ def test_gather_gemm(dtype, level, stride, groups, shape):
     before = got.clone()
     stage.run(Z, got, accumulate=True, level=level)
     assert_close(got[written], (before + dense @ Z)[written], factor=4)
-    for form in ("lean", "outputs"):
-        stage.run(Z, got, level=level, narrow=form)
-        assert_close(got[written], (dense @ Z)[written], factor=4)
+    stage.run(Z, got, level=level, may_spread=False)
+    assert_close(got[written], (dense @ Z)[written], factor=4)
     assert stage.multiply_adds >= int((dense != 0).sum())
 
 
@@ -234,8 +233,6 @@ def test_blocks_that_are_too_small():
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(3, 16))
     with pytest.raises(ValueError, match="1, 2, 4, 8 or a multiple of 16 probes"):
         stage.run(torch.zeros(dense.shape[1], 17), torch.zeros(len(dense), 17))
-    with pytest.raises(ValueError, match="narrow must be fast, lean or outputs, not inputs"):
-        stage.run(torch.zeros(dense.shape[1], 4), torch.zeros(len(dense), 4), narrow="inputs")
     with pytest.raises(ValueError, match="input holds 16 probes a row, output 32"):
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 32))
     with pytest.raises(ValueError, match=r"must be contiguous torch\.float32"):

@@ -22,9 +22,7 @@ from specxai.backends.native.stages import DenseStage, GatherStage, Link, LinkSt
 from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
-NARROW_REST = 4  # columns
 WIDE = 64  # columns that a product of many mostly has
-WORTH_A_RUN = 1 << 14  # rows of a plan, from which a run of its own costs less than empty lanes
 
 
 class Plan:
@@ -63,8 +61,7 @@ class Plan:
         out = native.empty(self._count(self._targets, self._rows), X.shape[1], dtype=self.dtype)
         if not self._collects_all:
             out.zero_()
-        for part, mode in self._runs(X.shape[1], rough):
-            self._forward(X[:, part], out[:, part], mode)
+        self._forward(X, out, self._mode(X.shape[1], rough))
         return out
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
@@ -72,23 +69,12 @@ class Plan:
         out = native.empty(self._count(self._sources, self._columns), Y.shape[1], dtype=self.dtype)
         if not self._harvests_all:
             out.zero_()
-        for part, mode in self._runs(Y.shape[1], rough):
-            self._adjoint(Y[:, part], out[:, part], mode)
+        self._adjoint(Y, out, self._mode(Y.shape[1], rough))
         return out
 
-    def _runs(self, probes: int, rough: bool = False) -> list[tuple[slice, Mode]]:
-        """Columns of one run each: a few beyond whole vectors cost less in a narrow one of their own."""
-        rest = probes % native.PROBE_UNIT
+    def _mode(self, probes: int, rough: bool) -> Mode:
         stride = native.stride_of(probes)
-        if stride < native.PROBE_UNIT:
-            return [(slice(0, probes), self._narrow(stride, "fast"))]
-        if probes < native.PROBE_UNIT or not 0 < rest <= NARROW_REST or self.arena_rows < WORTH_A_RUN:
-            return [(slice(0, probes), Mode(rough))]
-        few = self._narrow(native.stride_of(rest), "lean")
-        return [(slice(0, probes - rest), Mode(rough)), (slice(probes - rest, probes), few)]
-
-    def _narrow(self, stride: int, form: str) -> Mode:
-        return Mode(narrow=form if self._may_spread(stride) else "outputs")
+        return Mode(rough) if stride >= native.PROBE_UNIT else Mode(may_spread=self._may_spread(stride))
 
     def _may_spread(self, stride: int) -> bool:
         """May a narrow run lay its inputs out once more without taking more memory than a wide one?"""
@@ -133,13 +119,10 @@ class Plan:
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
         ends = self._count(self._sources, self._columns) + self._count(self._targets, self._rows)
-        (first, _), *rest = self._runs(columns)
-        most = native.stride_of(first.stop)
-        beside = sum(native.stride_of(part.stop - part.start) for part, mode in rest if mode.narrow == "lean")
+        most = native.stride_of(columns)
         # The most of any narrower run, so that bytes never fall as columns are added.
         narrow = [s for s in (1, 2, 4, 8) if s <= most and self._may_spread(s)]
-        wide = self.arena_rows * most + self._spread * beside
-        blocks = max(wide, (self.arena_rows + self._spread) * max(narrow, default=0))
+        blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 
     @cached_property

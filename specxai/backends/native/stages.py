@@ -29,12 +29,12 @@ SCATTERING, GATHERING = 2.0, 4 / 3
 class Mode:
     """How a product runs.
 
-    rough    with factors of 16 bits
-    narrow   how a few columns are multiplied: as in `native.GatherGemm`
+    rough        with factors of 16 bits
+    may_spread   as in `native.GatherGemm`
     """
 
     rough: bool = False
-    narrow: str = "fast"
+    may_spread: bool = True
 
 
 FULL = Mode()
@@ -200,14 +200,14 @@ class GatherStage(Stage):
                                  weight=weight, groups=sites.groups, across=across)
 
     def forward(self, source: Tensor, arena: Tensor, probes: int, mode: Mode = FULL) -> None:
-        self._forward.run(source, arena, self.own_rows is not None, rough=mode.rough, narrow=mode.narrow)
+        self._forward.run(source, arena, self.own_rows is not None, rough=mode.rough, may_spread=mode.may_spread)
 
     def adjoint(self, arena: Tensor, source: Tensor, probes: int, mode: Mode = FULL) -> None:
         stage, fold = self._adjoint
         if fold is None:
-            stage.run(arena, source, self.accumulate, rough=mode.rough, narrow=mode.narrow)
+            stage.run(arena, source, self.accumulate, rough=mode.rough, may_spread=mode.may_spread)
         else:
-            stage.run(arena, arena, rough=mode.rough, narrow=mode.narrow)
+            stage.run(arena, arena, rough=mode.rough, may_spread=mode.may_spread)
             fold.adjoint.run(arena, source, probes, self.accumulate)
 
     @property
