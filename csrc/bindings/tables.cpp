@@ -21,11 +21,12 @@ const std::int32_t* indices(uintptr_t address, int64_t count, const char* name) 
 }  // namespace
 
 void bind_tables(py::module_& m) {
-  m.def("map_rows", [](uintptr_t rows, int64_t n_rows, uintptr_t map, int64_t n_map) {
-    const std::int32_t* from = indices(map, n_map, "map");
-    indices(rows, n_rows, "rows");
+  m.def("map_rows", [](uintptr_t rows, int64_t n_rows, uintptr_t map, int64_t n_map, uintptr_t mapped) {
+    const std::int32_t* from = indices(rows, n_rows, "rows");
+    const std::int32_t* table = indices(map, n_map, "map");
+    require_pointer(mapped, n_rows, "mapped");
     const py::gil_scoped_release release;
-    map_rows(reinterpret_cast<std::int32_t*>(rows), n_rows, from, n_map);
+    map_rows(from, n_rows, table, n_map, reinterpret_cast<std::int32_t*>(mapped));
   });
   m.def("count_distinct", [](uintptr_t rows, int64_t n_rows, uintptr_t begin, int64_t n_groups, uintptr_t counts) {
     const std::int32_t* of = indices(rows, n_rows, "rows");

@@ -9,25 +9,40 @@
 
 namespace specxai {
 
-void map_rows(std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map) {
-  check_range(rows, n_rows, -1, n_map, "rows");
-  if (n_map == 0) return;
-#pragma omp parallel for schedule(static) num_threads(thread_count(n_rows, n_rows))
-  for (std::int64_t i = 0; i < n_rows; ++i) {  // without a branch, as liveness is random
-    const std::int32_t row = rows[i], to = map[std::max(row, 0)];
-    rows[i] = row < 0 ? row : to;
+void map_rows(const std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map,
+              std::int32_t* mapped) {
+  if (n_map == 0) {
+    check_range(rows, n_rows, -1, 0, "rows");
+    std::fill_n(mapped, n_rows, -1);
+    return;
   }
+  const std::int32_t last = static_cast<std::int32_t>(std::min<std::int64_t>(n_map - 1, INT32_MAX));
+  std::int32_t low = 0, high = 0;
+#pragma omp parallel for schedule(static) num_threads(thread_count(n_rows, n_rows)) reduction(min : low) reduction(max : high)
+  for (std::int64_t i = 0; i < n_rows; ++i) {  // by bits instead of branches, as liveness is random
+    const std::int32_t row = rows[i], dead = row >> 31;
+    low = std::min(low, row);
+    high = std::max(high, row);
+    mapped[i] = map[std::min(row & ~dead, last)] | dead;
+  }
+  if (low < -1 || high > last) check_range(rows, n_rows, -1, n_map, "rows");
 }
 
 void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::int32_t* begin, std::int64_t n_groups,
                     std::int64_t* counts) {
   require(begin[0] == 0, "begin must start at 0");
   for (std::int64_t g = 0; g < n_groups; ++g) require(begin[g] <= begin[g + 1], "begin must not decrease");
-  const std::int64_t end = 1 + check_range(rows, n_rows, -1, begin[n_groups], "rows");
-  std::int64_t start = end;
   const int n_threads = thread_count(n_rows, n_rows);
-#pragma omp parallel for schedule(static) num_threads(n_threads) reduction(min : start)
-  for (std::int64_t i = 0; i < n_rows; ++i) start = std::min<std::int64_t>(start, rows[i] < 0 ? end : rows[i]);
+  std::int32_t low = 0, high = -1;
+  std::uint32_t first_live = UINT32_MAX;  // as which -1 is above all others
+#pragma omp parallel for schedule(static) num_threads(n_threads) reduction(min : low, first_live) reduction(max : high)
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    low = std::min(low, rows[i]);
+    high = std::max(high, rows[i]);
+    first_live = std::min(first_live, static_cast<std::uint32_t>(rows[i]));
+  }
+  if (low < -1 || high >= begin[n_groups]) check_range(rows, n_rows, -1, begin[n_groups], "rows");
+  const std::int64_t end = std::int64_t{high} + 1, start = std::min<std::int64_t>(first_live, end);
   std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start) + 1, 0);  // the first for -1
   std::uint8_t* const at = seen.data();
 #pragma omp parallel for schedule(static) num_threads(n_threads)

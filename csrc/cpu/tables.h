@@ -6,8 +6,9 @@
 
 namespace specxai {
 
-// rows[i] = map[rows[i]] for the live ones.
-void map_rows(std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map);
+// mapped[i] = map[rows[i]] for the live ones, and -1 for the others; mapped may be rows.
+void map_rows(const std::int32_t* rows, std::int64_t n_rows, const std::int32_t* map, std::int64_t n_map,
+              std::int32_t* mapped);
 
 // counts[g] = how many different rows lie in [begin[g], begin[g + 1]), where begin starts at 0 and never decreases.
 void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::int32_t* begin, std::int64_t n_groups,

@@ -15,9 +15,10 @@ def map_rows(rows: Tensor, table: Tensor) -> Tensor:
     >>> map_rows(i(2, -1, 0), i(7, 8, 9)).tolist()
     [9, -1, 7]
     """
-    mapped = rows.clone(memory_format=torch.contiguous_format)
-    _check("rows", mapped), _check("table", table)
-    compiled().map_rows(mapped.data_ptr(), mapped.numel(), table.data_ptr(), table.numel())
+    whole = rows.contiguous()
+    _check("rows", whole), _check("table", table)
+    mapped = torch.empty_like(whole) if whole is rows else whole  # a copy has pages of its own already
+    compiled().map_rows(whole.data_ptr(), whole.numel(), table.data_ptr(), table.numel(), mapped.data_ptr())
     return mapped
 
 

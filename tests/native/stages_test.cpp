@@ -232,8 +232,8 @@ bool tables_agree(Index n) {
   rows.shrink_to_fit();
   std::vector<std::int64_t> counts(2);
   specxai::count_distinct(rows.data(), 2 * n, begin.data(), 2, counts.data());
-  Indices mapped = rows;
-  specxai::map_rows(mapped.data(), 2 * n, map.data(), n + 1);
+  Indices mapped(2 * n);
+  specxai::map_rows(rows.data(), 2 * n, map.data(), n + 1, mapped.data());
   std::vector<std::uint8_t> cells(n + 1), seen(2);
   for (auto& cell : cells) cell = below(2);
   specxai::any_neighbour(cells.data(), n + 1, 1, rows.data(), 2, n, seen.data());

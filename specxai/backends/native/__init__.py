@@ -85,5 +85,5 @@ class NativeGraph(Graph):
             return Structure(sites, (None,) * len(node.terms))
         if node.joined is not None:
             sizes = tuple(self.shapes[t.input].numel() for t in node.terms)
-            return Structure(None, (None,) * len(node.terms), Join(node.joined(), sizes))
+            return Structure(None, (None,) * len(node.terms), Join.of_units(node.joined(), sizes))
         return Structure(None, tuple(pick_of(t, self.shapes[t.input], shape, dtype) for t in node.terms))

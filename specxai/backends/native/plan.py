@@ -274,8 +274,10 @@ class Plan:
         self._seed_zero = [(self._buffers[b].place, self._buffers[b].place + self._buffers[b].size)
                            for b in range(len(self._sources)) if b in fresh]
 
-        shift = torch.tensor([b.place - b.start for b in self._buffers[: len(size)]], dtype=torch.int32)
-        table = torch.arange(self._size, dtype=torch.int32) + shift.repeat_interleave(size)
+        # Each row's place: one more than that of the row before, but where a buffer begins.
+        shift = torch.tensor([0, *(b.place - b.start for b in self._buffers[: len(size)])], dtype=torch.int32)
+        steps = torch.ones(self._size + 1, dtype=torch.int32).index_add_(0, begin[:-1], shift.diff())
+        table = steps.cumsum(0, dtype=torch.int32)[:-1] - 1
         units = (sources >= 0).nonzero().flatten()
         columns = (units if self._columns is None else _position(self._columns, len(sources))[units]).int()
         if self._reader is not None:

@@ -72,7 +72,7 @@ class Stage(ABC):
     step: int
 
     def __init__(self, reads: Tensor, writes: Tensor) -> None:
-        self.reads, self.writes = reads, writes
+        self.reads, self.writes = reads.contiguous(), writes.contiguous()
         self.fresh: list[tuple[int, int]] = []
         self.zero: list[tuple[int, int]] = []
         self.accumulate = False

@@ -93,20 +93,29 @@ class Mix:
 class Join:
     """A concatenation: output unit i is unit `unit[i]` of the inputs put one after the other (-1: zero).
 
+    None stands for the same units in the same order, as along the channels of one image.
+
     sizes   units of each input; in the methods, None stands for an input that is zero
     """
 
-    unit: Tensor
+    unit: Tensor | None
     sizes: tuple[int, ...]
+
+    @staticmethod
+    def of_units(unit: Tensor, sizes: tuple[int, ...]) -> Join:
+        in_order = len(unit) == sum(sizes) and torch.equal(unit, torch.arange(len(unit), dtype=unit.dtype))
+        return Join(None if in_order else unit, sizes)
 
     def reach(self, live: Sequence[Tensor | None]) -> Tensor:
         return self._of(live, False, torch.bool)
 
     def demand(self, wanted: Tensor, asked: Sequence[Tensor | None]) -> None:
         """Add to `asked` the units of each input that a wanted output unit is."""
-        found = wanted.new_zeros(sum(self.sizes) + 1)  # -1 asks for the last
-        found.index_fill_(0, self.unit[wanted].long() % len(found), True)
-        for mask, mine in zip(asked, found[:-1].split(self.sizes), strict=True):
+        found = wanted
+        if self.unit is not None:
+            found = wanted.new_zeros(sum(self.sizes) + 1)  # -1 asks for the last
+            found = found.index_fill_(0, self.unit[wanted].long() % len(found), True)[:-1]
+        for mask, mine in zip(asked, found.split(self.sizes), strict=True):
             if mask is not None:
                 mask |= mine
 
@@ -121,6 +130,8 @@ class Join:
     def _of(self, parts: Sequence[Tensor | None], missing: float, dtype: torch.dtype) -> Tensor:
         values = [torch.full((size,), missing, dtype=dtype) if part is None else part
                   for part, size in zip(parts, self.sizes, strict=True)]
+        if self.unit is None:
+            return torch.cat(values)
         return torch.cat([*values, torch.full((1,), missing, dtype=dtype)])[self.unit]
 
 
