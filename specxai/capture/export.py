@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import re
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from specxai._garbage import uncollected
 from specxai.capture.names import MARK, Calls, marked, module_names
 from specxai.capture.program import Program, Ref, Step, references
 from specxai.errors import CaptureError
@@ -34,7 +34,7 @@ def export_program(model: nn.Module, example: Tensor) -> Program:
     NumPy inside.
     """
     try:
-        with _quiet(), _uncollected():
+        with _quiet(), uncollected():
             exported, calls, ends = _traced(model, example, every=False) or _traced(model, example, every=True)
     except Exception as error:
         raise CaptureError(
@@ -89,18 +89,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No cyclic garbage collection: a trace makes so many objects that it would go through all of torch's twice."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _stop_gradients(module: fx.GraphModule) -> None:

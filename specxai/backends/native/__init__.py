@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._garbage import uncollected
 from specxai.backends.native.live import Structure, ends, live_units
 from specxai.backends.native.plan import Plan
 from specxai.backends.native.sites import sites_of
@@ -45,12 +46,13 @@ class NativeGraph(Graph):
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                  columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
         """The plan of the map from the units of some steps to the units of others."""
-        path = self._path(sources, targets, held, dtype)
-        live = self._live(path, sources, targets, held, columns, rows)
-        if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
-            self._last = None
-        return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
-                    self._pool)
+        with uncollected():
+            path = self._path(sources, targets, held, dtype)
+            live = self._live(path, sources, targets, held, columns, rows)
+            if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
+                self._last = None
+            return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
+                        self._pool)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                    device: torch.device) -> dict[int, Tensor]:
