@@ -73,6 +73,21 @@ def test_extend_is_orthogonal_to_the_basis_even_when_nearly_dependent(dtype):
     assert float(error) <= 64 * eps * float(torch.linalg.norm(X.double()))
 
 
+@pytest.mark.parametrize(("outside", "projections"), [(0.01, 2), (0.3, 2), (0.5, 2), (2.0, 1), (10.0, 1)])
+def test_one_projection_is_enough_where_most_lies_outside(monkeypatch, outside, projections, dtype):
+    eps, calls, project_out = torch.finfo(dtype).eps, [], orth.project_out
+    monkeypatch.setattr(orth, "project_out", lambda basis, X: calls.append(X) or project_out(basis, X))
+    basis = torch.linalg.qr(torch.randn(300, 20, dtype=dtype))[0]
+    inside, rest = (torch.linalg.qr(torch.randn(n, 6, dtype=dtype))[0] for n in (20, 300))
+    X = basis @ inside + outside * (rest - basis @ (basis.mT @ rest))
+    Q, H, C = orth.extend(basis, X, floor=10 * eps)
+    assert len(calls) == projections
+    assert float((basis.double().mT @ Q.double()).abs().max()) <= 5 * eps
+    assert float((Q.double().mT @ Q.double() - torch.eye(6)).abs().max()) <= 20 * eps
+    error = torch.linalg.norm(X.double() - basis.double() @ H - Q.double() @ C)
+    assert float(error) <= 16 * eps * float(torch.linalg.norm(X.double()))
+
+
 def test_extend_of_a_full_basis_is_empty(dtype):
     basis = torch.linalg.qr(torch.randn(10, 10, dtype=dtype))[0]
     Q, _, _ = orth.extend(basis, torch.randn(10, 4, dtype=dtype), floor=0.0)
