@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from specxai.operators import LinearOperator
-from specxai.svd.exact import useful_cut
+from specxai.svd.exact import SAMPLED, useful_cut
 from specxai.svd.orth import small_eigh_cost, small_svd_cost
 
 __all__ = ["Choice", "choose", "default_basis", "default_block"]
@@ -53,11 +53,11 @@ def _exact_cost(operator: LinearOperator, rank: int | None) -> tuple[int, int, i
     held = (m + n) * width * item + 3 * 8 * width**2
     rows = max(m, n) if cut is None else m + n
     kept = min(rank if rank is not None else width, width)
-    if operator.dtype is torch.float32:  # a Gram matrix; the kept vectors and their basis
-        algebra = rows * (width**2 + 2 * width * kept + 6 * kept**2) + small_eigh_cost(width)
+    if operator.dtype is torch.float32:  # a Gram matrix; the kept vectors, their basis and residuals
+        algebra = rows * (width**2 + 6 * width * kept + 6 * kept**2) + small_eigh_cost(width)
     else:
         algebra = 8 * rows * width**2 + small_svd_cost(width)
-    return (width + 2 * kept) * operator.flops + algebra, held, width
+    return (width + 2 * SAMPLED) * operator.flops + algebra, held, width
 
 
 def _krylov_cost(operator: LinearOperator, rank: int | None, block: int) -> tuple[int, int]:

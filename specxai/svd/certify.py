@@ -16,6 +16,7 @@ Three kinds of statement, from strong to weak:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from specxai.svd.orth import row_chunks
 from specxai.svd.products import gaussian
 
 __all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "adjoint_residuals", "distances", "leave_one_out",
-           "residual_norms", "rounding_floor"]  # fmt: skip
+           "product_distances", "residual_norms", "rounding_floor"]  # fmt: skip
 
 HELD_OUT = 32
 FAILURE = 1e-5
@@ -96,10 +97,20 @@ def adjoint_residuals(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor)
 
 def distances(images: Tensor, vectors: Tensor, S: Tensor) -> Tensor:
     """‖image − s · vector‖ of each column, (k,) float64."""
+    return _distances(lambda rows: images[rows], vectors, S)
+
+
+def product_distances(X: Tensor, M: Tensor, vectors: Tensor, S: Tensor) -> Tensor:
+    """The same of X M for a tall X and a small M, which is never held whole."""
+    M = M.to(X.dtype)
+    return _distances(lambda rows: X[rows] @ M, vectors, S)
+
+
+def _distances(images: Callable[[slice], Tensor], vectors: Tensor, S: Tensor) -> Tensor:
     s = S.double()
     total = torch.zeros_like(s)
-    for rows in row_chunks(images):
-        total += (images[rows].double() - vectors[rows].double() * s).square().sum(0)
+    for rows in row_chunks(vectors):
+        total += (images(rows).double() - vectors[rows].double() * s).square().sum(0)
     return total.sqrt()
 
 

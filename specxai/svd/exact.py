@@ -6,18 +6,23 @@ worth it, the smaller side of R itself is the cut, and A the identity.
 
 In float32 the tall factor is never orthonormalised: its Gram matrix in float64 has digits to spare, and X is made of
 its eigenvectors.  In float64 squares would lose half of the digits: there B = Q_B C_B and C C_Bᵀ = X Σ Yᵀ.
+
+All of R has been multiplied, so that most residuals need no products of their own: Rv and Rᵀu are what A and B make of
+them.  How far products round is measured by real ones of a few triplets, since a map whose parts cancel rounds more
+than its size tells.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specxai.operators import Cut, LinearOperator, identity_blocks, require_memory
-from specxai.svd.certify import FLOORS, residual_norms, rounding_floor
+from specxai.svd.certify import FLOORS, distances, product_distances, rounding_floor
 from specxai.svd.orth import gram, small_eigh, small_svd, tall_product, tall_qr
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
@@ -26,6 +31,44 @@ __all__ = ["exact", "useful_cut"]
 
 # Of the operator's smaller side, what a cut may have at most: two factors cost more than a few columns of zeros.
 WORTH_A_CUT = 0.75
+# Triplets whose products are compared with those of the factors, and what the largest difference is taken times.
+SAMPLED, SAFETY = 4, 2
+
+
+@dataclass
+class Factors:
+    """R = Q C Bᵀ as its products with identity blocks have it; None stands for an identity."""
+
+    Q: Tensor | None
+    C: Tensor | None
+    B: Tensor
+
+    def inside(self, V: Tensor) -> Tensor:
+        """C Bᵀ V, so that R V = Q times it, in float64."""
+        image = gram(self.B, V.contiguous())
+        return image if self.C is None else self.C @ image
+
+    def across(self, U: Tensor) -> Tensor:
+        """Cᵀ Qᵀ U, so that Rᵀ U = B times it, in float64."""
+        image = U.double() if self.Q is None else gram(self.Q, U.contiguous())
+        return image if self.C is None else self.C.mT @ image
+
+    def residuals(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """‖Rv − λu‖ and ‖Rᵀu − λv‖ per triplet, each (k,) float64."""
+        image = self.inside(V)
+        forward = distances(image, U, S) if self.Q is None else product_distances(self.Q, image, U, S)
+        return forward, product_distances(self.B, self.across(U), V, S)
+
+    def differ(self, operator: LinearOperator, U: Tensor, V: Tensor) -> float:
+        """The most by which a product with some of U or V differs from the operator's own."""
+        some = torch.linspace(0, max(0, U.shape[1] - 1), min(SAMPLED, U.shape[1])).round().long().to(U.device)
+        if not len(some):
+            return 0.0
+        u, v, ones = U[:, some], V[:, some], U.new_ones(len(some))
+        image = self.inside(v) if self.Q is None else tall_product(self.Q, self.inside(v))
+        forward = distances(operator.matmat(v), image, ones)
+        adjoint = product_distances(self.B, self.across(u), operator.rmatmat(u), ones)
+        return float(torch.maximum(forward, adjoint).max())
 
 
 def useful_cut(operator: LinearOperator) -> Cut | None:
@@ -56,17 +99,21 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     S = s[:k].to(operator.dtype)
     left = X[:, :k].to(operator.dtype)
     U, V = left if Q is None else tall_product(Q, left), right(k)
-    del Q, B, right  # the products of the certificates need the room
+    del right
+    factors = Factors(Q, C, B)
+    forward, adjoint = factors.residuals(U, S, V)
+    rounding = SAFETY * factors.differ(operator.T if flipped else operator, U, V)
+    del Q, B, factors
     if flipped:
-        U, V = V, U
-    forward, adjoint = residual_norms(operator, U, S, V)
+        U, V, forward, adjoint = V, U, adjoint, forward
     # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known.
-    error = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum())) + FLOORS * floor
+    known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
+    error = known + max(FLOORS * floor, math.sqrt(width) * rounding)
     return SVDResult(
         U=U,
         S=S,
         V=V,
-        residuals=torch.maximum(forward, adjoint) + floor,
+        residuals=torch.maximum(forward, adjoint) + max(floor, rounding),
         error=error,
         estimate=error,
         norm=norm,
@@ -115,7 +162,7 @@ def _by_gram(B: Tensor, C: Tensor | None) -> tuple[Tensor, Tensor, Callable[[int
 
 def _by_qr(B: Tensor, C: Tensor | None) -> tuple[Tensor, Tensor, Callable[[int], Tensor], float]:
     """The same from a basis of B."""
-    QB, CB = tall_qr(B, overwrite=True)
+    QB, CB = tall_qr(B)
     X, s, Yt = small_svd(CB.mT if C is None else C @ CB.mT)
     return X, s, lambda k: tall_product(QB, Yt[:k].mT), _scale(C, CB.mT @ CB)
 
