@@ -11,6 +11,13 @@
 
 namespace specxai {
 
+// Values from `low` to `high` must lie in [from, to).
+inline void require_range(std::int64_t low, std::int64_t high, std::int64_t from, std::int64_t to, const char* name) {
+  require(low >= from && high < to, std::string(name) + " spans " + std::to_string(low) + " to " +
+                                        std::to_string(high) + ", but must lie in " + std::to_string(from) + " to " +
+                                        std::to_string(to - 1));
+}
+
 // The largest value, `from` - 1 for none; all must lie in [from, to).
 inline std::int64_t check_range(const std::int32_t* values, std::int64_t count, std::int64_t from, std::int64_t to,
                                 const char* name) {
@@ -21,9 +28,7 @@ inline std::int64_t check_range(const std::int32_t* values, std::int64_t count, 
     low = std::min(low, values[i]);
     high = std::max(high, values[i]);
   }
-  require(low >= from && high < to, std::string(name) + " spans " + std::to_string(low) + " to " +
-                                        std::to_string(high) + ", but must lie in " + std::to_string(from) + " to " +
-                                        std::to_string(to - 1));
+  require_range(low, high, from, to, name);
   return high;
 }
 

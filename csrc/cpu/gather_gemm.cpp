@@ -211,7 +211,7 @@ template <class T>
 void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* output, std::int64_t output_rows,
                                    std::int64_t stride, bool accumulate) const {
   if (!has_rough()) {
-    throw std::runtime_error("this CPU or this build has no 16-bit products (AVX512-VNNI and AVX512-VBMI2)");
+    throw std::runtime_error("this CPU or this build has no 16-bit products (AVX512-VNNI)");
   }
   check(input_rows, output_rows, stride, false);
   if constexpr (std::is_same_v<T, float>) {

@@ -22,8 +22,7 @@ bool has_rough() {
 #ifdef SPECXAI_X86_SIMD
   __builtin_cpu_init();
   return active_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
-         __builtin_cpu_supports("avx512vbmi2");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif

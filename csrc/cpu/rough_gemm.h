@@ -14,7 +14,7 @@
 
 namespace specxai {
 
-// Whether this CPU and this build multiply 16-bit integers at twice the rate (AVX512-VNNI) and compress them (VBMI2).
+// Whether this CPU and this build multiply 16-bit integers at twice the rate (AVX512-VNNI).
 bool has_rough();
 
 namespace rough {

@@ -31,7 +31,7 @@ def supported_levels() -> list[str]:
 
 
 def has_rough() -> bool:
-    """Whether this CPU and this build have `rough` products (AVX512-VNNI, VBMI2), at the instruction set in use."""
+    """Whether this CPU and this build have `rough` products (AVX512-VNNI), at the instruction set in use."""
     return compiled().has_rough()
 
 

@@ -2,9 +2,9 @@
 
 Three kinds of statement, from strong to weak:
 
-* Per triplet, `residual_norms`: max(‖Rv − λu‖, ‖Rᵀu − λv‖) from real products.  (u, v)/√2 is an approximate
-  eigenvector of [[0, R], [Rᵀ, 0]], so some singular value lies within it of λ (Parlett 1998, thm 4.5.1).  A bound, up
-  to the rounding floor.
+* Per triplet, max(‖Rv − λu‖, ‖Rᵀu − λv‖), from real products (`residual_norms`) or from those that a solver has made
+  of a whole basis.  (u, v)/√2 is an approximate eigenvector of [[0, R], [Rᵀ, 0]], so some singular value lies within it
+  of λ (Parlett 1998, thm 4.5.1).  A bound, up to the rounding floor.
 * For the whole, `HeldOut`: Gaussian probes Ω that the solver never sees.  E‖(I − QQᵀ)RΩ‖_F² = s ‖(I − QQᵀ)R‖_F², and
   Chernoff gives P(mean ≤ θ truth) ≤ (θ e^{1−θ})^{s/2} for every remainder: Π(1 + 2tμᵢ) ≥ 1 + 2tΣμᵢ, so a remainder of
   rank one is the worst.  A bound that fails with probability 1e-5, at s columns once per run; deeper bases reuse them.
@@ -25,13 +25,13 @@ from specxai.operators import LinearOperator
 from specxai.svd.orth import row_chunks
 from specxai.svd.products import gaussian
 
-__all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "adjoint_residuals", "distances", "leave_one_out",
-           "product_distances", "residual_norms", "rounding_floor"]  # fmt: skip
+__all__ = ["FAILURE", "FLOORS", "HELD_OUT", "HeldOut", "adjoint_residuals", "distances", "forward_residuals",
+           "leave_one_out", "product_distances", "residual_norms", "rounding_floor"]  # fmt: skip
 
 HELD_OUT = 32
 FAILURE = 1e-5
 FLOORS = 4  # rounding floors in `error`: bases, small SVD, forming the factors and the certificate each leave one
-COLUMNS = 64  # residuals are formed in float64 this many columns at a time
+COLUMNS = 64  # residuals are formed this many columns at a time
 
 
 def rounding_floor(norm: float, dtype: torch.dtype) -> float:
@@ -87,7 +87,12 @@ def leave_one_out(Q: Tensor, T: Tensor, image: Tensor) -> float:
 
 def residual_norms(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """(‖Rv − λu‖, ‖Rᵀu − λv‖) per triplet, each (k,) float64, from 2k real products."""
-    return _residuals(operator.matmat, V, U, S), adjoint_residuals(operator, U, S, V)
+    return forward_residuals(operator, U, S, V), adjoint_residuals(operator, U, S, V)
+
+
+def forward_residuals(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+    """‖Rv − λu‖ per triplet, (k,) float64, from k real products."""
+    return _residuals(operator.matmat, V, U, S)
 
 
 def adjoint_residuals(operator: LinearOperator, U: Tensor, S: Tensor, V: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ worth it, the smaller side of R itself is the cut, and A the identity.
 In float32 the tall factor is never orthonormalised: its Gram matrix in float64 has digits to spare, and X is made of
 its eigenvectors.  In float64 squares would lose half of the digits: there B = Q_B C_B and C C_Bᵀ = X Σ Yᵀ.
 
-All of R has been multiplied, so that most residuals need no products of their own: Rv and Rᵀu are what A and B make of
-them.  How far products round is measured by real ones of a few triplets, since a map whose parts cancel rounds more
-than its size tells.
+All of R has been multiplied, so that residuals need no products of their own: Rv and Rᵀu are what A and B make of them.
+How far products round, which a map whose parts cancel does more than its size tells, a few random ones measure, by the
+statement of `HeldOut`; no more triplets than those have products of their own.
 """
 
 from __future__ import annotations
@@ -22,17 +22,26 @@ import torch
 from torch import Tensor
 
 from specxai.operators import Cut, LinearOperator, identity_blocks, require_memory
-from specxai.svd.certify import FLOORS, distances, product_distances, rounding_floor
+from specxai.svd.certify import (
+    COLUMNS,
+    FLOORS,
+    HELD_OUT,
+    distances,
+    product_distances,
+    residual_norms,
+    rounding_floor,
+    safety_factor,
+)
 from specxai.svd.orth import gram, small_eigh, small_svd, tall_product, tall_qr
-from specxai.svd.products import Counted
+from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 
 __all__ = ["exact", "useful_cut"]
 
 # Of the operator's smaller side, what a cut may have at most: two factors cost more than a few columns of zeros.
 WORTH_A_CUT = 0.75
-# Triplets whose products are compared with those of the factors, and what the largest difference is taken times.
-SAMPLED, SAFETY = 4, 2
+# Random columns, each way, whose products are compared with those of the factors.
+SAMPLED = HELD_OUT
 
 
 @dataclass
@@ -55,20 +64,26 @@ class Factors:
 
     def residuals(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """‖Rv − λu‖ and ‖Rᵀu − λv‖ per triplet, each (k,) float64."""
-        image = self.inside(V)
-        forward = distances(image, U, S) if self.Q is None else product_distances(self.Q, image, U, S)
-        return forward, product_distances(self.B, self.across(U), V, S)
+        parts = []
+        for start in range(0, len(S), COLUMNS):
+            part = slice(start, start + COLUMNS)
+            u, s, v = U[:, part], S[part], V[:, part]
+            image = self.inside(v)
+            forward = distances(image, u, s) if self.Q is None else product_distances(self.Q, image, u, s)
+            parts.append(torch.stack([forward, product_distances(self.B, self.across(u), v, s)]))
+        return tuple(torch.cat(parts, 1))
 
-    def differ(self, operator: LinearOperator, U: Tensor, V: Tensor) -> float:
-        """The most by which a product with some of U or V differs from the operator's own."""
-        some = torch.linspace(0, max(0, U.shape[1] - 1), min(SAMPLED, U.shape[1])).round().long().to(U.device)
-        if not len(some):
-            return 0.0
-        u, v, ones = U[:, some], V[:, some], U.new_ones(len(some))
-        image = self.inside(v) if self.Q is None else tall_product(self.Q, self.inside(v))
-        forward = distances(operator.matmat(v), image, ones)
-        adjoint = product_distances(self.B, self.across(u), operator.rmatmat(u), ones)
-        return float(torch.maximum(forward, adjoint).max())
+    def rounding(self, operator: LinearOperator, generator: torch.Generator) -> float:
+        """Bound of ‖R − Q C Bᵀ‖_F, R being the operator's own products, forward and adjoint.
+
+        As in `HeldOut`: it fails with probability 1e-5 each way.  Not finite where a product is not.
+        """
+        m, n = operator.shape
+        right, left = (gaussian(rows, SAMPLED, generator, operator) for rows in (n, m))
+        image = self.inside(right) if self.Q is None else tall_product(self.Q, self.inside(right))
+        norms = [torch.linalg.norm(operator.matmat(right).double() - image.double()),
+                 torch.linalg.norm(operator.rmatmat(left).double() - tall_product(self.B, self.across(left)).double())]
+        return safety_factor(SAMPLED) / math.sqrt(SAMPLED) * float(torch.stack(norms).max())
 
 
 def useful_cut(operator: LinearOperator) -> Cut | None:
@@ -100,15 +115,23 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     left = X[:, :k].to(operator.dtype)
     U, V = left if Q is None else tall_product(Q, left), right(k)
     del right
-    factors = Factors(Q, C, B)
-    forward, adjoint = factors.residuals(U, S, V)
-    rounding = SAFETY * factors.differ(operator.T if flipped else operator, U, V)
-    del Q, B, factors
+    few = k <= SAMPLED
+    if not few:
+        factors = Factors(Q, C, B)
+        forward, adjoint = factors.residuals(U, S, V)
+        rounding = factors.rounding(operator.T if flipped else operator, generator_of(seed))
+        del factors
+        if flipped:
+            forward, adjoint = adjoint, forward
+    del Q, B
     if flipped:
-        U, V, forward, adjoint = V, U, adjoint, forward
+        U, V = V, U
+    if few:
+        (forward, adjoint), rounding = residual_norms(operator, U, S, V), 0.0
+    _check_finite(operator, forward, adjoint, torch.tensor(rounding))
     # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known.
     known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
-    error = known + max(FLOORS * floor, math.sqrt(width) * rounding)
+    error = known + max(FLOORS * floor, rounding)
     return SVDResult(
         U=U,
         S=S,

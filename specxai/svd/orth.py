@@ -25,10 +25,6 @@ NEARLY = 0.5
 # orthonormal to eps κ in float32, whose Gram matrix has digits to spare, and to eps κ² in float64.
 WELL_CONDITIONED = 4
 
-# Of a block's largest column: where each direction of what a projection leaves is as large, rounding has left no more
-# of the basis in it than in any orthonormal block (the criterion of Daniel, Gragg, Kaufman & Stewart 1976).
-OUTSIDE = 0.5
-
 # Columns up to which the compiled projection, which reads a basis once, beats two matrix products.
 NARROW = 32
 
@@ -153,23 +149,30 @@ def range_basis(X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tenso
 def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """The part of X outside an orthonormal `basis` (m, q): new Q (m, r), H (q, b), C (r, b), X ≈ basis H + Q C.
 
-    Block classical Gram-Schmidt, twice unless most of X is outside.  The second projection acts on the unit columns of
-    the first, so that a nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).  `overwrite`
-    as for `tall_qr`.
+    Block classical Gram-Schmidt, twice where it is needed.  The second projection acts on the unit columns of the
+    first, so that a nearly dependent X does not blow rounding errors up (Barlow & Smoktunowicz 2013).  `overwrite` as
+    for `tall_qr`.
     """
     if basis.shape[1] == 0:
         Q, C = range_basis(X, floor, overwrite)
         return Q, C.new_zeros(0, X.shape[1]), C
     H, outside = project_out(basis, X)
     Q, C = range_basis(outside, floor)
-    if C.shape[0] == C.shape[1] > 0:
-        largest = torch.linalg.norm(torch.cat([H, C]), dim=0).max()
-        if torch.linalg.svdvals(C)[-1] >= OUTSIDE * largest:
-            return Q, H, C
+    if C.shape[0] == C.shape[1] > 0 and _passes_on(H, C) <= 1:
+        return Q, H, C
     H2, outside = project_out(basis, Q)
     # A unit column that loses half of itself here was rounding noise, not a new direction.
     Q, C2 = range_basis(outside, 0.5)
     return Q, H + H2 @ C, C2 @ C
+
+
+def _passes_on(H: Tensor, C: Tensor) -> float:
+    """‖H C⁻¹‖₂, by which one projection multiplies what the basis lacks in orthogonality, for new columns to have.
+
+    Above one, it would grow from block to block.
+    """
+    ratio = torch.linalg.solve_ex(C.mT, H.mT)[0]
+    return float(torch.linalg.matrix_norm(ratio, 2)) if bool(torch.isfinite(ratio).all()) else float("inf")
 
 
 def project_out(basis: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
-from specxai.svd.certify import FLOORS, HeldOut, adjoint_residuals, distances, residual_norms
+from specxai.svd.certify import FLOORS, HeldOut, adjoint_residuals, distances, forward_residuals
 from specxai.svd.orth import extend, small_svd, tall_product
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
@@ -25,10 +25,11 @@ class Basis:
     """Columns (rows, q) that come block by block.
 
     The first block is kept as it is; with the second they become rows of a buffer with room for more, so that what is
-    there is copied once in a while and not every time.  Room that is not used takes no memory on the CPU.
+    there is copied once in a while and not every time.
     """
 
-    GROWTH = 3.0
+    GROWTH = 1.5
+    GROWTH_ON_CPU = 3.0  # where room that is not used takes no memory
 
     def __init__(self, rows: int, operator: LinearOperator) -> None:
         self.columns = torch.zeros(rows, 0, dtype=operator.dtype, device=operator.device)
@@ -44,7 +45,8 @@ class Basis:
             self.columns, self._buffer = block, None
             return
         if self._buffer is None or size > len(self._buffer):
-            self._buffer = old.new_empty(max(size, int(self.GROWTH * self.size)), len(old))
+            growth = self.GROWTH_ON_CPU if old.device.type == "cpu" else self.GROWTH
+            self._buffer = old.new_empty(max(size, int(growth * self.size)), len(old))
             self._buffer[: self.size] = old.T
         self._buffer[self.size : size] = block.T
         self.columns = self._buffer[:size].T
@@ -120,14 +122,13 @@ class Space:
         k = min(k, int((s > floor).sum()))
         dtype = operator.dtype
         U, S = tall_product(self.Q, Y[:, :k]), s[:k].to(dtype)
+        # Before V takes P's memory, which an operator that returns its argument has made RP's too.
+        forward = None if self.image is None else distances(tall_product(self.image, X[:, :k]), U, S)
+        self.image = None
         V = tall_product(self.P, X[:, :k], overwrite=2 * k > X.shape[0])  # else most of P would stay for its sake
         self._right.replace(V)  # P is not needed any more, and as large as an operator's blocks
-        if self.image is None:
-            forward, adjoint = residual_norms(operator, U, S, V)
-        else:
-            forward = distances(tall_product(self.image, X[:, :k]), U, S)
-            self.image = None
-            adjoint = adjoint_residuals(operator, U, S, V)
+        forward = forward_residuals(operator, U, S, V) if forward is None else forward
+        adjoint = adjoint_residuals(operator, U, S, V)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
         unseen = held.unseen(self.Q)
         return SVDResult(

@@ -52,6 +52,7 @@ def subspace(
         if rank is not None or converged or operator.products >= max_products:
             break
         width = min(smaller, 2 * width)
+        del space
     return space.result(
         held, floor, k, method="subspace", seed=seed, converged=converged, settings={**settings, "depth": iterations}
     )
@@ -89,8 +90,8 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             Q, chain = range_basis(image, floor)
             continue
         iterations += 1
-        space.image = current.matmat(P)
-        Y = space.image @ space.T.to(P.dtype)  # RRᵀQ
+        mapped = current.matmat(P)
+        Y = mapped @ space.T.to(P.dtype)  # RRᵀQ
         del P  # the space's alone, and gone with it when the next begins
         _, s, right = space.ritz()
         if rank is not None:
@@ -101,6 +102,7 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             done = worst <= max(tol * float(s[0]) - 2 * floor, floor)  # the certificate adds the floor, products round
             if rough is not None:
                 if done or worst <= ROUGH * float(s[0]) or worst > PROGRESS * before:
+                    del mapped
                     Q, _ = range_basis(Y - shift * Q, floor)
                     rough, shift = None, 0.0
                     continue
@@ -112,7 +114,9 @@ def _iterate(operator, width, rank, tol, held, floor, generator, start, max_prod
             done = unseen >= 0.9 * before or held.factor * unseen <= 0.5 * tol * held.norm
             before = unseen
         if done or operator.products >= max_products:
+            space.image = mapped
             return space, done, iterations
+        del mapped
         Q, C = tall_qr(Y - shift * Q)
         own = current is operator
         chain = _normalised(C @ chain)

@@ -46,6 +46,10 @@ def test_the_argument_is_left_alone():
 def test_bad_indices_are_refused():
     with pytest.raises(ValueError, match="rows spans 0 to 3, but must lie in -1 to 2"):
         native.map_rows(i32([0, 3]), i32([0, 1, 2]))
+    with pytest.raises(ValueError, match="rows spans 0 to 5, but must lie in -1 to 2"):
+        native.map_rows(i32([[0, 1], [5, 2]]).T, i32([0, 1, 2]))  # a copy, which is mapped in its place
+    with pytest.raises(ValueError, match="rows spans 0 to 0, but must lie in -1 to -1"):
+        native.map_rows(i32([0]), i32([]))
     with pytest.raises(ValueError, match="rows spans -2 to 0"):
         native.count_distinct(i32([0, -2]), i32([0, 3]))
     with pytest.raises(ValueError, match="begin must not decrease"):

@@ -7,7 +7,7 @@ import math
 import torch
 
 import specxai
-from specxai.operators import DenseOperator
+from specxai.operators import DenseOperator, LinearOperator
 from specxai.svd.certify import FAILURE, HeldOut, leave_one_out, residual_norms, safety_factor
 from specxai.svd.products import Counted, ProgressBar, gaussian, generator_of
 
@@ -72,6 +72,19 @@ def test_subspace_certifies_with_the_image_of_its_basis(kit):
     residuals = torch.maximum(*residual_norms(operator, result.U, result.S, result.V))
     assert residuals.max() > 1e-3  # stopped early: there is something to certify
     assert torch.allclose(result.residuals - result.floor, residuals, rtol=1e-10)
+
+
+def test_an_operator_may_return_its_argument():
+    class Identity(LinearOperator):
+        def _matmat(self, X):
+            return X
+
+        _rmatmat = _matmat
+
+    for method in ("subspace", "krylov", "exact"):
+        result = specxai.svd(Identity((200, 200), torch.float32), rank=20, method=method)
+        assert torch.allclose(result.S, torch.ones(20), atol=1e-5)
+        assert result.residuals.max() <= 2 * result.floor
 
 
 def test_large_blocks_of_probes_are_the_same_on_any_threads_and_in_any_mode():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import specxai
-from specxai.operators import DenseOperator
+from specxai.operators import DenseOperator, LinearOperator
 from specxai.svd.exact import SAMPLED
 
 
@@ -28,7 +28,7 @@ def test_cut_equals_dense(kit, width, shape, dtype):
 def test_each_half_is_asked_for_the_width_only(kit):
     left, right = kit.CountingOperator(torch.randn(70, 5)), kit.CountingOperator(torch.randn(5, 90))
     result = specxai.svd(left @ right)
-    assert left.columns == right.columns == 5 + 2 * SAMPLED == result.products
+    assert left.columns == right.columns == 5 + 2 * result.rank == result.products
 
 
 def test_adjoint_goes_through_the_cut_too(kit, dtype):
@@ -50,10 +50,56 @@ def test_factors_that_nearly_annihilate(dtype):
     assert float(error) <= result.error
 
 
+class Beside(LinearOperator):
+    """diag(D, A B) with A B of no cut: its products round by ‖A‖ ‖B‖, in the second block only."""
+
+    def __init__(self, D, A, B):
+        super().__init__((len(D) + len(A), D.shape[1] + B.shape[1]), D.dtype)
+        self.parts = D, A, B
+
+    def _matmat(self, X):
+        D, A, B = self.parts
+        return torch.cat([D @ X[: D.shape[1]], A @ (B @ X[D.shape[1] :])])
+
+    def _rmatmat(self, Y):
+        D, A, B = self.parts
+        return torch.cat([D.mT @ Y[: len(D)], B.mT @ (A.mT @ Y[len(D) :])])
+
+
+def test_rounding_in_a_part_of_the_map_is_seen(dtype):
+    """Residuals come from the factors: how far products round in a block of 6 among 46 triplets must be in them."""
+    Q = torch.linalg.qr(torch.randn(50, 12, dtype=torch.float64))[0]
+    left = (torch.randn(6, 6, dtype=torch.float64) @ Q[:, :6].mT).to(dtype)
+    right = (1e-2 * Q[:, 6:] @ torch.randn(6, 9, dtype=torch.float64) + 1e-6 * torch.randn(50, 9)).to(dtype)
+    operator = Beside(1e-5 * torch.randn(40, 70, dtype=dtype), left, right)
+    truth = torch.block_diag(operator.parts[0].double(), left.double() @ right.double())
+    result = specxai.svd(operator, method="exact")
+    assert result.rank > SAMPLED
+    U, S, V = (factor.double() for factor in (result.U, result.S, result.V))
+    residuals = (truth @ V - U * S).norm(dim=0)
+    assert bool((residuals <= result.residuals).all())
+    assert float(torch.linalg.norm(truth - U * S @ V.mT)) <= result.error
+    assert float(residuals.max()) > result.floor, "the model of rounding alone would have held"
+
+
+@pytest.mark.parametrize("size", [30, 50])  # certified by products of all triplets, and of a few columns
+def test_products_that_overflow_are_named(size):
+    symmetric = torch.ones(size, size) - 3 * torch.diag(torch.arange(1.0, 1 + size))  # of dense singular vectors
+
+    def overflowing(X):
+        return symmetric @ X + (torch.inf if X.abs().sum() > 1.5 * X.shape[1] else 0.0)
+
+    class Overflowing(LinearOperator):
+        _matmat = _rmatmat = staticmethod(overflowing)
+
+    with pytest.raises(ValueError, match="values that are not finite"):
+        specxai.svd(Overflowing((size, size), torch.float32), method="exact")
+
+
 def test_a_wide_cut_is_not_used():
     result = specxai.svd(DenseOperator(torch.randn(10, 50)) @ DenseOperator(torch.randn(50, 12)))
     assert not result.settings["through_cut"]
-    assert result.products == 10 + 2 * SAMPLED
+    assert result.products == 10 + 2 * 10
 
 
 def test_a_cut_that_saves_little_is_not_used():

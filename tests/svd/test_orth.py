@@ -73,7 +73,25 @@ def test_extend_is_orthogonal_to_the_basis_even_when_nearly_dependent(dtype):
     assert float(error) <= 64 * eps * float(torch.linalg.norm(X.double()))
 
 
-@pytest.mark.parametrize(("outside", "projections"), [(0.01, 2), (0.3, 2), (0.5, 2), (2.0, 1), (10.0, 1)])
+def test_a_long_chain_of_blocks_stays_orthonormal(monkeypatch, dtype):
+    """Golub-Kahan on a band: what a basis lacks in orthogonality must not grow from block to block."""
+    calls, project_out = [], orth.project_out
+    monkeypatch.setattr(orth, "project_out", lambda basis, X: calls.append(X) or project_out(basis, X))
+    spectrum = (torch.linspace(0.05, 1.5, 800).sin() + 0.1).to(dtype)[:, None]
+    left = torch.linalg.qr(torch.randn(800, 4, dtype=dtype))[0]
+    bases = [left, torch.zeros(800, 0, dtype=dtype)]  # left, right
+    new = left
+    for step in range(119):
+        side = (step + 1) % 2
+        new, _, _ = orth.extend(bases[side], spectrum * new, floor=0.0)
+        bases[side] = torch.cat([bases[side], new], 1)
+    assert len(calls) < 2 * 118  # some needed one projection only
+    for basis in bases:
+        lacks = basis.double().mT @ basis.double() - torch.eye(basis.shape[1])
+        assert float(lacks.abs().max()) <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("outside", "projections"), [(0.01, 2), (0.3, 2), (0.9, 2), (2.0, 1), (10.0, 1)])
 def test_one_projection_is_enough_where_most_lies_outside(monkeypatch, outside, projections, dtype):
     eps, calls, project_out = torch.finfo(dtype).eps, [], orth.project_out
     monkeypatch.setattr(orth, "project_out", lambda basis, X: calls.append(X) or project_out(basis, X))

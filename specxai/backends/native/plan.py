@@ -23,6 +23,7 @@ from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
 WIDE = 64  # columns that a product of many mostly has
+MOST_ROOM = 1 << 28  # numbers that an arena may have room for before they are needed
 
 
 class Plan:
@@ -143,7 +144,8 @@ class Plan:
         if memory is None or memory.numel() < needed:
             memory = None  # gone before the larger one comes
             # Room for the wide product that may follow, whose pages are then half there: unused, it takes no memory.
-            memory = native.empty(max(needed, self.arena_rows * WIDE), dtype=self.dtype)
+            wide = self.arena_rows * WIDE
+            memory = native.empty(wide if needed < wide <= MOST_ROOM else needed, dtype=self.dtype)
         try:
             yield memory[:needed].view(-1, stride)
         finally:
