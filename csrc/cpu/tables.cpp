@@ -33,7 +33,7 @@ void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::in
   require(begin[0] == 0, "begin must start at 0");
   for (std::int64_t g = 0; g < n_groups; ++g) require(begin[g] <= begin[g + 1], "begin must not decrease");
   const int n_threads = thread_count(n_rows, n_rows);
-  std::int32_t low = INT32_MAX, high = -1;
+  std::int32_t low = INT32_MAX, high = INT32_MIN;
   std::uint32_t first_live = UINT32_MAX;  // as which -1 is above all others
 #pragma omp parallel for schedule(static) num_threads(n_threads) reduction(min : low, first_live) reduction(max : high)
   for (std::int64_t i = 0; i < n_rows; ++i) {
@@ -42,7 +42,7 @@ void count_distinct(const std::int32_t* rows, std::int64_t n_rows, const std::in
     first_live = std::min(first_live, static_cast<std::uint32_t>(rows[i]));
   }
   if (n_rows > 0) require_range(low, high, -1, begin[n_groups], "rows");
-  const std::int64_t end = std::int64_t{high} + 1, start = std::min<std::int64_t>(first_live, end);
+  const std::int64_t end = std::int64_t{std::max(high, -1)} + 1, start = std::min<std::int64_t>(first_live, end);
   std::vector<std::uint8_t> seen(static_cast<std::size_t>(end - start) + 1, 0);  // the first for -1
   std::uint8_t* const at = seen.data();
 #pragma omp parallel for schedule(static) num_threads(n_threads)

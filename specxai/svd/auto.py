@@ -57,7 +57,7 @@ def _exact_cost(operator: LinearOperator, rank: int | None) -> tuple[int, int, i
         algebra = rows * (width**2 + 6 * width * kept + 6 * kept**2) + small_eigh_cost(width)
     else:
         algebra = 8 * rows * width**2 + small_svd_cost(width)
-    return (width + 2 * min(kept, SAMPLED)) * operator.flops + algebra, held, width
+    return (width + 2 * min(kept, SAMPLED) + SAMPLED) * operator.flops + algebra, held, width
 
 
 def _krylov_cost(operator: LinearOperator, rank: int | None, block: int) -> tuple[int, int]:

@@ -8,8 +8,9 @@ In float32 the tall factor is never orthonormalised: its Gram matrix in float64 
 its eigenvectors.  In float64 squares would lose half of the digits: there B = Q_B C_B and C C_Bᵀ = X Σ Yᵀ.
 
 All of R has been multiplied, so that residuals need no products of their own: Rv and Rᵀu are what A and B make of them.
-How far products round, which a map whose parts cancel does more than its size tells, a few random ones measure, by the
-statement of `HeldOut`; no more triplets than those have products of their own.
+How far products round, which a map whose parts cancel does more than its size tells, a few random columns measure, by
+the statement of `HeldOut`.  Where there are no more triplets than these columns, each has products of its own instead,
+and what is left out of them is measured.
 """
 
 from __future__ import annotations
@@ -73,17 +74,20 @@ class Factors:
             parts.append(torch.stack([forward, product_distances(self.B, self.across(u), v, s)]))
         return tuple(torch.cat(parts, 1))
 
-    def rounding(self, operator: LinearOperator, generator: torch.Generator) -> float:
-        """Bound of ‖R − Q C Bᵀ‖_F, R being the operator's own products, forward and adjoint.
+    def rounding(self, operator: LinearOperator, generator: torch.Generator, adjoint: bool) -> list[float]:
+        """Bounds of ‖R − Q C Bᵀ‖_F, R being the operator's own products: forward, and where asked for adjoint ones.
 
-        As in `HeldOut`: it fails with probability 1e-5 each way.  Not finite where a product is not.
+        As in `HeldOut`: each fails with probability 1e-5.  Not finite where a product is not.
         """
         m, n = operator.shape
-        right, left = (gaussian(rows, SAMPLED, generator, operator) for rows in (n, m))
-        image = self.inside(right) if self.Q is None else tall_product(self.Q, self.inside(right))
-        norms = [torch.linalg.norm(operator.matmat(right).double() - image.double()),
-                 torch.linalg.norm(operator.rmatmat(left).double() - tall_product(self.B, self.across(left)).double())]
-        return safety_factor(SAMPLED) / math.sqrt(SAMPLED) * float(torch.stack(norms).max())
+        probes = gaussian(n, SAMPLED, generator, operator)
+        image = self.inside(probes) if self.Q is None else tall_product(self.Q, self.inside(probes))
+        differences = [operator.matmat(probes).double() - image.double()]
+        if adjoint:
+            probes = gaussian(m, SAMPLED, generator, operator)
+            differences.append(operator.rmatmat(probes).double() - tall_product(self.B, self.across(probes)).double())
+        factor = safety_factor(SAMPLED) / math.sqrt(SAMPLED)
+        return [factor * float(torch.linalg.norm(difference)) for difference in differences]
 
 
 def useful_cut(operator: LinearOperator) -> Cut | None:
@@ -115,28 +119,23 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     left = X[:, :k].to(operator.dtype)
     U, V = left if Q is None else tall_product(Q, left), right(k)
     del right
-    few = k <= SAMPLED
-    if not few:
-        factors = Factors(Q, C, B)
-        forward, adjoint = factors.residuals(U, S, V)
-        rounding = factors.rounding(operator.T if flipped else operator, generator_of(seed))
-        del factors
-        if flipped:
-            forward, adjoint = adjoint, forward
-    del Q, B
+    few, factors, turned = k <= SAMPLED, Factors(Q, C, B), operator.T if flipped else operator
+    rounding = [0.0, 0.0]
+    if not few or k < width:
+        rounding = factors.rounding(turned, generator_of(seed), adjoint=not few)
+    # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known but for rounding.
+    forward, adjoint = (residual_norms(turned, U, S, V) if few else factors.residuals(U, S, V))
+    _check_finite(operator, forward, adjoint, torch.tensor(rounding))
+    known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
+    error = known + max(FLOORS * floor, *rounding)
+    del Q, B, factors
     if flipped:
         U, V = V, U
-    if few:
-        (forward, adjoint), rounding = residual_norms(operator, U, S, V), 0.0
-    _check_finite(operator, forward, adjoint, torch.tensor(rounding))
-    # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known.
-    known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
-    error = known + max(FLOORS * floor, rounding)
     return SVDResult(
         U=U,
         S=S,
         V=V,
-        residuals=torch.maximum(forward, adjoint) + max(floor, rounding),
+        residuals=torch.maximum(forward, adjoint) + (floor if few else max(floor, *rounding)),
         error=error,
         estimate=error,
         norm=norm,
@@ -144,6 +143,7 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
         method="exact",
         products=operator.products,
         seed=seed,
+        converged=rank is not None or tol is None or error <= tol * norm,
         settings={**settings, "width": width, "through_cut": cut is not None},
     )
 

@@ -25,6 +25,9 @@ NEARLY = 0.5
 # orthonormal to eps κ in float32, whose Gram matrix has digits to spare, and to eps κ² in float64.
 WELL_CONDITIONED = 4
 
+# Up to this condition number (of unit columns) what is left of a block hardly multiplies its projection's rounding.
+INDEPENDENT = 10
+
 # Columns up to which the compiled projection, which reads a basis once, beats two matrix products.
 NARROW = 32
 
@@ -158,7 +161,7 @@ def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> t
         return Q, C.new_zeros(0, X.shape[1]), C
     H, outside = project_out(basis, X)
     Q, C = range_basis(outside, floor)
-    if C.shape[0] == C.shape[1] > 0 and _passes_on(H, C) <= 1:
+    if C.shape[0] == C.shape[1] > 0 and _condition(C) <= INDEPENDENT and _passes_on(H, C) <= 1:
         return Q, H, C
     H2, outside = project_out(basis, Q)
     # A unit column that loses half of itself here was rounding noise, not a new direction.

@@ -17,11 +17,11 @@ class SVDResult:
         U: (m, k), orthonormal columns.
         S: (k,), descending, positive.
         V: (n, k), orthonormal columns.
-        residuals: (k,) float64, max(‖Rv − λu‖, ‖Rᵀu − λv‖) from products with the operator, plus `floor` or what they
-            are measured to round by: a bound.  Some true singular value lies within it of λ.  It does not show that
-            none was missed; `error` does.
-        error: bound of ‖R − U diag(S) Vᵀ‖_F.  After "exact" of at most 32 triplets it is a bound; else it fails with
-            probability at most 2e-5 over the seed (see `specxai.svd.certify`).
+        residuals: (k,) float64, max(‖Rv − λu‖, ‖Rᵀu − λv‖) from products with the operator, plus `floor`: a bound.
+            Some true singular value lies within it of λ.  It does not show that none was missed; `error` does.
+            After "exact" of more than 32 triplets it rests on products with random columns, and fails as `error` does.
+        error: bound of ‖R − U diag(S) Vᵀ‖_F, which fails with probability at most 2e-5 over the seed (see
+            `specxai.svd.certify`).
         estimate: unbiased estimate (of its square) of the same error; equal to `error` after "exact".
         norm: ‖R‖_F, known after "exact", else estimated.
         floor: what rounding may add to a product, 4 eps ‖R‖_F in the operator's dtype; already in `residuals` and

@@ -82,6 +82,30 @@ def test_rounding_in_a_part_of_the_map_is_seen(dtype):
     assert float(residuals.max()) > result.floor, "the model of rounding alone would have held"
 
 
+class Cancelling(LinearOperator):
+    """x -> (B x + S x) − B x with B far larger than S."""
+
+    def __init__(self, S):
+        super().__init__(S.shape, S.dtype)
+        self.S = S
+
+    def _matmat(self, X):
+        large = X.sum(0, keepdim=True)
+        return (large + self.S @ X) - large
+
+    def _rmatmat(self, Y):
+        large = Y.sum(0, keepdim=True)
+        return (large + self.S.mT @ Y) - large
+
+
+@pytest.mark.parametrize(("size", "rank"), [(200, 10), (30, 2)])
+def test_rounding_of_what_is_left_out_is_in_the_error(size, rank):
+    S = 1e-8 * torch.randn(size, size)
+    result = specxai.svd(Cancelling(S), rank=rank, method="exact")
+    U, s, V = (factor.double() for factor in (result.U, result.S, result.V))
+    assert float(torch.linalg.norm(S.double() - U * s @ V.mT)) <= result.error
+
+
 @pytest.mark.parametrize("size", [30, 50])  # certified by products of all triplets, and of a few columns
 def test_products_that_overflow_are_named(size):
     symmetric = torch.ones(size, size) - 3 * torch.diag(torch.arange(1.0, 1 + size))  # of dense singular vectors

@@ -106,6 +106,15 @@ def test_one_projection_is_enough_where_most_lies_outside(monkeypatch, outside, 
     assert float(error) <= 16 * eps * float(torch.linalg.norm(X.double()))
 
 
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-4])
+def test_columns_that_are_nearly_parallel_outside_are_projected_twice(gap, dtype):
+    eps = torch.finfo(dtype).eps
+    basis = torch.linalg.qr(torch.randn(2000, 60, dtype=dtype))[0]
+    outside = torch.randn(2000, 1, dtype=dtype) + gap * torch.randn(2000, 4, dtype=dtype)
+    Q, _, _ = orth.extend(basis, outside + basis @ torch.randn(60, 4, dtype=dtype) * gap, floor=0.0)
+    assert float((basis.double().mT @ Q.double()).abs().max()) <= 5 * eps
+
+
 def test_extend_of_a_full_basis_is_empty(dtype):
     basis = torch.linalg.qr(torch.randn(10, 10, dtype=dtype))[0]
     Q, _, _ = orth.extend(basis, torch.randn(10, 4, dtype=dtype), floor=0.0)

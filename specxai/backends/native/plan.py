@@ -23,7 +23,7 @@ from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
 WIDE = 64  # columns that a product of many mostly has
-MOST_ROOM = 1 << 28  # numbers that an arena may have room for before they are needed
+MOST_ROOM = 1 << 30  # bytes that an arena may have room for before they are needed
 
 
 class Plan:
@@ -145,7 +145,8 @@ class Plan:
             memory = None  # gone before the larger one comes
             # Room for the wide product that may follow, whose pages are then half there: unused, it takes no memory.
             wide = self.arena_rows * WIDE
-            memory = native.empty(wide if needed < wide <= MOST_ROOM else needed, dtype=self.dtype)
+            roomy = needed < wide <= MOST_ROOM // self.dtype.itemsize
+            memory = native.empty(wide if roomy else needed, dtype=self.dtype)
         try:
             yield memory[:needed].view(-1, stride)
         finally:
