@@ -192,6 +192,7 @@ def test_a_plan_s_memory_is_known_before(name):
     J.matmat(torch.randn(J.shape[1], 25))
     assert plan._pool[0].numel() == plan.arena_rows * WIDE  # of which what is not written takes no memory
     assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
+    assert plan.product_bytes(18) == 4 * (plan.arena_rows * 32 + 18 * sum(J.shape))
 
 
 class Readers(nn.Module):

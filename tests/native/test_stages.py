@@ -233,6 +233,8 @@ def test_blocks_that_are_too_small():
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(3, 16))
     with pytest.raises(ValueError, match="1, 2, 4, 8 or a multiple of 16 probes"):
         stage.run(torch.zeros(dense.shape[1], 17), torch.zeros(len(dense), 17))
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        stage.run(torch.zeros(dense.shape[1], 4), torch.zeros(len(dense), 4), may_spread="inputs")
     with pytest.raises(ValueError, match="input holds 16 probes a row, output 32"):
         stage.run(torch.zeros(dense.shape[1], 16), torch.zeros(len(dense), 32))
     with pytest.raises(ValueError, match=r"must be contiguous torch\.float32"):
