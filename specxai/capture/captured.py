@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +31,7 @@ class Captured:
     dtype: torch.dtype
     device: torch.device
     model_name: str
+    model: nn.Module | None = field(repr=False, default=None)
 
     def __repr__(self) -> str:
         return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
@@ -46,6 +47,10 @@ class Captured:
 
         self.check(x)
         return Local(self, x, gates=gates, backend=backend, max_memory=max_memory)
+
+    def run_model(self, x: Tensor) -> Tensor:
+        """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
+        return _run(self.model, x)
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError where x is not what the model was captured for."""
@@ -85,7 +90,7 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
     with torch.enable_grad():
         output = _run(model, x)
     captured = Captured(export_program(model, example), example.shape, example.dtype, example.device,
-                        type(model).__name__)
+                        type(model).__name__, model)
     if verify:
         _verify(captured, x, output)
     return captured
@@ -108,7 +113,7 @@ def recall(model: nn.Module, x: Tensor) -> tuple[Captured, list | None]:
     key, state = (x.shape, x.dtype, x.device), _state(model)
     kept = _RECALLED.setdefault(model, {})
     if key in kept and kept[key][0] == state:
-        captured = kept[key][1]
+        captured = replace(kept[key][1], model=model)
         captured.check(x)
         with torch.no_grad():
             values, theirs = captured.program.run(x.detach()), _run(model, x.detach())
@@ -116,8 +121,9 @@ def recall(model: nn.Module, x: Tensor) -> tuple[Captured, list | None]:
         ours = values[captured.program.output]
         if ours.shape == theirs.shape and _difference(ours, theirs) <= 100 * torch.finfo(x.dtype).eps:
             return captured, values
-    kept[key] = state, capture(model, x)
-    return kept[key][1], None
+    captured = capture(model, x)
+    kept[key] = state, replace(captured, model=None)  # a strong reference would keep the weak key alive
+    return captured, None
 
 
 def _state(model: nn.Module) -> tuple:
