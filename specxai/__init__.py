@@ -23,6 +23,8 @@ _EXPORTS = {
     "Local": "specxai.local",
     "LocalOperator": "specxai.graph_operator",
     "LinearOperator": "specxai.operators",
+    "decompose": "specxai.spectral",
+    "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }

@@ -11,3 +11,7 @@ class CaptureError(SpecXAIError):
 
 class LayerError(SpecXAIError, ValueError):
     """A layer name or module object that names no layer, or more than one."""
+
+
+class FileError(SpecXAIError, ValueError):
+    """A saved result that cannot be read: foreign, damaged, of a later version, or not what its header says."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specxai.backends.reference import DenseProducts, Graph, Products
+from specxai.backends.used import note
 from specxai.liveness import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
 
@@ -126,12 +127,16 @@ class LocalOperator(LinearOperator):
         return RoughOperator(self) if self._products.has_rough else None
 
     def _matmat(self, X: Tensor, rough: bool = False) -> Tensor:
+        products = self._for(X.shape[1])
+        note(products.backend)
         with torch.no_grad():
-            return self._for(X.shape[1]).matmat(X, rough)
+            return products.matmat(X, rough)
 
     def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+        products = self._for(Y.shape[1])
+        note(products.backend)
         with torch.no_grad():
-            return self._for(Y.shape[1]).rmatmat(Y, rough)
+            return products.rmatmat(Y, rough)
 
     def _units(self, steps: Sequence[int]) -> int:
         return sum(self._graph.shapes[s].numel() for s in steps)

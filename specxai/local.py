@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specxai import regions
+from specxai._kept import Kept
 from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
@@ -20,6 +21,7 @@ from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.target import resolve_target
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
+DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
 KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
 POLICIES = ("tangent", "frozen")
 
@@ -78,7 +80,8 @@ class Split:
 class Local:
     """The affine map at one input; made by `specxai.linearize`.
 
-    Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program.
+    Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program,
+    `decompositions` the last ones made of it: at most 4 of at most 512 MiB together, `decompositions.clear()` frees them.
     """
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
@@ -88,6 +91,7 @@ class Local:
         if gates not in POLICIES:
             raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
         self.captured, self.gates = captured, gates
+        self.decompositions = Kept(DECOMPOSITIONS, DECOMPOSITION_BYTES)
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         self.input = x.detach().clone()  # the values at x may be computed again when the caller has changed x

@@ -166,6 +166,7 @@ class Graph:
 class Products(Protocol):
     """R X and Rᵀ Y of one operator, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column costs."""
 
+    backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
     efficient_columns: int  # as of an operator
 
@@ -183,6 +184,7 @@ class DenseProducts:
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
 
+    backend = "reference"
     has_rough = False
     efficient_columns = 16
 

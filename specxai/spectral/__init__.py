@@ -1,15 +1,19 @@
 """The spectral method (paper section 4): contributions α, reduction, contraction, symbolic form, surgery.
 
-Knows `specxai.local` only by the interface of a Local (see `explain`), and nothing of capture, rules or backends.
+`decompose` finds the components of the map to a layer, `explain` reads an output from them.  Knows `specxai.local` only
+by the interface of a Local (see `explain`), nothing of capture and rules, and of backends only the names.
 """
 
 from specxai.spectral.contraction import contract
-from specxai.spectral.explain import explain, fix_signs
+from specxai.spectral.decompose import decompose, fix_signs
+from specxai.spectral.decomposition import Decomposition
+from specxai.spectral.explain import explain
 from specxai.spectral.explanation import Explanation
 from specxai.spectral.reduction import Reduction, reduce_alphas
-from specxai.spectral.store import load
 from specxai.spectral.surgery import Surgery
 from specxai.spectral.symbolic import Symbolic
 
-__all__ = ["Explanation", "Reduction", "Surgery", "Symbolic", "contract", "explain", "fix_signs", "load",
-           "reduce_alphas"]
+__all__ = ["Decomposition", "Explanation", "Reduction", "Surgery", "Symbolic", "contract", "decompose", "explain",
+           "fix_signs", "load", "reduce_alphas"]
+
+load = Explanation.load

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from specxai.spectral import contraction, reduction
+from specxai.spectral.record import SETTINGS_KINDS, Record
+from specxai.spectral.store import FLOATING, Layout
 
 __all__ = ["Explanation"]
 
 
 @dataclass(eq=False, repr=False)
-class Explanation:
+class Explanation(Record):
     """output = Σ_k alpha_k + bias + bypass + remainder, with alpha_k = psi_k · S_k · projections_k (eq. 20).
 
     Shapes: k components, m outputs, `in` the input's and `mid` the layer's shape without the batch axis of 1.
@@ -32,9 +34,12 @@ class Explanation:
     bias_contributions  {layer: w·β_l}, the second route to the bias (eq. 9)
     gradient (*in) Jᵀw;  bypass_gradient (*in) its part that goes round the layer (zero where nothing does)
     exactness    disagreement of the two routes to the bias;  error the bound of ‖R − UΣVᵀ‖_F, None if unknown
-    method, products, seed   of the decomposition;  gates, backend of the affine map;  settings the
-                 rest, the solver's own certificates under "svd"
-    local        the Local it came from; None after loading, and then surgery cannot run the network
+    agreement    disagreement of J with the model run by torch (see `Local.agreement`), None if that was not checked
+    method, products, seed   of the decomposition;  gates, backend of the affine map
+    backends     {"decomposition": …, "targets": …}, what ran the products of each part; {} in files of version 1
+    settings     the rest, the solver's own certificates under "svd"
+    converged    whether the solver reached its tolerance;  worst_residual the largest relative to λ₁
+    local        the Local it came from; None after loading or unpickling, and then surgery cannot run the network
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
@@ -71,11 +76,24 @@ class Explanation:
     seed: int
     settings: dict = field(default_factory=dict)
     local: object | None = None
+    agreement: float | None = None
+    backends: dict[str, str] = field(default_factory=dict)
+
+    ROWS = ("S", "alpha", "psi", "projections", "residuals", "indices", "right_vectors", "left_vectors")
+    LAYOUT = Layout(
+        "an explanation", "specxai.explanation", 2,
+        tensors={**dict.fromkeys(("S", "alpha", "psi", "projections", "residuals"), ((torch.float64,), ("k",))),
+                 "indices": ((torch.int64,), ("k",)), "target": (FLOATING, ("m",)), "x": (FLOATING, ("*in",)),
+                 "right_vectors": (FLOATING, ("k", "*in")), "left_vectors": (FLOATING, ("k", "*mid")),
+                 "gradient": (FLOATING, ("*in",)), "bypass_gradient": (FLOATING, ("*in",))},
+        values={"layer": str, "target_label": str, "output": float, "bias": float, "bypass": float, "remainder": float,
+                "bias_contributions": {str: float}, "exactness": float, "error": (float, None), "method": str,
+                "products": int, "gates": str, "backend": str, "seed": int, "settings": SETTINGS_KINDS,
+                "agreement": (float, None), "backends": {str: str}},
+        added={2: {"agreement": None, "backends": {}}},
+    )
 
     # ---- what it is made of
-
-    def __len__(self) -> int:
-        return len(self.S)
 
     @property
     def completeness(self) -> float:
@@ -93,35 +111,9 @@ class Explanation:
 
     def __getitem__(self, key) -> Explanation:
         """The components at an int, slice, list, or mask; the contributions left out move to the remainder."""
-        position = self.positions(key)
-        rows = ("S", "alpha", "psi", "projections", "residuals", "indices", "right_vectors", "left_vectors")
-        kept = {name: getattr(self, name)[position] for name in rows}
+        kept = self._rows(self.positions(key))
         dropped = float(self.alpha.sum()) - float(kept["alpha"].sum())
-        error = self.error
-        if error is not None:  # by the triangle inequality, for what is now left out as well
-            left_out = float((self.S**2).sum()) - float((kept["S"] ** 2).sum())
-            error += max(left_out, 0.0) ** 0.5
-        return replace(self, **kept, remainder=self.remainder + dropped, error=error)
-
-    def positions(self, key) -> torch.Tensor:
-        """`key` (int, slice, list, mask, tensor) as a tensor of distinct positions 0..k−1."""
-        if not isinstance(key, slice):
-            key = torch.as_tensor(sorted(key) if isinstance(key, (set, frozenset, range)) else key)
-            key = key.long() if key.numel() == 0 else key
-            if key.dtype == torch.bool and key.shape != (len(self),):
-                raise IndexError(f"a mask over components must have shape ({len(self)},), not {tuple(key.shape)}")
-            if key.dtype != torch.bool and (key.is_floating_point() or key.is_complex() or key.ndim > 1):
-                raise TypeError("components are chosen by integers, a slice or a mask, not by a tensor of "
-                                f"{key.dtype} and shape {tuple(key.shape)}")
-            outside = [] if key.dtype == torch.bool else [i for i in key.reshape(-1).tolist()
-                                                          if not -len(self) <= i < len(self)]
-            if outside:
-                raise IndexError(f"component {outside[0]} does not exist: this explanation has {len(self)}, at "
-                                 "positions from 0; explain with a higher rank (None for all) to get more")
-        found = torch.arange(len(self))[key].reshape(-1)
-        if len(found.unique()) < len(found):
-            raise IndexError(f"a component is named twice in {found.tolist()}, and would be counted twice")
-        return found
+        return replace(self, **kept, remainder=self.remainder + dropped)
 
     # ---- the method
 
@@ -182,20 +174,3 @@ class Explanation:
         from specxai.plots import plot_explanation
 
         return plot_explanation(self, path, **kw)
-
-    def save(self, path) -> None:
-        """Write one safetensors file, or, where `path` ends in .npz, a NumPy export that `load` does not read."""
-        from specxai.spectral import store
-
-        store.save(self, path)
-
-    @staticmethod
-    def load(path) -> Explanation:
-        """Read a file written by `save`.  All works but surgery on the real network, which needs the model."""
-        from specxai.spectral import store
-
-        return store.load(path)
-
-    def to_dict(self) -> dict:
-        """All fields but `local`, shallow."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "local"}

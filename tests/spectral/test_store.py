@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specxai.spectral import Explanation, explain, load, store
+from specxai.spectral import Decomposition, Explanation, decompose, explain, load, store
 
 
 def same(a, b):

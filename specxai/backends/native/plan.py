@@ -35,6 +35,8 @@ class Plan:
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
     """
 
+    backend = "native"
+
     def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size],
                  structures: Mapping[int, Structure], path: Sequence[int], live: Mapping[int, Tensor],
                  sources: Sequence[int], targets: Sequence[int], dtype: torch.dtype, columns: Tensor | None = None,

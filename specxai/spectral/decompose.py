@@ -1,0 +1,253 @@
+"""From a model and an input to the decomposition of the map to a layer, computed once for all its targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from specxai.backends.used import used
+from specxai.operators import as_integer
+from specxai.spectral.contraction import project
+from specxai.spectral.decomposition import Decomposition
+from specxai.target import without_batch
+
+__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
+
+DEFAULT_RANK = 50
+
+
+def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Literal["auto"] | None = "auto",
+              tol: float | None = None, method: str = "auto", seed: int = 0, progress=None, *,
+              gates: str | None = None, backend: str | None = None, output=None, start=None,
+              block_size: int | None = None, max_basis: int | None = None,
+              max_products: int | None = None) -> Decomposition:
+    """The singular value decomposition R ≈ U diag(S) Vᵀ of the map from the input to a layer, with certificates.
+
+    It knows no target: `explain(decomposition, target=t)` reads one from it at the cost of a few products.
+
+    model     an nn.Module, a captured model, or a Local from `specxai.linearize`; `decompose(local, "features.12")`
+    x         the input, shape (1, *input_shape); not with a Local
+    layer     dotted name of a module ("features.12", "relu#2") or the module object
+    rank      at most how many singular triplets, None for all of them (exact) or for as many as `tol` needs; "auto" is
+              None where a `tol` is given and else 50
+    tol       with a rank, each residual is brought to tol · λ₁; without, the error of the truncated R to tol · ‖R‖_F.
+              The default of a rank is that of `specxai.svd`, which suits pictures and sums
+    method, seed, progress, block_size, max_basis, max_products   as for `specxai.svd`
+    gates, backend, output   as for `specxai.linearize`; a Local has its own
+    start     a Decomposition of a neighbour (a near input, the same layer of a tuned model) or right vectors (n, j) to
+              begin from: speeds up, changes nothing else
+
+    A Local keeps the last four, of at most 512 MiB together, and the same request gets the same one again, as does
+    `explain`; two threads that ask at once compute it once.  A request is the layer, rank, tol, method, seed and the
+    solver's three sizes.  A request with a rank is also served by a kept one that differs in nothing but a larger rank
+    (or in rank=None without tol, which is all) and has converged: by its first triplets.  `progress` and `start` are no
+    part of a request.
+
+    Raises TypeError or ValueError for an argument that is out of range or contradicts the Local.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> local = specxai.linearize(net, torch.ones(1, 4))
+    >>> d = specxai.decompose(local, "1", rank=None)
+    >>> [specxai.explain(d, target=t).target_label for t in (0, 2)]
+    ['output[0]', 'output[2]']
+    """
+    sizes = {"block_size": block_size, "max_basis": max_basis, "max_products": max_products}
+    request = Request.of(rank, tol, method, seed, sizes)
+    local, layer = find_local("decompose", model, x, layer, gates=gates, backend=backend, output=output)
+    with torch.inference_mode(False), torch.no_grad():
+        return decomposed(local, local.split(layer), request, progress, start)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the solver, all of it hashable."""
+
+    rank: int | None
+    tol: float | None
+    method: str
+    seed: int
+    sizes: tuple = ()
+
+    @classmethod
+    def of(cls, rank, tol, method, seed, sizes: dict | None = None) -> Request:
+        """Raises ValueError for a number out of range; the solver checks the rest."""
+        if tol is not None and not tol > 0:
+            raise ValueError(f"tol={tol!r}: give a positive relative error; for an exact run leave both rank and tol "
+                             "None")
+        if isinstance(rank, str) and rank == "auto":
+            rank = DEFAULT_RANK if tol is None else None
+        elif rank is not None:
+            number = as_integer(rank)
+            if number is None or number < 1:
+                raise ValueError(f"rank={rank!r} is out of range: give at least 1, or None for all components")
+            rank = number
+        seed = seed if as_integer(seed) is None else as_integer(seed)
+        return cls(rank, tol, method, seed,
+                   tuple((name, int(value)) for name, value in (sizes or {}).items() if value is not None))
+
+    def serves(self, other: Request, found: Decomposition) -> bool:
+        """Does what was found for this request hold the answer to the other?"""
+        if replace(self, rank=other.rank) != other:
+            return False
+        if self.rank == other.rank:
+            return True
+        # With tol alone, tol means the error of the whole, with a rank the residuals.
+        more = other.rank is not None and (self.tol is None if self.rank is None else self.rank > other.rank)
+        return more and found.converged
+
+
+def decomposed(local, split, request: Request, progress=None, start=None) -> Decomposition:
+    """The decomposition at a split, the Local's kept one where it has it."""
+    getattr(split.right, "ensure_current", lambda: None)()  # also where what is kept needs no product
+
+    def make() -> tuple[Decomposition, tuple]:
+        found = _solve(local, split, request, progress, start)
+        return found, _versions(found)
+
+    def serves(key, value) -> bool:
+        layer, other = key
+        found, versions = value
+        # Tensors that were changed in place since are no longer what was found.
+        return layer == split.layer and other.serves(request, found) and _versions(found) == versions
+
+    kept = getattr(local, "decompositions", None)
+    found, _ = make() if kept is None else kept.get((split.layer, request), make, _size, serves)
+    if request.rank is not None and len(found) > request.rank:
+        found = found[:request.rank]
+        found = replace(found, settings={**found.settings, "rank": request.rank})
+    # Kept without the Local: the two would hold each other, and a Local is large.
+    return replace(found, local=local)
+
+
+def find_local(caller: str, model, x, layer, **own):
+    """(the Local to work on, the layer); `own` are options that a Local already has, None for its own."""
+    is_module = isinstance(model, torch.nn.Module)
+    if not is_module and hasattr(model, "split") and hasattr(model, "jacobian"):
+        if layer is None and isinstance(x, str | torch.nn.Module):
+            x, layer = None, x  # decompose(local, "features.12")
+        if x is not None:
+            raise TypeError(f"{caller} was given a Local and x=: a Local already belongs to one input; leave x out, or "
+                            "pass the model")
+        for name, value in own.items():
+            has = getattr(model, name)
+            if value is None or (name == "backend" and value == "auto") or (name != "output" and value == has):
+                continue
+            raise ValueError(f"{caller} was given a Local and {name}={value!r}, but " + (
+                "a Local has its output chosen" if name == "output" else f"this Local was made with {name}={has!r}")
+                + f": leave {name} out, or pass specxai.linearize(model, x, {name}=...)")
+        local = model
+    else:
+        if x is None and is_module:
+            raise TypeError(f"{caller} needs x=, one input of shape (1, ...), to linearise the model at")
+        from specxai.local import linearize
+
+        local = linearize(model, x, **{name: value for name, value in own.items() if value is not None})
+    if layer is None:
+        raise TypeError(f"{caller} needs layer=, the name of a module or the module itself; this model has "
+                        f"{_some(local.layers)}")
+    return local, layer
+
+
+def fix_signs(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Flip rows of `left` (k, m) and `right` (k, n) in place so that φ_k·x ≥ 0; returns φ_k·x (k,) float64.
+
+    A singular vector's sign is arbitrary and differs from one BLAS to the next; both rows flip, so UΣVᵀ stays.  Where
+    φ_k·x is exactly zero the input decides nothing, and the largest entry of φ_k is made positive.
+    """
+    projections = project(right, x)
+    signs = projections.sign()
+    for k in (signs == 0).nonzero().flatten().tolist():
+        signs[k] = -1 if right[k, right[k].abs().argmax()] < 0 else 1
+    for rows in (left, right):
+        rows.mul_(signs[:, None].to(rows.dtype))
+    return projections.abs()
+
+
+def host(t: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU: a result must not change when the caller reuses a buffer."""
+    return t.detach().cpu().clone()
+
+
+def joined(names: set[str], local) -> str:
+    """Backends in words; of operators that do not tell, the Local's."""
+    return " and ".join(sorted(names)) or local.backend
+
+
+def _solve(local, split, request: Request, progress, start) -> Decomposition:
+    # Under autocast the output's dtype need not be the operators'.
+    flat_x = local.input.flatten().to(split.right.dtype)
+    image = split.right.matvec(flat_x)
+    with used() as names:
+        svd = _svd(split.right, request, progress, start)
+    # Always a copy, since the signs are fixed in place; `contiguous` alone would alias the solver's for k = 1.
+    right, left = (t.detach().cpu().T.clone(memory_format=torch.contiguous_format) for t in (svd.V, svd.U))
+    x, s = host(flat_x), svd.S.detach().cpu().double()
+    projections = fix_signs(left, right, x)
+    return Decomposition(
+        layer=split.layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
+        projections=projections, indices=torch.arange(len(s)), x=x.reshape(without_batch(local.input.shape)),
+        layer_shape=tuple(without_batch(split.shape)), image=host(image),
+        error=None if svd.error is None else float(svd.error), method=svd.method, products=int(svd.products),
+        seed=svd.seed, gates=local.gates, backend=local.backend, exactness=float(local.exactness),
+        agreement=_agreement(local), backends={"decomposition": joined(names, local)},
+        settings=_settings(local, request, svd, s),
+    )
+
+
+def _svd(right, request: Request, progress, start):
+    import specxai
+
+    if 0 in right.shape:
+        return _Empty(right, request.seed)
+    given = dict(request.sizes)
+    if start is not None:
+        vectors = start.V if isinstance(start, Decomposition) else start
+        given["start"] = vectors.to(right.device, right.dtype)
+    rank = request.rank if request.rank is None else min(request.rank, *right.shape)
+    return specxai.svd(right, rank=rank, tol=request.tol, method=request.method, seed=request.seed, progress=progress,
+                       **given)
+
+
+class _Empty:
+    """The decomposition with no component, of an operator without rows or columns."""
+
+    def __init__(self, right, seed):
+        m, n = right.shape
+        self.U, self.V = (torch.empty(size, 0, dtype=right.dtype) for size in (m, n))
+        self.S = self.residuals = torch.empty(0, dtype=right.dtype)
+        self.error, self.method, self.products, self.seed = None, "none", 0, seed
+
+
+def _settings(local, request: Request, svd, s: torch.Tensor) -> dict:
+    from specxai import __version__
+
+    # The solver's certificates and choices, as far as it states them; in a form that a file's JSON header can hold.
+    certificate = {n: getattr(svd, n) for n in ("norm", "floor", "estimate", "converged") if hasattr(svd, n)}
+    certificate |= {"lambda_1": float(s[0])} if len(s) else {}
+    solver = {k: v if isinstance(v, bool | int | float | str | None) else str(v)
+              for k, v in {**getattr(svd, "settings", {}), **certificate}.items()}
+    chosen = getattr(local, "output_label", None)
+    return {"model": getattr(local, "model_name", None), "rank": request.rank, "tol": request.tol,
+            "method": request.method, "output": None if chosen is None else str(chosen), "svd": solver,
+            "specxai": __version__, "torch": str(torch.__version__)}
+
+
+def _agreement(local) -> float | None:
+    found = getattr(local, "agreement", None)
+    return None if found is None else float(found)
+
+
+def _versions(found: Decomposition) -> tuple:
+    return tuple(None if t.is_inference() else t._version for t in (found.U, found.S, found.V, found.image, found.x))
+
+
+def _size(value) -> int:
+    return sum(t.numel() * t.itemsize for t in vars(value[0]).values() if isinstance(t, torch.Tensor))
+
+
+def _some(names, limit: int = 20) -> str:
+    names = list(names)
+    return ", ".join(map(str, names[:limit])) + (f", … ({len(names)} layers)" if len(names) > limit else "")
