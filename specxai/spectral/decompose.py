@@ -85,8 +85,12 @@ class Request:
                 raise ValueError(f"rank={rank!r} is out of range: give at least 1, or None for all components")
             rank = number
         seed = seed if as_integer(seed) is None else as_integer(seed)
-        return cls(rank, tol, method, seed,
-                   tuple((name, int(value)) for name, value in (sizes or {}).items() if value is not None))
+        given = [(name, value) for name, value in (sizes or {}).items() if value is not None]
+        wrong = next((one for one in given if as_integer(one[1]) is None), None)
+        if wrong:
+            raise TypeError(f"{wrong[0]}={wrong[1]!r} is no integer: give a number of columns, or None for the default")
+        return cls(rank, None if tol is None else float(tol), method, seed,
+                   tuple((name, as_integer(value)) for name, value in given))
 
     def serves(self, other: Request, found: Decomposition) -> bool:
         """Does what was found for this request hold the answer to the other?"""
