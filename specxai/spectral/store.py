@@ -32,9 +32,9 @@ class Layout:
     what      in words, with its article: "an explanation"
     format    name of the header in the file's metadata
     version   that is written; `added` are the fields that older ones lack, {field: what it was before}
-    tensors   {field: (dtypes, axes)}; equal names of axes are equal sizes, and a last one "*name" is any number of axes
-    values    {field: kind}: float, int, str, bool or None, a tuple of alternatives, a list [kind], or a dict {str: kind}
-              of any keys or {key: kind, …} of some keys that may be there
+    tensors   {field: (dtypes, axes)}; equal names of axes are equal sizes, a last one "*name" is any number of axes
+    values    {field: kind}: float, int, str, bool or None, a tuple of alternatives, a list [kind], or a dict
+              {str: kind} of any keys or {key: kind, …} of some keys that may be there
     """
 
     what: str

@@ -1,5 +1,6 @@
 """The additive identity, the sign convention, and slices, on a dense network with a skip."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specxai
+from specxai._kept import Kept
 from specxai.spectral import Explanation, explain
 
 
@@ -194,6 +196,24 @@ def test_solver_certificates_are_recorded(net, monkeypatch):
     assert e.settings["svd"] | {"odd": None} == {"converged": False, "norm": 2.0, "block": 16, "odd": None,
                                                  "lambda_1": float(e.S[0])}
     assert "tolerance NOT reached" in repr(e)
+
+
+def test_threads_that_ask_at_once_decompose_once(net, monkeypatch):
+    net.decompositions = Kept(4, 1 << 20)
+    solve, runs, barrier, found = specxai.svd, [], threading.Barrier(4), []
+    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: runs.append(1) or solve(*a, **kw))
+
+    def work(target):
+        barrier.wait(10)
+        found.append(explain(net, layer="relu", target=target, rank=6).target_label)
+
+    threads = [threading.Thread(target=work, args=(target,)) for target in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(found) == [f"output[{target}]" for target in range(4)]
+    assert len(runs) == 1
 
 
 def test_signs_are_fixed_on_a_copy(net, monkeypatch):
