@@ -81,7 +81,7 @@ class Local:
     """The affine map at one input; made by `specxai.linearize`.
 
     Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program,
-    `decompositions` the last ones made of it: at most 4 of at most 512 MiB together, `decompositions.clear()` frees them.
+    `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
     """
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",

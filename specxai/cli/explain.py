@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import specxai
+from specxai._text import printable
 from specxai.cli.models import load
 from specxai.cli.output import save_settings, staged
 from specxai.cli.settings import ExplainSettings
@@ -18,7 +19,7 @@ def run(settings: ExplainSettings) -> None:
     """Explain, print the sums, and write pictures, results, settings and the report to `settings.out`."""
     if "list" in settings.layer:
         _, local = _linearize(settings)
-        print("\n".join(f"{name:<32} {tuple(local.split(name).shape)}" for name in local.layers))
+        print("\n".join(f"{printable(name):<32} {tuple(local.split(name).shape)}" for name in local.layers))
         return
     with staged(settings.out) as folder:
         _explain(settings, folder)
@@ -27,7 +28,9 @@ def run(settings: ExplainSettings) -> None:
 
 def _linearize(settings: ExplainSettings):
     subject = load(settings.model, settings.weights, settings.image, settings.size, settings.seed)
-    return subject, specxai.linearize(subject.model, subject.x, gates=settings.gates, backend=settings.backend)
+    chosen = {} if settings.output is None else {"output": settings.selector}
+    local = specxai.linearize(subject.model, subject.x, gates=settings.gates, backend=settings.backend, **chosen)
+    return subject, local
 
 
 def _explain(settings: ExplainSettings, folder: Path) -> None:
@@ -42,16 +45,20 @@ def _explain(settings: ExplainSettings, folder: Path) -> None:
     print(local.report())
     entries = []
     for layer in layers:
-        e = specxai.explain(local, layer=layer, target=settings.index, rank=settings.triplets, tol=settings.tol,
-                            method=settings.method, seed=settings.seed, progress=None if settings.progress else False)
-        label = name_of(e.target_label, subject.labels)
-        print(f"\n{e.summary()}" + (f"\n  {e.target_label} is {label!r}" if label else ""))
-        stem = "layer-" + re.sub(r"[^\w.#-]", "_", layer)
-        heading = f"{subject.name}: {e.target_label}" + (f", “{label}”," if label else "") + f" at layer {layer}"
-        picture = folder / f"{stem}.png"
-        e.plot(picture, image=subject.image, title=heading)
-        e.save(folder / f"{stem}.safetensors")
-        entries.append(Entry(e, heading, subject.image, subject.note, picture))
+        for target in settings.wanted:
+            # A layer's first target decomposes it; the Local keeps that for the others.
+            e = specxai.explain(local, layer=layer, target=target, rank=settings.triplets, tol=settings.tol,
+                                method=settings.method, seed=settings.seed,
+                                progress=None if settings.progress else False)
+            label = printable(name_of(e.target_label, subject.labels))
+            print(f"\n{e.summary()}" + (f"\n  {e.target_label} is {label!r}" if label else ""))
+            stem = "layer-" + re.sub(r"[^\w.#-]", "_", layer) + (f"-target-{target}" if settings.targets else "")
+            heading = (f"{subject.name}: {e.target_label}" + (f", “{label}”," if label else "")
+                       + f" at layer {printable(layer)}")
+            picture = folder / f"{stem}.png"
+            e.plot(picture, image=subject.image, title=heading)
+            e.save(folder / f"{stem}.safetensors")
+            entries.append(Entry(e, heading, subject.image, subject.note, picture))
     used = {"layer": layers, "rank": settings.triplets if settings.rank is None else settings.rank}
     stored = save_settings({**asdict(settings), **used}, folder)
     write_report(folder / "report.html", entries, f"Spectral explanation of {subject.name}", settings=stored)

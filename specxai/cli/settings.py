@@ -19,6 +19,7 @@ class ExplainSettings:
         specxai explain --model digits --image 3
         specxai explain --model torchvision:vgg11_bn --weights vgg.safetensors --image cat.jpg --layer features.28
         specxai explain --model torchvision:resnet18 --weights DEFAULT --image cat.jpg --layer layer3 layer4
+        specxai explain --model digits --image 3 --targets 3 8
         specxai explain --model net.py:make_net --image scan.png --layer list
     """
 
@@ -34,11 +35,16 @@ class ExplainSettings:
     """layer names, or "list" to print them; default: the end of the last convolutional stage"""
     target: tuple[int, ...] = ()
     """index of the output to explain, one number per axis; default: the predicted class"""
+    targets: tuple[int, ...] = ()
+    """several outputs of one axis, each explained; a layer is decomposed once for all of them"""
+    output: str | None = None
+    """which output of a model that returns several: a key or a number, or a path of them such as heads.0"""
     rank: int | Literal["all", "none"] | None = None
     """how many singular triplets; "all" (or "none", no limit) for the whole decomposition, which is exact; default: 50,
     or with --tol as many as it needs"""
     tol: float | None = None
-    """relative error of the truncated map to the layer at which to stop; with --rank that of each triplet"""
+    """relative error of the truncated map to the layer at which to stop; with --rank (or its default) the residual of
+    each triplet relative to the largest singular value, by default 1e-3, which suits pictures and sums"""
     method: Literal["auto", "exact", "krylov", "subspace"] = "auto"
     """how the SVD is computed"""
     gates: Literal["tangent", "frozen"] = "tangent"
@@ -65,6 +71,8 @@ class ExplainSettings:
             raise ValueError(f"--tol {self.tol:g} is out of range: it is relative, give one between 0 and 1")
         if self.tol is not None and whole:
             raise ValueError(f"--rank {self.rank} computes everything, so --tol means nothing with it: leave one out")
+        if self.target and self.targets:
+            raise ValueError("--target and --targets both say what to explain: leave one out")
         if self.size is not None and self.size < 1:
             raise ValueError(f"--size {self.size} is out of range: give the pixels of a side")
         if not 0 <= self.seed < 2**63:
@@ -78,9 +86,19 @@ class ExplainSettings:
         return self.rank if isinstance(self.rank, int) else None
 
     @property
-    def index(self) -> int | tuple[int, ...] | None:
-        """The target as `specxai.explain` takes it."""
-        return self.target[0] if len(self.target) == 1 else self.target or None
+    def wanted(self) -> list[int | tuple[int, ...] | None]:
+        """The targets as `specxai.explain` takes them."""
+        if self.targets:
+            return list(dict.fromkeys(self.targets))
+        return [self.target[0] if len(self.target) == 1 else self.target or None]
+
+    @property
+    def selector(self) -> int | str | tuple[int | str, ...] | None:
+        """The output as `specxai.linearize` takes it."""
+        if self.output is None:
+            return None
+        parts = tuple(int(part) if part.isdecimal() else part for part in self.output.split("."))
+        return parts[0] if len(parts) == 1 else parts
 
 
 @dataclass

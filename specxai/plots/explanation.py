@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from specxai._files import replacing
+from specxai._text import printable
 from specxai.plots import heatmap
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
 from specxai.plots.spectrum import (
@@ -19,6 +20,7 @@ from specxai.plots.spectrum import (
     signed,
     subscript,
 )
+from specxai.spectral.summary import agreement_text
 
 DPI = 130
 MOST_CHANNELS = 4  # of an input of two axes; more rows are a picture's
@@ -53,7 +55,7 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     draw_spectrum(left, e)
     draw_reduced(middle, e, reduction)
     draw_waterfall(right, e)
-    heading = title or f"{e.target_label} = {e.output:.4g} at layer {e.layer}"
+    heading = title or f"{printable(e.target_label)} = {e.output:.4g} at layer {printable(e.layer)}"
     # A user's text may hold $ signs; they are not ours to typeset.
     figure.suptitle(heading, fontsize=13.5, fontweight="bold", color=INK, parse_math=False)
     maps.suptitle(certificate(e), fontsize=10.5, color=INK, parse_math=False)
@@ -69,7 +71,7 @@ def certificate(e) -> str:
     terms = [("Σα", float(e.alpha.sum())), ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
     parts = [f"{'−' if value < 0 else '+' if place else ''} {name} {abs(value):.{2 if abs(value) < 1e-3 else 4}g}"
              for place, (name, value) in enumerate(terms)]
-    checks = [f"exactness {e.exactness:.0e}", f"completeness {e.completeness:.0e}",
+    checks = [agreement_text(e.agreement, 0), f"exactness {e.exactness:.0e}", f"completeness {e.completeness:.0e}",
               f"{e.method} SVD, {len(e)} components" if len(e) else "no components", f"{e.gates} gates"]
     output = f"{e.output:.5g}".replace("-", "−", e.output < 0)
     return f"{output}  =  " + "  ".join(parts).strip() + "\n" + "   ·   ".join(checks)

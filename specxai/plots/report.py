@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from specxai._files import replacing
+from specxai._text import printable
 from specxai.plots import hover
 from specxai.plots.explanation import plot_explanation
 from specxai.plots.spectrum import signed
+from specxai.spectral.summary import agreement_text
 
 __all__ = ["Entry", "write_report"]
 
@@ -49,7 +51,7 @@ def write_report(path: str | os.PathLike, entries: Sequence, title: str, intro: 
     if images is not None and len(images) != len(entries):
         raise ValueError(f"{len(images)} images for {len(entries)} explanations: give one each, None for none")
     images = images or [None] * len(entries)
-    entries = [e if isinstance(e, Entry) else Entry(e, f"{e.target_label} at {e.layer}", image)
+    entries = [e if isinstance(e, Entry) else Entry(e, printable(f"{e.target_label} at {e.layer}"), image)
                for e, image in zip(entries, images, strict=True)]
     environment = Environment(loader=PackageLoader("specxai.plots", "."), autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("report.html.j2")
@@ -71,7 +73,8 @@ def _item(entry: Entry, rows: int) -> dict:
         "table": table[:rows], "more": len(table) - min(rows, len(table)),
         "biases": biases[:8], "other_biases": sum(value for _, value in biases[8:]), "more_biases": len(biases[8:]),
         "alpha": float(e.alpha.sum()),
-        "story": _story(e), "certificate": _certificate(e),
+        "story": _story(e), "certificate": _certificate(e), "agreement": agreement_text(e.agreement),
+        "backends": ", ".join(f"{part} on {name}" for part, name in e.backends.items()) or f"backend {e.backend}",
         "symbolic": e.symbolic(top=5).text(),
     }
 
@@ -105,15 +108,19 @@ def _story(e) -> str:
 
 def _certificate(e) -> str:
     """Why the numbers can be believed."""
-    parts = [f"The bias was computed in two independent ways, which agree to {e.exactness:.0e} of the output's size",
+    parts = ["The map J was not compared with the model itself" if e.agreement is None else
+             "The map J and the model itself, differentiated by torch along random directions, agree to "
+             f"{e.agreement:.0e}",
+             f"the bias was computed in two independent ways, which agree to {e.exactness:.0e} of the output's size",
              f"all terms add up to the output to within {e.completeness:.0e}"]
     if len(e):
-        parts.append(f"within {float(e.residuals.max()):.1e} of every λ shown there is a true singular value")
+        parts.append(f"within {float(e.residuals.max()):.1e} of every λ shown there is a true singular value "
+                     f"({e.worst_residual:.0e} of the largest)")
     if e.error is not None:
-        norm = e.settings.get("svd", {}).get("norm")
+        norm = e.solver.get("norm")
         parts.append("what the components miss of the map from the input to the layer is at most about "
                      f"{e.error:.1e}" + (f" of {norm:.4g}" if norm else "") + " (Frobenius norm)")
     text = "; ".join(parts) + "."
-    if not e.settings.get("svd", {}).get("converged", True):
+    if not e.converged:
         text += " The solver stopped BEFORE it reached the tolerance asked for."
     return text

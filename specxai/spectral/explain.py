@@ -62,8 +62,8 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
                  "output": output is not None}
         wrong = [name for name, is_given in given.items() if is_given]
         if wrong:
-            raise TypeError(f"explain was given a Decomposition and {', '.join(wrong)}: it is decomposed already; leave "
-                            f"{'that' if len(wrong) == 1 else 'those'} out (a slice has fewer components: d[:10])")
+            raise TypeError(f"explain was given a Decomposition and {', '.join(wrong)}: it is decomposed already; "
+                            f"leave {'that' if len(wrong) == 1 else 'those'} out (d[:10] has fewer components)")
         local, layer = _local_of(found, local), found.layer if layer is None else layer
     else:
         if local is not None:

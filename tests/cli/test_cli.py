@@ -137,6 +137,8 @@ def test_digits(tmp_path, capsys):
     (["--tol", "nan"], "give one between 0 and 1"),
     (["--tol", "0.1", "--rank", "all"], "leave one out"),
     (["--size", "0"], "--size 0 is out of range"),
+    (["--target", "1", "--targets", "0", "1"], "leave one out"),
+    (["--targets", "0", "9"], "out of range"),
     (["--size", "12"], "on an input of shape (1, 1, 12, 12)"),
     (["--seed", "-1"], "--seed -1 is out of range"),
     (["--weights", "none.pt"], "no weights file"),
@@ -261,15 +263,54 @@ def test_debug_shows_where(net):
         main([*net, "--model", "resnet", "--debug"])
 
 
-@pytest.mark.parametrize("flags, rank, target", [
-    ([], 50, None), (["--rank", "7", "--target", "3"], 7, 3), (["--rank", "all"], None, None),
-    (["--tol", "0.1"], None, None), (["--tol", "0.1", "--rank", "7", "--target", "0", "2"], 7, (0, 2)),
+@pytest.mark.parametrize("flags, rank, targets, output", [
+    ([], 50, [None], None), (["--rank", "7", "--target", "3"], 7, [3], None), (["--rank", "all"], None, [None], None),
+    (["--tol", "0.1"], None, [None], None),
+    (["--tol", "0.1", "--rank", "7", "--target", "0", "2"], 7, [(0, 2)], None),
+    (["--targets", "3", "0", "3"], 50, [3, 0], None), (["--output", "logits"], 50, [None], "logits"),
+    (["--output", "1"], 50, [None], 1), (["--output", "heads.0.logits"], 50, [None], ("heads", 0, "logits")),
 ])
-def test_what_the_flags_mean(flags, rank, target, monkeypatch):
+def test_what_the_flags_mean(flags, rank, targets, output, monkeypatch):
     seen = []
     monkeypatch.setattr("specxai.cli._run", seen.append)
     assert main(["explain", *flags]) == 0
-    assert (seen[0].triplets, seen[0].index) == (rank, target)
+    assert (seen[0].triplets, seen[0].wanted, seen[0].selector) == (rank, targets, output)
+
+
+def test_several_targets_decompose_a_layer_once(net, tmp_path, capsys, monkeypatch):
+    import specxai
+
+    solve, runs = specxai.svd, []
+    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: runs.append(1) or solve(*a, **kw))
+    assert main([*net, "--layer", "1", "2", "--targets", "0", "2", "--rank", "3"]) == 0
+    assert len(runs) == 2
+    shown = capsys.readouterr().out
+    assert shown.count("Explanation of output[0]") == shown.count("Explanation of output[2]") == 2
+    assert "agreement" in shown
+    saved = {p.stem: specxai.Explanation.load(p) for p in (tmp_path / "out").glob("*.safetensors")}
+    assert {stem: e.target_label for stem, e in saved.items()} == {
+        f"layer-{layer}-target-{target}": f"output[{target}]" for layer in (1, 2) for target in (0, 2)}
+
+
+def test_the_output_is_chosen_where_the_model_is_linearised(net, monkeypatch):
+    asked = []
+
+    def linearize(model, x, **options):
+        asked.append(options)
+        raise ValueError("stop here")
+
+    monkeypatch.setattr("specxai.linearize", linearize, raising=False)
+    assert main([*net, "--output", "heads.0"]) == 2
+    assert main(net) == 2
+    assert [options.get("output", "left out") for options in asked] == [("heads", 0), "left out"]
+
+
+def test_names_with_control_characters_are_printed_as_escapes(net, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(NET.replace('"cat"', '"c\\x1b[2Jat\\n"'))
+    assert main([*net, "--layer", "1", "--target", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "c\\x1b[2Jat\\n" in shown.replace("\\\\", "\\")
 
 
 def test_reproduce_writes_settings_beside_the_results(tmp_path, capsys, monkeypatch):

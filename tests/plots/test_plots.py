@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import CenteredNorm
 from PIL import Image
 
 from specxai.plots import heatmap, plot_explanation
 from specxai.plots.spectrum import signed, waterfall_steps
+from specxai.spectral import Decomposition
 
 
 def texts(figure) -> str:
@@ -44,6 +46,37 @@ def test_every_term_is_on_the_figure(explanation):
     for word in ("bias 0.25", "bypass 0.5", "remainder 0.125", "exactness 1e-07", "output[1]", "features.3", "red > 0",
                  "full spectrum: 6 components", "reduced spectrum", "from zero to the output"):
         assert word in shown, word
+
+
+@pytest.mark.parametrize("agreement, words", [(3.2e-8, "agreement 3e-08"), (None, "agreement not checked")])
+def test_agreement_stands_beside_exactness(explanation, agreement, words):
+    assert words in texts(plot_explanation(explanation(agreement=agreement)))
+
+
+def test_names_are_drawn_on_one_line(explanation):
+    shown = texts(plot_explanation(explanation(layer="a\nb\x1b[2J")))
+    assert "at layer a\\nb\\x1b[2J" in shown
+
+
+@pytest.mark.parametrize("k", [0, 1, 6])
+def test_a_decomposition_is_drawn_with_its_residuals(tmp_path, k):
+    v = torch.eye(8, dtype=torch.float64)[:, :k]
+    s = torch.linspace(3, 0.5, k, dtype=torch.float64)
+    d = Decomposition(
+        layer="relu", U=v, S=s, V=v, residuals=torch.full((k,), 1e-7, dtype=torch.float64), projections=s,
+        indices=torch.arange(k), x=torch.ones(2, 4), layer_shape=(8,), image=torch.ones(8), error=0.1, method="exact",
+        products=9, seed=0, gates="tangent", backend="native", exactness=1e-8)
+    figure = d.plot(tmp_path / "d.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["d.png"]
+    shown, (axes,) = texts(figure), figure.axes
+    assert f"{k} components of the map to layer relu" in shown
+    if not k:
+        assert "no components" in shown
+        return
+    values, residuals, bound = axes.get_lines()
+    assert values.get_ydata().tolist() == s.tolist()
+    assert residuals.get_ydata().tolist() == [1e-7] * k
+    assert set(bound.get_ydata()) == {0.1}
 
 
 def test_maps_are_signed_centred_and_share_a_scale(explanation):

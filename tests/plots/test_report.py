@@ -42,6 +42,24 @@ def test_says_everything(explanation, tmp_path, undrawn):
     assert html.count("<tr><td>") == len(e) + len(e.bias_contributions)
 
 
+@pytest.mark.parametrize("agreement, words", [
+    (3.2e-8, ["along random directions, agree to 3e-08", "agreement 3.2e-08"]),
+    (None, ["was not compared with the model", "agreement not checked"]),
+])
+def test_agreement_is_a_number_or_said_to_be_missing(explanation, tmp_path, undrawn, agreement, words):
+    html = write_report(tmp_path / "r.html", [explanation(agreement=agreement)], "t").read_text("utf-8")
+    for word in [*words, "<dt>Agreement</dt>"]:
+        assert word in html, word
+    assert "agreement 0" not in html
+
+
+def test_says_what_ran_each_part(explanation, tmp_path, undrawn):
+    told = explanation(backends={"decomposition": "native", "targets": "reference"})
+    html = write_report(tmp_path / "r.html", [told, explanation()], "t").read_text("utf-8")
+    assert "decomposition on native, targets on reference" in html
+    assert "backend reference" in html
+
+
 def test_escapes(explanation, tmp_path, undrawn):
     e = explanation(layer=EVIL, target_label=EVIL, bias_contributions={EVIL: 1.0})
     entries = [Entry(e, EVIL, note=EVIL), e]

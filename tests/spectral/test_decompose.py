@@ -46,12 +46,16 @@ def local(model):
 def columns(monkeypatch):
     """How many columns have gone through operators of a network, in all."""
     counted = []
-    for name in ("_matmat", "_rmatmat"):
-        def through(self, block, *rest, product=getattr(LocalOperator, name)):
+
+    def counting(product):
+        def through(self, block, *rest):
             counted.append(block.shape[1])
             return product(self, block, *rest)
 
-        monkeypatch.setattr(LocalOperator, name, through)
+        return through
+
+    for name in ("_matmat", "_rmatmat"):
+        monkeypatch.setattr(LocalOperator, name, counting(getattr(LocalOperator, name)))
     return counted
 
 
