@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 import specxai
 from specxai.cli.output import save_settings, staged
 from specxai.plots.report import Entry, write_report
+from specxai.spectral.summary import agreement_text
 from specxai.zoo.digits import (
     LAST_CONV_LAYER,
     PENULTIMATE_LAYER,
@@ -81,7 +82,7 @@ def explain_all(settings: Settings, folder: Path) -> None:
             entries.append(Entry(e, heading, image, note, picture))
             tqdm.write(f"image {i:3d}  {truth} read as {guess}  {layer:12s} logit {e.output:8.4f} = "
                        f"Σα {float(e.alpha.sum()):+.4f}  bias {e.bias:+.4f}  remainder {e.remainder:+.1e}  "
-                       f"(exactness {e.exactness:.0e}, {len(e)} components)")
+                       f"({agreement_text(e.agreement, 0)}, exactness {e.exactness:.0e}, {len(e)} components)")
     stored = save_settings({**asdict(settings), "layers": [LAST_CONV_LAYER, PENULTIMATE_LAYER]}, folder)
     write_report(
         folder / "report.html", entries, "Handwritten digits, taken apart",

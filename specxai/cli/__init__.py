@@ -11,6 +11,7 @@ from contextlib import redirect_stderr
 from inspect import cleandoc
 from typing import Annotated
 
+from specxai._text import printable
 from specxai.cli.settings import BenchSettings, ExplainSettings, InfoSettings, ReproduceSettings
 
 DESCRIPTION = """SpecXAI: spectral explanations of neural networks, exact and certified.
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = " ".join(str(error).split())
         if not reason or isinstance(error, KeyError | AttributeError | AssertionError | NotImplementedError):
             reason = f"{type(error).__name__}: {reason}"  # Python's own words are no sentence
-        print(f"specxai: {reason} (--debug shows where)", file=sys.stderr)
+        print(f"specxai: {printable(reason)} (--debug shows where)", file=sys.stderr)
         return 2
     return 0
 

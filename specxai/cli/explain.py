@@ -42,7 +42,7 @@ def _explain(settings: ExplainSettings, folder: Path) -> None:
         default_layer(local, subject.model)]
     if subject.note:
         print(subject.note)
-    print(local.report())
+    print("\n".join(map(printable, local.report().split("\n"))))
     entries = []
     for layer in layers:
         for target in settings.wanted:

@@ -51,13 +51,13 @@ def project(vectors: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     flat, x64 = vectors.reshape(len(vectors), x.numel()), x.reshape(-1).double()
     step = max(1, _CHUNK // max(1, x.numel()))
     parts = [flat[start:start + step].double() @ x64 for start in range(0, len(flat), step)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 def combine(weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Σ_k weights_k · vectors_k, (k,) and (k, *shape) -> (*shape) float64, in bounded memory."""
     shape = vectors.shape[1:]
-    out = torch.zeros(shape.numel(), dtype=torch.float64)
+    out = torch.zeros(shape.numel(), dtype=torch.float64, device="cpu")
     step = max(1, _CHUNK // max(1, shape.numel()))
     for start in range(0, len(vectors), step):
         block = vectors[start:start + step]

@@ -192,8 +192,8 @@ def _solve(local, split, request: Request, progress, start) -> Decomposition:
     projections = fix_signs(left, right, x)
     return Decomposition(
         layer=split.layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
-        projections=projections, indices=torch.arange(len(s)), x=x.reshape(without_batch(local.input.shape)),
-        layer_shape=tuple(without_batch(split.shape)), image=host(image),
+        projections=projections, indices=torch.arange(len(s), device="cpu"),
+        x=x.reshape(without_batch(local.input.shape)), layer_shape=tuple(without_batch(split.shape)), image=host(image),
         error=None if svd.error is None else float(svd.error), method=svd.method, products=int(svd.products),
         seed=svd.seed, gates=local.gates, backend=local.backend, exactness=float(local.exactness),
         agreement=_agreement(local), backends={"decomposition": joined(names, local)},
@@ -220,8 +220,8 @@ class _Empty:
 
     def __init__(self, right, seed):
         m, n = right.shape
-        self.U, self.V = (torch.empty(size, 0, dtype=right.dtype) for size in (m, n))
-        self.S = self.residuals = torch.empty(0, dtype=right.dtype)
+        self.U, self.V = (torch.empty(size, 0, dtype=right.dtype, device="cpu") for size in (m, n))
+        self.S = self.residuals = torch.empty(0, dtype=right.dtype, device="cpu")
         self.error, self.method, self.products, self.seed = None, "none", 0, seed
 
 
@@ -233,10 +233,17 @@ def _settings(local, request: Request, svd, s: torch.Tensor) -> dict:
     certificate |= {"lambda_1": float(s[0])} if len(s) else {}
     solver = {k: v if isinstance(v, bool | int | float | str | None) else str(v)
               for k, v in {**getattr(svd, "settings", {}), **certificate}.items()}
-    chosen = getattr(local, "output_label", None)
     return {"model": getattr(local, "model_name", None), "rank": request.rank, "tol": request.tol,
-            "method": request.method, "output": None if chosen is None else str(chosen), "svd": solver,
+            "method": request.method, "output": _selector(local), "svd": solver,
             "specxai": __version__, "torch": str(torch.__version__)}
+
+
+def _selector(local) -> str | None:
+    """Which of several outputs of the model is explained, as the command line writes it."""
+    chosen = getattr(getattr(local, "captured", None), "output", None)
+    if callable(chosen):
+        return getattr(chosen, "__qualname__", type(chosen).__name__)
+    return ".".join(map(str, chosen if isinstance(chosen, tuple) else [] if chosen is None else [chosen])) or None
 
 
 def _agreement(local) -> float | None:

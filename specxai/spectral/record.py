@@ -29,7 +29,7 @@ class Record:
     def positions(self, key) -> torch.Tensor:
         """`key` (int, slice, list, mask, tensor) as a tensor of distinct positions 0..k−1."""
         if not isinstance(key, slice):
-            key = torch.as_tensor(sorted(key) if isinstance(key, (set, frozenset, range)) else key)
+            key = torch.as_tensor(sorted(key) if isinstance(key, (set, frozenset, range)) else key, device="cpu")
             key = key.long() if key.numel() == 0 else key
             if key.dtype == torch.bool and key.shape != (len(self),):
                 raise IndexError(f"a mask over components must have shape ({len(self)},), not {tuple(key.shape)}")
@@ -41,7 +41,7 @@ class Record:
             if outside:
                 raise IndexError(f"component {outside[0]} does not exist: there are {len(self)} here, at positions "
                                  "from 0; ask for a higher rank (None for all) to get more")
-        found = torch.arange(len(self))[key].reshape(-1)
+        found = torch.arange(len(self), device="cpu")[key].reshape(-1)
         if len(found.unique()) < len(found):
             raise IndexError(f"a component is named twice in {found.tolist()}, and would be counted twice")
         return found

@@ -67,7 +67,7 @@ def reduce_alphas(alpha: Sequence[float] | torch.Tensor) -> Reduction:
     A round touches only the paired heads of the two lists, so two heaps serve: the merges number at most k − 1 over
     all rounds and the whole costs O(k log k), also where one large value eats thousands of small ones.
     """
-    values = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1).tolist()
+    values = torch.as_tensor(alpha, dtype=torch.float64, device="cpu").reshape(-1).tolist()
     if any(v != v or abs(v) == float("inf") for v in values):
         raise ValueError(f"cannot reduce contributions that are not finite: {sum(v - v != 0 for v in values)} of "
                          f"{len(values)} are nan or inf; look for overflow in the model at this input")
@@ -92,7 +92,8 @@ def reduce_alphas(alpha: Sequence[float] | torch.Tensor) -> Reduction:
             heapq.heappush(heaps[sign], (-abs(total), winner[1], (winner[2], loser[2])))
     sign = +1 if heaps[+1] else -1 if heaps[-1] else 0
     left = sorted(heaps[sign]) if sign else []
-    return Reduction(values=torch.tensor([-sign * entry[0] for entry in left], dtype=torch.float64),
+    values = torch.tensor([-sign * entry[0] for entry in left], dtype=torch.float64, device="cpu")
+    return Reduction(values=values,
                      members=tuple(_flatten(entry[2]) for entry in left),
                      cancelled=tuple(cancelled), sign=sign, rounds=rounds)
 

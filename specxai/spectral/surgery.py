@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from specxai._text import printable
 from specxai.spectral import contraction
 
 __all__ = ["Surgery", "operate"]
@@ -48,8 +49,8 @@ class Surgery:
     def __repr__(self) -> str:
         real = "not run (no model: the explanation was loaded from a file)" if self.output is None else \
             f"{self.output_target:.6g} ({self.delta:+.6g})"
-        return (f"Surgery at {self.layer!r}: {len(self.kept)} of {len(self.factors)} components kept\n"
-                f"  {self.target_label} before {self.before:.6g}\n"
+        return (f"Surgery at '{printable(self.layer)}': {len(self.kept)} of {len(self.factors)} components kept\n"
+                f"  {printable(self.target_label)} before {self.before:.6g}\n"
                 f"  local map      {self.output_linear:.6g} ({self.delta_linear:+.6g})\n"
                 f"  real network   {real}")
 
@@ -78,7 +79,7 @@ def _factors(e, keep, drop, scale) -> torch.Tensor:
         raise TypeError("surgery needs keep=, drop= or scale={position: factor}")
     if keep is not None and drop is not None:
         raise TypeError("surgery takes keep= or drop=, not both: each says which components go")
-    factors = torch.ones(len(e), dtype=torch.float64)
+    factors = torch.ones(len(e), dtype=torch.float64, device="cpu")
     if keep is not None:
         factors.zero_()[e.positions(keep)] = 1
     if drop is not None:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from specxai._text import printable
 from specxai.spectral import contraction
 
 __all__ = ["Symbolic"]
@@ -61,7 +62,7 @@ class Symbolic:
         e = self.explanation
         rest = [n for d, n in enumerate(e.x.shape) if d not in self.dims]
         rows = [self._map(contraction.combine((e.psi * e.S)[list(g)], e.right_vectors[list(g)])) for g in self.groups]
-        return torch.stack(rows) if rows else torch.zeros(0, *rest, dtype=torch.float64)
+        return torch.stack(rows) if rows else torch.zeros(0, *rest, dtype=torch.float64, device="cpu")
 
     def output_map(self) -> torch.Tensor:
         """(*rest) float64 map of the whole output (left side of 25): terms, bypass, remainder, and the bias spread
@@ -107,13 +108,13 @@ class Symbolic:
                          remainder
         """
         parts = self._parts(form, digits, "ĉ_{{{}}}", "(φ_{}·x)", ("g·x", "ρ·x"))
-        return f"{self.explanation.target_label} = " + " ".join(parts)
+        return f"{printable(self.explanation.target_label)} = " + " ".join(parts)
 
     def latex(self, form: str = "alpha", digits: int = 4) -> str:
         """The formula for LaTeX, without the dollar signs; forms as in `text`."""
         parts = self._parts(form, digits, r"\hat{{c}}^{{{}}}", r"(\phi^{{{}}} \cdot x)",
                             (r"g \cdot x", r"\rho \cdot x"), note=r"\;(\mathrm{{{}}})", number=_latex_number)
-        label = self.explanation.target_label.replace("output", r"\mathrm{output}")
+        label = printable(self.explanation.target_label).replace("output", r"\mathrm{output}")
         return (rf"\mathrm{{{label}}}" if label == "weights" else label) + " = " + " ".join(parts)
 
     def __repr__(self) -> str:
@@ -122,7 +123,7 @@ class Symbolic:
     # ---- parts
 
     def _grouped(self, values: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([float(values[list(g)].sum()) for g in self.groups], dtype=torch.float64)
+        return torch.tensor([float(values[list(g)].sum()) for g in self.groups], dtype=torch.float64, device="cpu")
 
     def _map(self, row: torch.Tensor) -> torch.Tensor:
         product = row * self.explanation.x.double()

@@ -5,6 +5,7 @@ import pickle
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +193,43 @@ def test_a_decomposition_changed_in_place_is_found_again(local):
     assert torch.equal(decompose(local, "relu", rank=4).V, before), "an explanation has copies"
     d.V.zero_()
     assert torch.equal(decompose(local, "relu", rank=4).V, before)
+
+
+def test_a_kept_decomposition_is_not_given_for_changed_weights(local, monkeypatch):
+    """Looking it up makes no product that would notice."""
+    d = decompose(local, "relu", rank=4)
+
+    def stale(self):
+        raise RuntimeError("stem.weight has changed")
+
+    monkeypatch.setattr(LocalOperator, "ensure_current", stale, raising=False)
+    with pytest.raises(RuntimeError, match="has changed"):
+        decompose(local, "relu", rank=4)
+    assert len(d) == 4
+
+
+@pytest.mark.parametrize(("chosen", "label"), [
+    (None, None), ((), None), ("logits", "logits"), (1, "1"), (("heads", 0), "heads.0"), (torch.nn.Module.eval,
+                                                                                         "Module.eval"),
+])
+def test_the_chosen_output_is_named(local, monkeypatch, chosen, label):
+    monkeypatch.setattr(local, "captured", SimpleNamespace(**{**vars(local.captured), "output": chosen,
+                                                              "layers": local.layers}))
+    d = decompose(local, "relu", rank=1)
+    assert d.settings["output"] == label
+    assert ("(output" in repr(d)) == (label is not None)
+
+
+def test_agreement_is_the_local_s(local, tmp_path):
+    for value, words in ((3.2e-8, "agreement 3.2e-08"), (0.0, "agreement 0.0e+00"), (None, "agreement not checked")):
+        local.decompositions.clear()
+        seen = SimpleNamespace(**{name: getattr(local, name) for name in dir(local) if not name.startswith("__")})
+        seen.agreement = value
+        e = explain(seen, layer="relu", target=1, rank=2)
+        e.save(tmp_path / "e.safetensors")
+        for found in (e, e[:1], Explanation.load(tmp_path / "e.safetensors"), decompose(seen, "relu", rank=2)):
+            assert found.agreement == value
+            assert words in repr(found)
 
 
 def test_locals_are_freed_with_what_they_keep(model):

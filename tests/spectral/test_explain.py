@@ -1,5 +1,6 @@
 """The additive identity, the sign convention, and slices, on a dense network with a skip."""
 
+import dataclasses
 import threading
 from types import SimpleNamespace
 
@@ -214,6 +215,39 @@ def test_threads_that_ask_at_once_decompose_once(net, monkeypatch):
         thread.join(20)
     assert sorted(found) == [f"output[{target}]" for target in range(4)]
     assert len(runs) == 1
+
+
+def test_results_stay_on_the_cpu_under_any_default_device_or_dtype(net, exact, tmp_path):
+    part = exact[[0, 3]]
+    before = (part.contract(), part.reduce().values, part.symbolic(reduced=True).maps, part.remainder_gradient,
+              part.surgery(drop=[1]).factors, part.symbolic().text(), part.summary())
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            part = exact[[0, 3]]
+            part.save(tmp_path / "e.safetensors")
+            after = (part.contract(), part.reduce().values, part.symbolic(reduced=True).maps, part.remainder_gradient,
+                     part.surgery(drop=[1]).factors, part.symbolic().text(), part.summary())
+            read = Explanation.load(tmp_path / "e.safetensors")
+            assert len(part[[]].reduce()) == len(part[:0].symbolic().maps) == 0
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(read.right_vectors, part.right_vectors)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+
+
+def test_names_are_printed_on_one_line_without_control_characters(net):
+    e = explain(net, layer="relu", target=1, rank=2)
+    evil = "a\nb\x1b[2J\x9b\u202e"
+    e = dataclasses.replace(e, layer=evil, target_label=evil, method=evil, gates=evil, backends={"targets": evil},
+                            local=None, settings={**e.settings, "model": evil, "output": evil})
+    for text, lines in ((repr(e), len(repr(explain(net, layer="relu", target=1, rank=2)).split("\n"))),
+                        (repr(e.symbolic()), 1), (e.symbolic().latex(), 1), (repr(e.surgery(drop=0)), 4)):
+        assert len(text.split("\n")) == lines
+        assert text.replace("\n", "").isprintable()
+        assert r"a\nb\x1b[2J\x9b\u202e" in text
 
 
 def test_signs_are_fixed_on_a_copy(net, monkeypatch):
