@@ -9,9 +9,9 @@ class CaptureError(SpecXAIError):
     """The model could not be captured as a graph, or the graph does not reproduce the model."""
 
 
-class LayerError(SpecXAIError, ValueError):
-    """A layer name or module object that names no layer, or more than one."""
-
-
 class FileError(SpecXAIError, ValueError):
     """A saved result that cannot be read: foreign, damaged, of a later version, or not what its header says."""
+
+
+class LayerError(SpecXAIError, ValueError):
+    """A layer name or module object that names no layer, or more than one."""
