@@ -11,3 +11,7 @@ class CaptureError(SpecXAIError):
 
 class LayerError(SpecXAIError, ValueError):
     """A layer name or module object that names no layer, or more than one."""
+
+
+class StaleError(SpecXAIError, RuntimeError):
+    """A model's weights are no longer those that a Local was made from."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._once import once
 from specxai.backends.native.arena import Buffer, lay_out
 from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.residual import Residuals
@@ -126,7 +126,7 @@ class Plan:
         blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 
-    @cached_property
+    @once
     def flops(self) -> int:
         """Operations of one column's product over live units, a multiply-add counted as two."""
         return 2 * sum(stage.multiply_adds for stage in self._stages)

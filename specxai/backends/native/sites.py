@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._once import once
 from specxai.backends.native.positions import Cells, Geometry, cells, gathering, scattering
 from specxai.rules import LinearNode
 
@@ -57,14 +57,14 @@ class Sites:
         """The inverse of `table`."""
         return (table if self.lead else table.T).reshape(-1)
 
-    @cached_property
+    @once
     def reads(self) -> Tensor:
         """(output positions, taps): the input position under each tap, -1 for none."""
         if self.geometry is None:
             return _singles(self.outer[0])
         return gathering(self.geometry) if self.reads_fine else scattering(self.geometry)
 
-    @cached_property
+    @once
     def feeds(self) -> Tensor:
         """(input positions, taps): the output position that reads it under each tap, -1 for none."""
         if self.geometry is None:
@@ -89,7 +89,7 @@ class Sites:
         seen = native.any_neighbour(self._any(wanted, self.outputs), self.feeds)
         return self.flat((seen[:, :, None] & self._used[1]).flatten(1))
 
-    @cached_property
+    @once
     def _used(self) -> tuple[Tensor, Tensor]:
         """(groups, outputs) and (groups, inputs): has the unit a weight that is not zero?"""
         used = self.weight.ne(0).any(3)
