@@ -121,7 +121,7 @@ class LinearOperator(ABC):
         """The shape that a vector of m numbers is flattened from, (m,) where the operator knows no other."""
         return torch.Size(self.shape[:1])
 
-    def ensure_current(self) -> None:
+    def ensure_current(self) -> None:  # noqa: B027  (most are made from nothing that changes)
         """Raise StaleError where what the operator was made from has changed since; solvers ask before and after."""
 
     @abstractmethod

@@ -26,8 +26,8 @@ __all__ = ["Snapshot"]
 WORDS = 1 << 15  # words of eight bytes that one number stands for
 WHOLE = 1 << 22  # bytes; the smallest tensors, up to so much together, are read whole before every product
 SAMPLES = 256  # words of the others that are read before every product
-SHARE = 0.05  # of a product's time, for reading the others in turn
-RATE = 6e9  # bytes a second that one thread reads at
+SHARE = 0.02  # of a product's time, for reading the others in turn
+RATE = 4e9  # bytes a second that one thread reads at
 SHARED_FROM = 1 << 25  # bytes that are worth more than one thread
 # Odd, so that a change of a single word always shows; different, so that an exchange does.
 _FACTORS = np.random.default_rng(16).integers(0, 2**63, WORDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -58,7 +58,7 @@ class Snapshot:
         """Raise StaleError, which names the tensor, where one has changed.
 
         full      everything is read; else small tensors whole, samples of the others, and parts of those in turn
-        seconds   that the work before which this is asked takes: the parts are read in a twentieth of it
+        seconds   that the work before which this is asked takes: the parts are read in a fiftieth of it
         """
         if full and not getattr(self._inside, "depth", 0):
             for watched in self._watched:

@@ -91,7 +91,10 @@ def svd(
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device):
-            return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+            operator.ensure_current()
+            found = _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+            operator.ensure_current()
+            return found
     finally:
         bar.close()
         native.release_idle()

@@ -104,8 +104,8 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     """The node as sites, None where it is neither a plain convolution nor a fully connected layer."""
     if node.dense is not None:
         weight = node.dense.weight.detach()
-        return Sites(weight[None, :, :, None], (own.numel() // weight.shape[1],),
-                     (shape.numel() // weight.shape[0],), None, True, True)
+        # Not units over features, of which there may be none.
+        return Sites(weight[None, :, :, None], (own[:-1].numel(),), (shape[:-1].numel(),), None, True, True)
     conv = node.conv
     if conv is None or own[0] != 1:
         return None
@@ -120,4 +120,4 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
 
 
 def _singles(n: int) -> Tensor:
-    return torch.arange(n, dtype=torch.int32)[:, None]
+    return torch.arange(n, dtype=torch.int32, device="cpu")[:, None]

@@ -175,7 +175,7 @@ class GatherStage(Stage):
         if self._repeats:  # a pooling winner of two windows: each its own row first, then their sum
             inside = torch.full_like(inside, -1)
             live = self.reads >= 0
-            rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
+            rows = torch.arange(self.scratch, dtype=torch.int32, device="cpu") + self.scratch_at
             inside[live] = rows
             fold = Link(rows, self.reads[live], None, weight.dtype)
         stage = self._made(self.writes, inside, weight, adjoint=True)
@@ -301,4 +301,5 @@ def _pairs(inside: Tensor, outside: Tensor, neighbours: Tensor) -> int:
 def _together(entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor | None:
     if all(scale is None for _, _, scale in entries):
         return None
-    return torch.cat([torch.ones(len(to), dtype=dtype) if scale is None else scale for to, _, scale in entries])
+    return torch.cat([torch.ones(len(to), dtype=dtype, device="cpu") if scale is None else scale
+                      for to, _, scale in entries])
