@@ -44,6 +44,7 @@ class LocalOperator(LinearOperator):
 
     @once
     def _products(self) -> Products:
+        self._check()
         with torch.inference_mode(False), torch.no_grad():
             return self._graph.products(self._sources, self._targets, self._held, self.dtype, self._columns,
                                         self._rows)
@@ -123,6 +124,7 @@ class LocalOperator(LinearOperator):
     def _cut(self) -> LiveCut | None:
         if self._columns is not None or self._rows is not None:
             return None
+        self._check()
         with torch.inference_mode(False), torch.no_grad():
             return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
 
@@ -144,13 +146,16 @@ class LocalOperator(LinearOperator):
         return self._run("rmatmat", Y, rough)
 
     def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
-        if self._snapshot is not None:
-            self._snapshot.check(seconds=self._seconds)
+        self._check(self._seconds)
         start = time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():
             result = getattr(self._for(block.shape[1]), product)(block, rough)
         self._seconds = time.perf_counter() - start
         return result
+
+    def _check(self, seconds: float = 0.0) -> None:
+        if self._snapshot is not None:
+            self._snapshot.check(seconds=seconds)
 
     def __reduce__(self):
         raise TypeError("an operator of a network cannot be pickled: it runs on the model's tensors in this process; "

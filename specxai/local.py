@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from specxai import regions
 from specxai._once import once
+from specxai._text import printable
 from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
@@ -268,7 +269,7 @@ class Local:
         if stopped:
             lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
         lines += self._live_table()
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _live_table(self) -> list[str]:
         """Live against all units and operations of one column, weighted layer by weighted layer."""

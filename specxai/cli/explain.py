@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import specxai
+from specxai._text import printable
 from specxai.cli.models import load
 from specxai.cli.output import save_settings, staged
 from specxai.cli.settings import ExplainSettings
@@ -18,7 +19,7 @@ def run(settings: ExplainSettings) -> None:
     """Explain, print the sums, and write pictures, results, settings and the report to `settings.out`."""
     if "list" in settings.layer:
         _, local = _linearize(settings)
-        print("\n".join(f"{name:<32} {tuple(local.split(name).shape)}" for name in local.layers))
+        print("\n".join(f"{printable(name):<32} {tuple(local.split(name).shape)}" for name in local.layers))
         return
     with staged(settings.out) as folder:
         _explain(settings, folder)
@@ -38,7 +39,7 @@ def _explain(settings: ExplainSettings, folder: Path) -> None:
     layers = [local.split(layer).layer for layer in dict.fromkeys(settings.layer)] or [
         default_layer(local, subject.model)]
     if subject.note:
-        print(subject.note)
+        print(printable(subject.note))
     print(local.report())
     entries = []
     for layer in layers:

@@ -53,7 +53,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
     # The target is checked first: it costs nothing, the decomposition may cost minutes.
     w, label = resolve_target(target, local.output)
     split = local.split(layer)
-    with torch.no_grad():
+    with local.checked(), torch.inference_mode(False), torch.no_grad():
         return _decompose(local, split, w, label, name, rank, tol, method, seed, progress)
 
 

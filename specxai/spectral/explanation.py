@@ -196,6 +196,9 @@ class Explanation:
 
         return store.load(path)
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), "local": None}  # which runs on a model of this process
+
     def to_dict(self) -> dict:
         """All fields but `local`, shallow."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "local"}

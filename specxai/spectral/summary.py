@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from specxai._text import printable
+
 __all__ = ["summary"]
 
 _COLUMNS = (("k", "{:>6d}"), ("lambda", "{:>12.5g}"), ("psi", "{:>+12.4g}"), ("projection", "{:>12.5g}"),
@@ -36,4 +38,4 @@ def summary(e, n: int = 10) -> str:
         error += f" of ‖R‖ = {solver['norm']:.3g}"
     missed = "" if solver.get("converged", True) else ", tolerance NOT reached"
     lines.append(f"  svd {e.method}, seed {e.seed}, {e.products} products, error {error}{missed}, backend {e.backend}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

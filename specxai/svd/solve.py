@@ -75,6 +75,7 @@ def svd(
     """
     max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
     rank, seed = None if rank is None else int(rank), int(seed)
+    operator.ensure_current()
     block = block_size or default_block(operator, rank)
     if method != "auto":
         choice = Choice(method, "asked for")
@@ -91,7 +92,6 @@ def svd(
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device):
-            operator.ensure_current()
             found = _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
             operator.ensure_current()
             return found
