@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specxai import regions
+from specxai._fork import survive_fork
 from specxai._once import once
 from specxai._text import printable
 from specxai.backends import choose
@@ -96,6 +97,7 @@ class Local:
         self.captured, self.gates = captured, gates
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
+        survive_fork()
         self._snapshot = Snapshot(captured.program, captured.model)  # before anything is read
         if torch.is_inference_mode_enabled():
             values = None  # they were made where autograd, which generic nodes need, can never see them
