@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import os
 import resource
 import sys
 import threading
@@ -159,6 +160,8 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--explains", type=int, default=0)
     given = parser.parse_args()
+    # More OpenMP threads than processors wait for each other by spinning.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // given.threads))
     if given.seconds:
         for name, times in sorted(run(given.seconds, given.threads, tuple(given.kinds)).items()):
             print(f"{name:12s} {times:7d}")
