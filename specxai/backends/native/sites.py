@@ -102,9 +102,10 @@ class Sites:
 
 def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | None:
     """The node as sites, None where it is neither a plain convolution nor a fully connected layer."""
+    if 0 in own or 0 in shape:
+        return None  # nothing to compute, and how many positions have no channels cannot be told
     if node.dense is not None:
         weight = node.dense.weight.detach()
-        # Not units over features, of which there may be none.
         return Sites(weight[None, :, :, None], (own[:-1].numel(),), (shape[:-1].numel(),), None, True, True)
     conv = node.conv
     if conv is None or own[0] != 1:
