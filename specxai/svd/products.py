@@ -112,7 +112,8 @@ def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOp
     whatever the number of threads.
     """
     if rows * columns < LARGE or rows < PARTS:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu").to(like.device, like.dtype)
+        block = torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
+        return block.to(like.device, like.dtype)
     seeds = torch.randint(2**63 - 1, (PARTS,), generator=generator, device="cpu").tolist()
     block = empty(rows, columns)
 
