@@ -191,8 +191,8 @@ def test_blocks_of_every_make(backend, name):
         block = blocks(operator.shape[1])[name]
         before = block.detach().clone()
         expected = operator.to_dense() @ before.resolve_neg()
-        for given, wanted in ((block, expected), (block[:, 3], expected[:, 3])):
-            found = operator @ given
+        for one, wanted in ((block, expected), (block[:, 3], expected[:, 3])):
+            found = operator @ one
             assert torch.allclose(found, wanted, atol=1e-5)
             assert not found.requires_grad
         if operator.own_products:
