@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 import specxai
 from specxai.cli.output import save_settings, staged
+from specxai.cli.stop import stoppable
 from specxai.plots.report import Entry, write_report
 from specxai.spectral.summary import agreement_text
 from specxai.zoo.digits import (
@@ -92,4 +93,5 @@ def explain_all(settings: Settings, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    with stoppable("explain_digits"):
+        main(tyro.cli(Settings, description=__doc__))

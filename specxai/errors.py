@@ -15,3 +15,7 @@ class FileError(SpecXAIError, ValueError):
 
 class LayerError(SpecXAIError, ValueError):
     """A layer name or module object that names no layer, or more than one."""
+
+
+class StaleError(SpecXAIError, RuntimeError):
+    """A model's weights are no longer those that a Local was made from."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from specxai._once import once
 from specxai.backends.reference import DenseProducts, Graph, Products
 from specxai.backends.used import note
 from specxai.liveness import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
+from specxai.snapshot import Snapshot
 
 MOST_COLUMNS = 4096  # of one product, whatever the memory
 
@@ -24,26 +26,31 @@ class LocalOperator(LinearOperator):
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
     max_memory         bytes that one product may hold; wider blocks run in chunks of `block_size` columns
+    snapshot           what products ask whether the weights are still those that the graph was made from
+
+    Products may run in several threads.
 
     `input_shape` and `output_shape` are those of the single source and target.
     """
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),
                  dtype: torch.dtype, device: torch.device, max_memory: int,
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> None:
+                 columns: Tensor | None = None, rows: Tensor | None = None, snapshot: Snapshot | None = None) -> None:
+        self._snapshot, self._seconds = snapshot, 0.0  # that the last product took
         self._graph, self._sources, self._targets, self._held = graph, list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
         super().__init__((m, n), dtype, device)
 
-    @cached_property
+    @once
     def _products(self) -> Products:
-        with torch.no_grad():
+        self._check()
+        with torch.inference_mode(False), torch.no_grad():
             return self._graph.products(self._sources, self._targets, self._held, self.dtype, self._columns,
                                         self._rows)
 
-    @cached_property
+    @once
     def dense(self) -> DenseProducts:
         """The reference's products, through whole values."""
         return DenseProducts(self._graph, self._sources, self._targets, self._held, self.dtype, self._columns,
@@ -106,18 +113,21 @@ class LocalOperator(LinearOperator):
         found = self._cut
         if found is None or found.width >= min(self.shape):
             return None
-        common = {"dtype": self.dtype, "device": self.device, "max_memory": self.max_memory}
+        common = {"dtype": self.dtype, "device": self.device, "max_memory": self.max_memory,
+                  "snapshot": self._snapshot}
         right = LocalOperator(self._graph, self._sources, found.steps, held=self._held, columns=self._columns,
                               rows=found.units, **common)
         left = LocalOperator(self._graph, found.steps, self._targets, held=self._held, columns=found.units,
                              rows=self._rows, **common)
         return Cut(found.width, left, right)
 
-    @cached_property
+    @once
     def _cut(self) -> LiveCut | None:
         if self._columns is not None or self._rows is not None:
             return None
-        return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
+        self._check()
+        with torch.inference_mode(False), torch.no_grad():
+            return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""
@@ -126,17 +136,33 @@ class LocalOperator(LinearOperator):
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 
+    def ensure_current(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.check(full=True)
+
     def _matmat(self, X: Tensor, rough: bool = False) -> Tensor:
-        products = self._for(X.shape[1])
-        note(products.backend)
-        with torch.no_grad():
-            return products.matmat(X, rough)
+        return self._run("matmat", X, rough)
 
     def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
-        products = self._for(Y.shape[1])
-        note(products.backend)
-        with torch.no_grad():
-            return products.rmatmat(Y, rough)
+        return self._run("rmatmat", Y, rough)
+
+    def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
+        self._check(self._seconds)
+        start = time.perf_counter()
+        with torch.inference_mode(False), torch.no_grad():
+            products = self._for(block.shape[1])
+            note(products.backend)
+            result = getattr(products, product)(block, rough)
+        self._seconds = time.perf_counter() - start
+        return result
+
+    def _check(self, seconds: float = 0.0) -> None:
+        if self._snapshot is not None:
+            self._snapshot.check(seconds=seconds)
+
+    def __reduce__(self):
+        raise TypeError("an operator of a network cannot be pickled: it runs on the model's tensors in this process; "
+                        "send the model and x, and call specxai.linearize(model, x) there (or send .to_dense())")
 
     def _units(self, steps: Sequence[int]) -> int:
         return sum(self._graph.shapes[s].numel() for s in steps)
@@ -148,6 +174,9 @@ class RoughOperator(LinearOperator):
     def __init__(self, full: LocalOperator) -> None:
         super().__init__(full.shape, full.dtype, full.device, block_size=full.block_size)
         self._full = full
+
+    def ensure_current(self) -> None:
+        self._full.ensure_current()
 
     @property
     def own_products(self) -> bool:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from specxai import regions
+from specxai._fork import survive_fork
 from specxai._kept import Kept
+from specxai._once import once
+from specxai._text import printable
 from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
-from specxai.operators import LinearOperator
+from specxai.operators import LinearOperator, plain
 from specxai.rules import Gate, LinearNode, Site, linear_node
+from specxai.snapshot import Snapshot
 from specxai.target import resolve_target
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
@@ -67,7 +71,7 @@ class Split:
     shape: torch.Size
     _find: Callable[[], Tensor] = field(repr=False)
 
-    @cached_property
+    @once
     def value(self) -> Tensor:
         """The layer's output at x."""
         return self._find()
@@ -79,6 +83,9 @@ class Split:
 
 class Local:
     """The affine map at one input; made by `specxai.linearize`.
+
+    It is a snapshot: once a weight of the model has changed, by whatever means, products, bias and all else that would
+    mix old and new raise StaleError, which names the weight.  Several threads may use one Local.
 
     Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program,
     `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
@@ -94,8 +101,12 @@ class Local:
         self.decompositions = Kept(DECOMPOSITIONS, DECOMPOSITION_BYTES)
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
-        self.input = x.detach().clone()  # the values at x may be computed again when the caller has changed x
-        with torch.no_grad():
+        survive_fork()
+        self._snapshot = Snapshot(captured.program, captured.model)  # before anything is read
+        if torch.is_inference_mode_enabled():
+            values = None  # they were made where autograd, which generic nodes need, can never see them
+        with torch.inference_mode(False), torch.no_grad():
+            self.input = plain(x).clone()  # the values at x may be computed again when the caller has changed x
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -120,37 +131,60 @@ class Local:
     def model_name(self) -> str:
         return self.captured.model_name
 
-    @cached_property
+    @once
     def jacobian(self) -> LocalOperator:
         """J (m, n) over flattened inputs and outputs."""
         program = self.captured.program
         return self.operator([program.input], [program.output])
 
-    @cached_property
+    @property
     def bias(self) -> Tensor:
         """b = f(x) − J x, in the output's shape.  Eq. (9), left."""
+        self.ensure_current()
+        return self._bias
+
+    @once
+    def _bias(self) -> Tensor:
         return self.output - self.jacobian.matvec(self.input.flatten()).reshape(self.output.shape)
 
-    @cached_property
+    @property
     def exactness(self) -> float:
         """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other."""
+        self.ensure_current()
+        return self._exactness
+
+    @once
+    def _exactness(self) -> float:
         total = self._from_offsets(combined=True).reshape(self.output.shape)
-        error = (self.bias - total).double().norm().item()
+        error = (self._bias - total).double().norm().item()
         scale = self.output.double().norm().item()
         return error / scale if scale else error
+
+    def ensure_current(self) -> None:
+        """Raise StaleError, naming it, where a weight is not what it was when this Local was made.
+
+        Everything is read.  Each product looks at versions, addresses, small weights and samples of large ones, too.
+        """
+        self._snapshot.check(full=True)
+
+    def checked(self) -> AbstractContextManager[None]:
+        """In a `with` statement: the weights are read before and after the block, not again by each call inside."""
+        return self._snapshot.checked()
 
     def bias_contributions(self, target=None) -> dict[str, Tensor] | dict[str, float]:
         """β_l of every layer with a bias, shift or smooth-gate offset of its own.  Eq. (9), right.
 
         target   None for tensors in the output's shape; else as for `specxai.explain`, for numbers
         """
+        self.ensure_current()
         names = self._offset_layers()
         if target is None:
             parts = self._from_offsets(combined=False)
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
         weights, _ = resolve_target(target, self.output)
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            weights = plain(weights)
             self.graph.reverse({self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
         return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
                           for i in ids if taps[i]) for name, ids in names.items()}
@@ -171,7 +205,7 @@ class Local:
     def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
         """The linear map between steps of the program, the steps `held` kept at zero."""
         return LocalOperator(self.graph, sources, targets, held=held, dtype=self.input.dtype,
-                             device=self.input.device, max_memory=self.max_memory)
+                             device=self.input.device, max_memory=self.max_memory, snapshot=self._snapshot)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.
@@ -182,8 +216,8 @@ class Local:
         own = self.graph.shapes[step]
         if value.numel() != own.numel():
             raise ValueError(f"value has shape {tuple(value.shape)}; the layer's output is {tuple(own)}")
-        with torch.no_grad():
-            replaced = {step: value.reshape(own).to(self.output.device, self._dtypes[step])}
+        with self.checked(), torch.inference_mode(False), torch.no_grad():
+            replaced = {step: plain(value).reshape(own).to(self.output.device, self._dtypes[step])}
             return self.captured.program.run(self.input, replaced)[self.captured.program.output]
 
     def same_region(self, x2: Tensor) -> bool:
@@ -192,6 +226,7 @@ class Local:
 
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
         """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
+        self.ensure_current()
         other = self.captured.linearize(x2, gates=self.gates, backend="reference")
         return regions.differing(self.named_gates(), other.named_gates())
 
@@ -201,7 +236,9 @@ class Local:
         The result is a float that knows its `layer` and `unit`: inf where no gate is ever met, 0 where x lies on one,
         as in a max-pool over a constant background, whose ties a step breaks.
         """
-        return regions.first_flip(self.graph, self.named_gates(), direction, self.input, self._values())
+        self.ensure_current()
+        with torch.inference_mode(False):
+            return regions.first_flip(self.graph, self.named_gates(), plain(direction), self.input, self._values())
 
     def named_gates(self) -> list[tuple[str, Gate]]:
         """(layer, gate) of every non-linearity, product of values, stopped gradient and comparison."""
@@ -238,7 +275,7 @@ class Local:
         if stopped:
             lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
         lines += self._live_table()
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _live_table(self) -> list[str]:
         """Live against all units and operations of one column, weighted layer by weighted layer."""
@@ -256,11 +293,21 @@ class Local:
         return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "
                 f"gates={self.gates!r}, backend={self.backend!r}, {len(self.layers)} layers)")
 
+    def __reduce__(self):
+        raise TypeError("a Local cannot be pickled: it runs on the model's tensors in this process; send the model and "
+                        "x, and call specxai.linearize(model, x) there")
+
+    def __copy__(self) -> Local:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Local:
+        return self
+
     def _values(self) -> list:
-        """Every step's value at x, for the weights as they are now."""
+        """Every step's value at x."""
         if self._kept is not None:
             return self._kept
-        with torch.no_grad():
+        with self.checked(), torch.inference_mode(False), torch.no_grad():
             return self.captured.program.run(self.input)
 
     def _offset_layers(self) -> dict[str, list[int]]:
@@ -279,7 +326,7 @@ class Local:
         if combined:
             rows = [[index for ids in rows for index in ids]]
         parts, width = [], max(1, self.max_memory // self.jacobian.dense.product_bytes(1))
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             for start in range(0, len(rows), width):
                 inject = {index: (row, self.graph.nodes[index].offset)
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}

@@ -111,6 +111,19 @@ class LinearOperator(ABC):
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
         self.block_size = block_size
 
+    @property
+    def input_shape(self) -> torch.Size:
+        """The shape that a vector of n numbers is flattened from, (n,) where the operator knows no other."""
+        return torch.Size(self.shape[1:])
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """The shape that a vector of m numbers is flattened from, (m,) where the operator knows no other."""
+        return torch.Size(self.shape[:1])
+
+    def ensure_current(self) -> None:  # noqa: B027  (most are made from nothing that changes)
+        """Raise StaleError where what the operator was made from has changed since; solvers ask before and after."""
+
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor:
         """R X for X (n, k); the result is (m, k)."""
@@ -125,7 +138,7 @@ class LinearOperator(ABC):
         Shapes: X (n, k) -> (m, k).
         Errors: ValueError where X has another number of rows, dtype or device than the operator.
         """
-        self._check(X, rows=self.shape[1], ndim=2, name="X")
+        X = self._checked(X, rows=self.shape[1], ndim=2, name="X")
         return self._in_blocks(self._matmat, X, self.shape[0])
 
     def rmatmat(self, Y: Tensor) -> Tensor:
@@ -134,7 +147,7 @@ class LinearOperator(ABC):
         Shapes: Y (m, k) -> (n, k).
         Errors: ValueError where Y has another number of rows, dtype or device than the operator.
         """
-        self._check(Y, rows=self.shape[0], ndim=2, name="Y")
+        Y = self._checked(Y, rows=self.shape[0], ndim=2, name="Y")
         return self._in_blocks(self._rmatmat, Y, self.shape[1])
 
     def matvec(self, x: Tensor) -> Tensor:
@@ -143,7 +156,7 @@ class LinearOperator(ABC):
         Shapes: x (n,) -> (m,).
         Errors: ValueError where x has another length, dtype or device than the operator.
         """
-        self._check(x, rows=self.shape[1], ndim=1, name="x")
+        x = self._checked(x, rows=self.shape[1], ndim=1, name="x")
         return self._in_blocks(self._matmat, x[:, None], self.shape[0])[:, 0]
 
     def rmatvec(self, y: Tensor) -> Tensor:
@@ -152,7 +165,7 @@ class LinearOperator(ABC):
         Shapes: y (m,) -> (n,).
         Errors: ValueError where y has another length, dtype or device than the operator.
         """
-        self._check(y, rows=self.shape[0], ndim=1, name="y")
+        y = self._checked(y, rows=self.shape[0], ndim=1, name="y")
         return self._in_blocks(self._rmatmat, y[:, None], self.shape[1])[:, 0]
 
     @property
@@ -201,7 +214,7 @@ class LinearOperator(ABC):
         def on_arrays(product: Callable[[Tensor], Tensor]):
             def apply(array):
                 # SciPy hands over whatever dtype and strides its solver works in.
-                block = torch.as_tensor(array.copy()).to(self.device, self.dtype)
+                block = torch.from_numpy(array.copy()).to(self.device, self.dtype)
                 return product(block.reshape(block.shape[0], -1)).reshape(-1, *block.shape[1:]).cpu().numpy()
 
             return apply
@@ -228,7 +241,10 @@ class LinearOperator(ABC):
 
     @property
     def own_products(self) -> bool:
-        """Is every product a new tensor, which the caller may overwrite?"""
+        """Is every product a new tensor, which shares no memory with its input or another product?
+
+        A caller may then overwrite it.  Where this is False, whoever keeps a product beyond the next one must copy it.
+        """
         return False
 
     def narrowest_cut(self) -> Cut | None:
@@ -243,7 +259,8 @@ class LinearOperator(ABC):
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]}, {dtype}, {self.device})"
 
-    def _check(self, block: Tensor, *, rows: int, ndim: int, name: str) -> None:
+    def _checked(self, block: Tensor, *, rows: int, ndim: int, name: str) -> Tensor:
+        """The block as products take it, `plain`."""
         wanted = f"({rows},)" if ndim == 1 else f"({rows}, k)"
         if not isinstance(block, Tensor):
             raise TypeError(f"{name} must be a torch tensor {wanted}, got {type(block).__name__}")
@@ -256,6 +273,9 @@ class LinearOperator(ABC):
             raise ValueError(f"{name} is {block.dtype} but {self!r} works in {self.dtype}; cast with .to({self.dtype})")
         if block.device != self.device:
             raise ValueError(f"{name} is on {block.device} but {self!r} is on {self.device}; move one of them")
+        if block.layout is not torch.strided:
+            raise TypeError(f"{name} is a tensor of layout {block.layout}; pass {name}.to_dense()")
+        return plain(block)
 
     def _in_blocks(self, product: Callable[[Tensor], Tensor], block: Tensor, rows: int) -> Tensor:
         columns = block.shape[1]
@@ -275,6 +295,21 @@ class LinearOperator(ABC):
         return columns if self.block_size is None else self.block_size
 
 
+def plain(block: Tensor) -> Tensor:
+    """The same numbers in a tensor that kernels and autograd take: without a graph, nor a lazy sign, nor the marks of
+    inference mode.  It may share the memory of `block`.
+
+    >>> plain(torch.tensor([1 + 2j]).conj().imag).is_neg()
+    False
+    """
+    # A conjugate's imaginary part says that its numbers are to be negated: whoever reads the memory would miss it.
+    block = block.detach().resolve_conj().resolve_neg()
+    if block.is_inference():
+        with torch.inference_mode(False):
+            return block.clone()
+    return block
+
+
 class DenseOperator(LinearOperator):
     """A matrix (m, n) held as a tensor.
 
@@ -288,7 +323,7 @@ class DenseOperator(LinearOperator):
         if matrix.ndim != 2:
             raise ValueError(f"a dense operator needs a matrix (m, n), got shape {tuple(matrix.shape)}")
         super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device, block_size=block_size)
-        self.matrix = matrix.detach()
+        self.matrix = matrix.detach()  # no copy: whoever holds the matrix may change it
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self.matrix @ X
@@ -318,6 +353,18 @@ class ComposedOperator(LinearOperator):
         super().__init__((left.shape[0], right.shape[1]), left.dtype, left.device, block_size=block_size)
         self.left = left
         self.right = right
+
+    @property
+    def input_shape(self) -> torch.Size:
+        return self.right.input_shape
+
+    @property
+    def output_shape(self) -> torch.Size:
+        return self.left.output_shape
+
+    def ensure_current(self) -> None:
+        self.left.ensure_current()
+        self.right.ensure_current()
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self.left.matmat(self.right.matmat(X))
@@ -353,6 +400,9 @@ class AdjointOperator(LinearOperator):
     def __init__(self, original: LinearOperator) -> None:
         super().__init__(original.shape[::-1], original.dtype, original.device)
         self.original = original
+
+    def ensure_current(self) -> None:
+        self.original.ensure_current()
 
     # Chunking is the original's: changing its block_size later must reach here.
     def _matmat(self, X: Tensor) -> Tensor:

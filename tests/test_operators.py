@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import svds
 
+import specxai
 from specxai import operators
 from specxai.operators import AdjointOperator, ComposedOperator, DenseOperator, LinearOperator
 from tolerances import RELATIVE, assert_close
@@ -161,3 +162,111 @@ def test_documented_examples():
         failed, tried = doctest.testmod(module)
         assert tried > 0
         assert failed == 0
+
+
+def small_net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Softplus(), torch.nn.AvgPool2d(2), torch.nn.Flatten(),
+                               torch.nn.Linear(12, 5), torch.nn.Hardtanh()).eval()
+
+
+def blocks(n: int) -> dict[str, torch.Tensor]:
+    """(n, 20) blocks whose memory does not hold their numbers one after the other, as they are, or in peace."""
+    generator = torch.Generator().manual_seed(1)
+    plain = torch.randn(n, 20, generator=generator)
+    with torch.inference_mode():
+        inference = plain.clone()
+    lazy = torch.complex(plain, -plain).conj().imag
+    assert lazy.is_neg()
+    return {"negative": lazy, "expanded": plain[:, :1].expand(n, 20), "rows": plain[:1].expand(n, 20),
+            "strided": torch.randn(2 * n, 40, generator=generator)[::2, ::2], "transposed": plain.T.contiguous().T,
+            "graph": plain.clone().requires_grad_(), "parameter": torch.nn.Parameter(plain), "inference": inference}
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", list(blocks(1)))
+def test_blocks_of_every_make(backend, name):
+    local = specxai.linearize(small_net(), torch.randn(1, 2, 6, 6), backend=backend)
+    for operator in (local.jacobian, local.jacobian.T, DenseOperator(local.jacobian.to_dense())):
+        block = blocks(operator.shape[1])[name]
+        before = block.detach().clone()
+        expected = operator.to_dense() @ before.resolve_neg()
+        for one, wanted in ((block, expected), (block[:, 3], expected[:, 3])):
+            found = operator @ one
+            assert torch.allclose(found, wanted, atol=1e-5)
+            assert not found.requires_grad
+        if operator.own_products:
+            found = operator @ block
+            found.zero_()
+            assert torch.equal(block.detach(), before)
+
+
+def test_products_of_an_identity_are_new():
+    local = specxai.linearize(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten()).eval(), torch.randn(1, 4))
+    for k in (1, 20):
+        block = torch.randn(4, k)
+        for product in (local.jacobian @ block, local.jacobian.T @ block):
+            assert torch.equal(product, block)
+            assert product.untyped_storage().data_ptr() != block.untyped_storage().data_ptr()
+
+
+def test_vectors_have_a_shape():
+    R, S = DenseOperator(torch.zeros(2, 5)), DenseOperator(torch.zeros(3, 2))
+    assert (R.input_shape, R.output_shape, R.T.input_shape, R.T.output_shape) == ((5,), (2,), (2,), (5,))
+    assert ((S @ R).input_shape, (S @ R).output_shape) == ((5,), (3,))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_inference_mode_outside_and_inside(backend):
+    x, model = torch.randn(1, 2, 6, 6), small_net()
+    captured = specxai.capture(model, x)
+    local = captured.linearize(x, backend=backend)
+    dense = local.jacobian.to_dense()
+    assert float(dense.norm()) > 0.01
+    for made_inside in (False, True):
+        with torch.inference_mode(made_inside):
+            inner = captured.linearize(x.clone(), backend=backend)
+        for used_inside in (False, True):
+            with torch.inference_mode(used_inside):
+                for operator in (local.jacobian, inner.jacobian):
+                    assert torch.allclose(operator @ torch.eye(72), dense, atol=1e-6)
+                    assert torch.allclose((operator.T @ torch.eye(5)).T, dense, atol=1e-6)
+                    assert torch.allclose(specxai.svd(operator).S, torch.linalg.svdvals(dense), atol=1e-5)
+                assert inner.exactness < 1e-5
+                assert specxai.explain(inner, layer="1", rank=None).completeness < 1e-4
+
+
+@pytest.mark.parametrize("setting", ["float64", "meta"])
+def test_defaults_of_dtype_and_device_do_not_matter(setting):
+    x, model = torch.randn(1, 2, 6, 6), small_net()
+    captured = specxai.capture(model, x)
+
+    def found():
+        local = captured.linearize(x)
+        J = local.jacobian
+        eye = torch.eye(72, dtype=torch.float32, device="cpu")
+        svd = specxai.svd(local.split("1").right, rank=2, method="exact")
+        return J @ eye, J.T @ (J @ eye), local.bias, svd.S, svd.V, local.run_tail("1", local.split("1").value)
+
+    expected = found()
+    try:
+        if setting == "float64":
+            torch.set_default_dtype(torch.float64)
+        else:
+            torch.set_default_device("meta")
+        changed = found()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for mine, theirs in zip(changed, expected, strict=True):
+        assert mine.device.type == "cpu"
+        assert torch.equal(mine, theirs)
+
+
+def test_a_layer_of_no_units():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 0), torch.nn.ReLU(), torch.nn.Linear(0, 3)).eval()
+    local = specxai.linearize(model, torch.randn(1, 6), backend="native")
+    for k in (1, 20):
+        assert not (local.jacobian @ torch.randn(6, k)).any()
+        assert not (local.jacobian.T @ torch.randn(3, k)).any()
+    assert torch.allclose(local.bias.flatten(), model[2].bias)

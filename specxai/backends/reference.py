@@ -125,7 +125,8 @@ class Graph:
         generator, path = torch.Generator().manual_seed(0), self.between(sources, targets, held)
 
         def probes(steps: Sequence[int]) -> dict[int, Tensor]:
-            return {s: torch.randn(LIVE_PROBES, *self.shapes[s], generator=generator, dtype=torch.float64).to(
+            return {s: torch.randn(LIVE_PROBES, *self.shapes[s], generator=generator, dtype=torch.float64,
+                                   device="cpu").to(
                 device, dtype) for s in steps}
 
         tangents: dict[int, list[Tensor]] = {s: [] for s in path}

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from specxai._text import printable
 from specxai.cli.settings import BenchSettings, ExplainSettings, InfoSettings, ReproduceSettings
+from specxai.cli.stop import stoppable
 
 DESCRIPTION = """SpecXAI: spectral explanations of neural networks, exact and certified.
 
@@ -30,11 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for errors of use)."""
     settings = _parse(argv)
     try:
-        settings.check()
-        _run(settings)
-    except KeyboardInterrupt:
-        print("specxai: interrupted", file=sys.stderr)
-        return 130
+        with stoppable("specxai"):
+            settings.check()
+            _run(settings)
+    except SystemExit as stop:
+        return stop.code
     except BrokenPipeError:  # `specxai … | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

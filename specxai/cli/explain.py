@@ -41,7 +41,7 @@ def _explain(settings: ExplainSettings, folder: Path) -> None:
     layers = [local.split(layer).layer for layer in dict.fromkeys(settings.layer)] or [
         default_layer(local, subject.model)]
     if subject.note:
-        print(subject.note)
+        print(printable(subject.note))
     print("\n".join(map(printable, local.report().split("\n"))))
     entries = []
     for layer in layers:

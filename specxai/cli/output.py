@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from specxai._files import cause
+from specxai._files import cause, drafts
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder inside `out` to write to; at the end its files move to `out`, on an error they are removed.
 
+    What runs that were killed left in `out` is removed.
+
     Entered before the work: an `out` that cannot be written to is found at once, with an OSError that says why.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".part-", dir=out))
+        stage = drafts(out)
     except OSError as error:
         _remove(made)
         raise OSError(f"cannot write to {out}: {cause(out, error)}; give another folder with --out") from error
@@ -34,10 +35,10 @@ def staged(out: Path) -> Iterator[Path]:
         for path in sorted(stage.iterdir()):
             path.replace(out / path.name)
     except BaseException:
-        shutil.rmtree(stage)
+        shutil.rmtree(stage, ignore_errors=True)  # the error is what to report
         _remove(made)
         raise
-    stage.rmdir()
+    shutil.rmtree(stage, ignore_errors=True)
 
 
 def save_settings(settings: dict, folder: Path) -> dict:

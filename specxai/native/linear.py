@@ -67,6 +67,8 @@ def gated_linear(
             + ("; was transpose meant?" if n_live == n_out else "; Z holds one row per live unit, not per unit of W")
         )
     Y = W.new_empty((n_out, k))
+    if 0 in (n_in, n_out, k):  # the others may be any number
+        return Y.zero_()
     getattr(module, _KERNELS[W.dtype])(
         weight=W.data_ptr(),
         weight_rows=m,

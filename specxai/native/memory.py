@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,11 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     >>> empty(3, 2).shape
     torch.Size([3, 2])
     """
-    size = torch.Size(shape).numel() * dtype.itemsize
+    size = math.prod(torch.Size(shape)) * dtype.itemsize
     # Made outside inference mode: other threads write to it, and later products outside may.
     with torch.inference_mode(False):
-        if size < SMALL or not available()[0]:
-            return torch.empty(shape, dtype=dtype)
+        if not SMALL <= size < 1 << 62 or not available()[0]:  # torch says what is wrong with more
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return torch.frombuffer(compiled().Block(size), dtype=dtype).view(shape)
 
 

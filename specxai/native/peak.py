@@ -19,6 +19,10 @@ def multiply_add_peak(dtype: torch.dtype = torch.float32, level: str | None = No
     >>> multiply_add_peak(seconds=0.01) > 1e8
     True
     """
+    if dtype not in _KERNELS:
+        raise TypeError(f"the kernels multiply float32 and float64, not {dtype}")
+    if not 0 < seconds <= 60:
+        raise ValueError(f"seconds={seconds!r}: give more than 0 and at most 60")
     kernel, rounds, best = getattr(compiled(), _KERNELS[dtype]), 1000, 0.0
     runs = 0
     while runs < 5:

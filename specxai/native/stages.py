@@ -56,9 +56,15 @@ class GatherGemm:
                  across: int | None = None) -> None:
         tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
         _indices(tables, 2)
+        if not isinstance(weight, Tensor) or weight.ndim != 3:
+            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"weight must be a tensor (width, taps, depth), got {got}")
+        weight = weight.detach().resolve_neg()
         self.dtype, (outputs, taps, depth), width = weight.dtype, weight.shape, outside.shape[1]
         if outputs != width:
             raise ValueError(f"weight has shape {tuple(weight.shape)}, which does not hold {width} outputs")
+        if max(len(inside), len(outside)) >= 1 << 31:
+            raise ValueError("a stage has fewer than 2^31 positions")
         self._weight = _floats("weight", _packed(weight), self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
             **{name: _array(t) for name, t in tables.items()}, weight=_array(self._weight), n_inside=len(inside),
@@ -116,6 +122,9 @@ class RowSum:
         The blocks may be columns [a, b) of wider ones.
         """
         rows_in, rows_out = _columns("input", input, self.dtype), _columns("output", output, self.dtype)
+        if not 0 <= n_probes <= min(input.shape[1], output.shape[1]):
+            raise ValueError(f"n_probes={n_probes}: the input holds {input.shape[1]} a row, the output "
+                             f"{output.shape[1]}")
         if output.shape[1] == 0:
             return
         self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
@@ -161,19 +170,33 @@ def _array(t: Tensor | None) -> tuple[int, int]:
 
 def _indices(tables: dict[str, Tensor], ndim: int) -> None:
     for name, t in tables.items():
-        if t.dtype is not torch.int32 or t.ndim != ndim or not t.is_contiguous() or t.device.type != "cpu":
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+        on_cpu = t.device.type == "cpu" and t.layout is torch.strided
+        if not on_cpu or t.dtype is not torch.int32 or t.ndim != ndim or not t.is_contiguous():
             raise ValueError(f"{name} must be a contiguous int32 {'vector' if ndim == 1 else 'table'} on the CPU, got "
                              f"{t.dtype} {tuple(t.shape)} on {t.device}")
 
 
 def _floats(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+    _tensor(name, t)
     if t.dtype is not dtype or not t.is_contiguous() or t.device.type != "cpu":
         raise ValueError(f"{name} must be contiguous {dtype} on the CPU, got {t.dtype} on {t.device}")
     return t
 
 
+def _tensor(name: str, t: Tensor) -> None:
+    """Is it a tensor whose memory holds its numbers as they are?"""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.layout is not torch.strided or t.is_neg():
+        raise ValueError(f"{name} must be a dense tensor, not of layout {t.layout} nor a lazy negative view; call "
+                         ".to_dense() or .resolve_neg()")
+
+
 def _columns(name: str, t: Tensor, dtype: torch.dtype) -> int:
     """The number of rows of a block that may be part of a wider one."""
+    _tensor(name, t)
     if t.dtype is not dtype or not is_columns(t) or t.device.type != "cpu":
         raise ValueError(f"{name} must be a block (rows, probes) of {dtype} on the CPU, row by row; got {t.dtype} "
                          f"{tuple(t.shape)} with strides {t.stride()} on {t.device}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from specxai.capture.program import Ref, references
 from specxai.errors import CaptureError
+from specxai.operators import plain
 from specxai.rules.base import Gate, LinearNode, Site, Term
 
 
@@ -20,6 +23,8 @@ def generic(site: Site) -> LinearNode:
     one by one: correct for every op, and slow.  Treated as smooth: its offset is f(z) − Σ J_i z_i.
     """
     template = (site.step.args, dict(site.step.kwargs))
+    # Weights made in inference mode are nothing that autograd can save.
+    site = replace(site, **{name: tree_map_only(Tensor, plain, getattr(site, name)) for name in ("args", "kwargs")})
     values = dict(_pairs(template, (site.args, site.kwargs)))
     inputs = sorted({i for i in references(template) if i in site.active and values[i].is_floating_point()})
     terms = tuple(_term(site, template, i, values[i].detach()) for i in inputs)

@@ -114,10 +114,10 @@ def average_pool(site: Site) -> LinearNode:
     def entries() -> tuple[Tensor, Tensor, Tensor]:
         # Pooling the unit planes gives the matrix of one plane, the same for all.
         size, planes = own[-dims:].numel(), own[:-dims].numel()
-        unit = torch.eye(size, dtype=dtype).reshape(size, 1, *own[-dims:])
+        unit = torch.eye(size, dtype=dtype, device="cpu").reshape(size, 1, *own[-dims:])
         matrix = pool(unit).reshape(size, -1)
         inner, outer = matrix.nonzero(as_tuple=True)
-        plane = torch.arange(planes)[:, None]
+        plane = torch.arange(planes, device="cpu")[:, None]
         return ((plane * matrix.shape[1] + outer).reshape(-1), (plane * size + inner).reshape(-1),
                 matrix[inner, outer].repeat(planes))
 

@@ -29,7 +29,8 @@ def reduce(site: Site) -> LinearNode:
         return (block * scale).reshape(block.shape[0], *kept).expand(block.shape[0], *own)
 
     def entries() -> tuple[Tensor, Tensor, Tensor]:
-        total = torch.arange(shape.numel()).reshape(kept).expand(own).reshape(-1)
-        return total, torch.arange(own.numel()), torch.full((own.numel(),), float(scale), dtype=dtype)
+        total = torch.arange(shape.numel(), device="cpu").reshape(kept).expand(own).reshape(-1)
+        factors = torch.full((own.numel(),), float(scale), dtype=dtype, device="cpu")
+        return total, torch.arange(own.numel(), device="cpu"), factors
 
     return one(site, apply, adjoint, flops=site.args[0].numel(), entries=entries)

@@ -74,8 +74,8 @@ def concatenate(site: Site) -> LinearNode:
         start += size
 
     def joined() -> Tensor:
-        blocks = [torch.full(shape, -1, dtype=torch.int32) if first is None else
-                  torch.arange(first, first + shape.numel(), dtype=torch.int32).reshape(shape)
+        blocks = [torch.full(shape, -1, dtype=torch.int32, device="cpu") if first is None else
+                  torch.arange(first, first + shape.numel(), dtype=torch.int32, device="cpu").reshape(shape)
                   for shape, first in numbers]
         return (torch.stack if stacked else torch.cat)(blocks, axis).reshape(-1)
 

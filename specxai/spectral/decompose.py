@@ -57,7 +57,7 @@ def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Lite
     sizes = {"block_size": block_size, "max_basis": max_basis, "max_products": max_products}
     request = Request.of(rank, tol, method, seed, sizes)
     local, layer = find_local("decompose", model, x, layer, gates=gates, backend=backend, output=output)
-    with torch.inference_mode(False), torch.no_grad():
+    with local.checked(), torch.inference_mode(False), torch.no_grad():
         return decomposed(local, local.split(layer), request, progress, start)
 
 

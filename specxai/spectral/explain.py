@@ -72,7 +72,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
         local, layer = find_local("explain", model, x, layer, gates=gates, backend=backend, output=output)
     # The target is checked first: it costs nothing, the decomposition may cost minutes.
     w, label = resolve_target(target, local.output)
-    with torch.inference_mode(False), torch.no_grad():
+    with local.checked(), torch.inference_mode(False), torch.no_grad():
         split = local.split(layer)
         if found is None:
             found = decomposed(local, split, request, progress)

@@ -125,7 +125,7 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
         rounding = factors.rounding(turned, generator_of(seed), adjoint=not few)
     # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known but for rounding.
     forward, adjoint = (residual_norms(turned, U, S, V) if few else factors.residuals(U, S, V))
-    _check_finite(operator, forward, adjoint, torch.tensor(rounding))
+    _check_finite(operator, forward, adjoint, torch.tensor(rounding, device="cpu"))
     known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
     error = known + max(FLOORS * floor, *rounding)
     del Q, B, factors

@@ -112,12 +112,13 @@ def gaussian(rows: int, columns: int, generator: torch.Generator, like: LinearOp
     whatever the number of threads.
     """
     if rows * columns < LARGE or rows < PARTS:
-        return torch.randn(rows, columns, generator=generator).to(like.device, like.dtype)
-    seeds = torch.randint(2**63 - 1, (PARTS,), generator=generator).tolist()
+        block = torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
+        return block.to(like.device, like.dtype)
+    seeds = torch.randint(2**63 - 1, (PARTS,), generator=generator, device="cpu").tolist()
     block = empty(rows, columns)
 
     def draw(part: tuple[Tensor, int]) -> None:
-        torch.randn(part[0].shape, generator=torch.Generator().manual_seed(part[1]), out=part[0])
+        torch.randn(part[0].shape, generator=torch.Generator().manual_seed(part[1]), out=part[0], device="cpu")
 
     with ThreadPoolExecutor(min(PARTS, torch.get_num_threads())) as threads:
         list(threads.map(draw, zip(block.tensor_split(PARTS), seeds, strict=True)))

@@ -8,6 +8,7 @@ from numbers import Real
 from torch import Tensor
 
 from specxai import native
+from specxai._fork import survive_fork
 from specxai.operators import LinearOperator, as_integer
 from specxai.svd.auto import Choice, choose, default_basis, default_block
 from specxai.svd.exact import exact
@@ -75,6 +76,8 @@ def svd(
     """
     max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
     rank, seed = None if rank is None else int(rank), int(seed)
+    survive_fork()
+    operator.ensure_current()
     block = block_size or default_block(operator, rank)
     if method != "auto":
         choice = Choice(method, "asked for")
@@ -91,7 +94,9 @@ def svd(
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device):
-            return _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+            found = _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+            operator.ensure_current()
+            return found
     finally:
         bar.close()
         native.release_idle()

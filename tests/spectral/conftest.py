@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ class DenseNet:
     model_name = "DenseNet"
     layers = ("relu",)
     exactness = 1e-16
+    checked = staticmethod(nullcontext)  # its weights do not change
 
     def __post_init__(self):
         w, x = self.weights, self.input.flatten()

@@ -6,12 +6,12 @@ A plan is made for each operator; what it has no stage for runs as in the refere
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 from specxai import native
-from specxai._garbage import uncollected
 from specxai.backends.native.live import Structure, ends, live_units
 from specxai.backends.native.plan import Plan
 from specxai.backends.native.sites import sites_of
@@ -39,6 +39,7 @@ class NativeGraph(Graph):
     def __init__(self, nodes, shapes, input, plan_from: int = 0) -> None:
         super().__init__(nodes, shapes, input)
         self.plan_from = plan_from
+        self._lock = RLock()  # of all that is kept here, but for the pool, whose operations are whole by themselves
         self._structures: dict[int, Structure] = {}
         self._pool: list[Tensor] = []  # arenas that no product is using
         self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
@@ -46,7 +47,7 @@ class NativeGraph(Graph):
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                  columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
         """The plan of the map from the units of some steps to the units of others."""
-        with uncollected():
+        with self._lock:
             path = self._path(sources, targets, held, dtype)
             live = self._live(path, sources, targets, held, columns, rows)
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
@@ -56,7 +57,8 @@ class NativeGraph(Graph):
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
                    device: torch.device) -> dict[int, Tensor]:
-        return self._live(self._path(sources, targets, held, dtype), sources, targets, held, None, None)
+        with self._lock:
+            return self._live(self._path(sources, targets, held, dtype), sources, targets, held, None, None)
 
     def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:

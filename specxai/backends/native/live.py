@@ -33,7 +33,7 @@ def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[
 def ends(shapes: Mapping[int, torch.Size], steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
     """step -> mask of its chosen units; `chosen` numbers them one step after the other, None for all."""
     sizes = [shapes[s].numel() for s in steps]
-    mask = torch.ones(sum(sizes), dtype=torch.bool)
+    mask = torch.ones(sum(sizes), dtype=torch.bool, device="cpu")
     if chosen is not None:
         mask = torch.zeros_like(mask).index_fill_(0, chosen, True)
     return dict(zip(steps, mask.split(sizes), strict=True))
@@ -48,7 +48,7 @@ def live_units(nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size]
     """
     reach = dict(sources)
     for step in path:
-        found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool), structures[step].sites
+        found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool, device="cpu"), structures[step].sites
         if structures[step].join is not None:
             reach[step] = structures[step].join.reach([reach.get(term.input) for term in nodes[step].terms])
             continue

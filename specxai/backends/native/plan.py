@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._once import once
 from specxai.backends.native.arena import Buffer, lay_out
 from specxai.backends.native.live import Structure, ends, terms
 from specxai.backends.native.residual import Residuals
@@ -23,6 +23,7 @@ from specxai.backends.native.units import Pick, Units, select
 from specxai.rules import LinearNode
 
 WIDE = 64  # columns that a product of many mostly has
+KEPT_ARENAS = 2  # idle ones, whatever the number of threads that had one each
 MOST_ROOM = 1 << 30  # bytes that an arena may have room for before they are needed
 
 
@@ -128,7 +129,7 @@ class Plan:
         blocks = max(self.arena_rows * most, (self.arena_rows + self._spread) * max(narrow, default=0))
         return self.dtype.itemsize * (blocks + ends * columns)
 
-    @cached_property
+    @once
     def flops(self) -> int:
         """Operations of one column's product over live units, a multiply-add counted as two."""
         return 2 * sum(stage.multiply_adds for stage in self._stages)
@@ -142,7 +143,10 @@ class Plan:
         """A block from the pool, which spares a product the page faults; two threads never share one."""
         stride = native.stride_of(probes)
         needed = self.arena_rows * stride
-        memory = self._pool.pop() if self._pool else None
+        try:
+            memory = self._pool.pop()
+        except IndexError:  # not asked before: another thread may take the last one
+            memory = None
         if memory is None or memory.numel() < needed:
             memory = None  # gone before the larger one comes
             # Room for the wide product that may follow, whose pages are then half there: unused, it takes no memory.
@@ -152,7 +156,8 @@ class Plan:
         try:
             yield memory[:needed].view(-1, stride)
         finally:
-            self._pool.append(memory)
+            if len(self._pool) < KEPT_ARENAS:
+                self._pool.append(memory)
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +170,7 @@ class Plan:
             inputs = {term.input: self._units[term.input]
                       for term, _ in terms(self._nodes[step], structure, self._units)}
             if not bool(live.any()):
-                self._units[step] = Units(torch.full((shape.numel(),), -1, dtype=torch.int32))
+                self._units[step] = Units(torch.full((shape.numel(),), -1, dtype=torch.int32, device="cpu"))
             elif structure.sites is not None:
                 self._units[step] = self._gather(step, next(iter(inputs.values())), live)
             elif structure.join is not None:
@@ -234,13 +239,13 @@ class Plan:
 
     def _lay_out(self) -> int:
         """Give every buffer a place in the arena, tell the adjoints who writes first, and build the two ends."""
-        size = torch.tensor([b.size for b in self._buffers], dtype=torch.int32)
+        size = torch.tensor([b.size for b in self._buffers], dtype=torch.int32, device="cpu")
         begin = torch.cat([size.new_zeros(1), size.cumsum(0, dtype=torch.int32)])
         sources = torch.cat([self._units[s].row for s in self._sources])
-        parts = [self._units[s] if s in self._units else Units(torch.full((self._shapes[s].numel(),), -1,
-                 dtype=torch.int32)) for s in self._targets]
+        parts = [self._units[s] if s in self._units else Units(torch.full(
+            (self._shapes[s].numel(),), -1, dtype=torch.int32, device="cpu")) for s in self._targets]
         targets = Units(torch.cat([p.row for p in parts]), None if all(p.scale is None for p in parts) else torch.cat(
-            [torch.ones(len(p.row), dtype=self.dtype) if p.scale is None else p.scale for p in parts]))
+            [torch.ones(len(p.row), dtype=self.dtype, device="cpu") if p.scale is None else p.scale for p in parts]))
         wanted = ends(self._shapes, self._targets, self._rows)
         targets = targets.among(torch.cat([wanted[s] for s in self._targets]))
         at, read, scale = targets.live()
@@ -280,8 +285,9 @@ class Plan:
                            for b in range(len(self._sources)) if b in fresh]
 
         # Each row's place: one more than that of the row before, but where a buffer begins.
-        shift = torch.tensor([0, *(b.place - b.start for b in self._buffers[: len(size)])], dtype=torch.int32)
-        steps = torch.ones(self._size + 1, dtype=torch.int32).index_add_(0, begin[:-1], shift.diff())
+        shift = torch.tensor([0, *(b.place - b.start for b in self._buffers[: len(size)])], dtype=torch.int32,
+                             device="cpu")
+        steps = torch.ones(self._size + 1, dtype=torch.int32, device="cpu").index_add_(0, begin[:-1], shift.diff())
         table = steps.cumsum(0, dtype=torch.int32)[:-1] - 1
         units = (sources >= 0).nonzero().flatten()
         columns = (units if self._columns is None else _position(self._columns, len(sources))[units]).int()
@@ -327,6 +333,6 @@ def _clear(arena: Tensor, spans: list[tuple[int, int]]) -> None:
 
 def _position(chosen: Tensor, units: int) -> Tensor:
     """unit -> its position among the chosen."""
-    place = torch.full((units,), -1)
-    place[chosen] = torch.arange(len(chosen))
+    place = torch.full((units,), -1, dtype=torch.int64, device="cpu")
+    place[chosen] = torch.arange(len(chosen), device="cpu")
     return place

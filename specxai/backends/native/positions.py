@@ -105,13 +105,13 @@ def _axis_cells(n: int, m: int, kernel: int, stride: int, padding: int, dilation
     of, under = (reach % stride == 0).nonzero(as_tuple=True)
     step = reach[of, under] // stride
     first = int(step.min())
-    taps = torch.full((length, int(step.max()) - first + 1), -1, dtype=torch.int32)
+    taps = torch.full((length, int(step.max()) - first + 1), -1, dtype=torch.int32, device="cpu")
     taps[of, step.long() - first] = tap[under]
 
     scattered = places // stride + first + _range(taps.shape[1])
     scattered = torch.where((scattered >= 0) & (scattered < m), scattered, -1)
     cell, merged = (scattered >= 0).nonzero(as_tuple=True)
-    gathered = torch.full((m, taps.shape[1]), -1, dtype=torch.int32)
+    gathered = torch.full((m, taps.shape[1]), -1, dtype=torch.int32, device="cpu")
     gathered[scattered[cell, merged].long(), merged] = cell.int()
     return members, taps, gathered, scattered
 
@@ -124,7 +124,8 @@ def _or_zero(weight: Tensor) -> Tensor:
 def _product(tables: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """Tables (rows, columns) of one axis each, with entries below its size -> the table of all axes together."""
     dims = len(tables)
-    flat, valid = torch.zeros((), dtype=torch.int32), torch.ones((), dtype=torch.bool)
+    flat = torch.zeros((), dtype=torch.int32, device="cpu")
+    valid = torch.ones((), dtype=torch.bool, device="cpu")
     rows, columns = 1, 1
     for axis, (table, size) in enumerate(zip(tables, sizes, strict=True)):
         shape = [1] * (2 * dims)
@@ -136,4 +137,4 @@ def _product(tables: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
 
 
 def _range(n: int) -> Tensor:
-    return torch.arange(n, dtype=torch.int32)
+    return torch.arange(n, dtype=torch.int32, device="cpu")

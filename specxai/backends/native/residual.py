@@ -45,7 +45,7 @@ class Residuals:
                  counts: list[Tensor]) -> None:
         self._stages, self._buffers, self._begin = stages, buffers, begin
         self.read, self.counts = read, counts
-        self._alias = torch.arange(int(begin[-1]), dtype=torch.int32)
+        self._alias = torch.arange(int(begin[-1]), dtype=torch.int32, device="cpu")
         self.shared: set[int] = set()
         merged = [k for k, stage in enumerate(stages)
                   if isinstance(stage, LinkStage) and len(stage.entries) == 2 and self._merge(k)]
@@ -106,7 +106,7 @@ class Residuals:
     def _take_over(self, k: int, maker: GatherStage, base: _Operand, added: _Operand) -> None:
         at = next(b for b, buffer in enumerate(self._buffers) if buffer.born == k)
         sum_, made = self._buffers[at], self._buffers[added.buffers[0]]
-        own = torch.ones(sum_.size, dtype=torch.bool)
+        own = torch.ones(sum_.size, dtype=torch.bool, device="cpu")
         own[base.to.long() - sum_.start] = False
         rows = torch.where(own, sum_.start - 1 + own.cumsum(0, dtype=torch.int32), 0)
         rows[base.to.long() - sum_.start] = base.rows

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._once import once
 from specxai.backends.native.positions import Cells, Geometry, cells, gathering, scattering
 from specxai.rules import LinearNode
 
@@ -57,14 +57,14 @@ class Sites:
         """The inverse of `table`."""
         return (table if self.lead else table.T).reshape(-1)
 
-    @cached_property
+    @once
     def reads(self) -> Tensor:
         """(output positions, taps): the input position under each tap, -1 for none."""
         if self.geometry is None:
             return _singles(self.outer[0])
         return gathering(self.geometry) if self.reads_fine else scattering(self.geometry)
 
-    @cached_property
+    @once
     def feeds(self) -> Tensor:
         """(input positions, taps): the output position that reads it under each tap, -1 for none."""
         if self.geometry is None:
@@ -89,7 +89,7 @@ class Sites:
         seen = native.any_neighbour(self._any(wanted, self.outputs), self.feeds)
         return self.flat((seen[:, :, None] & self._used[1]).flatten(1))
 
-    @cached_property
+    @once
     def _used(self) -> tuple[Tensor, Tensor]:
         """(groups, outputs) and (groups, inputs): has the unit a weight that is not zero?"""
         used = self.weight.ne(0).any(3)
@@ -102,10 +102,11 @@ class Sites:
 
 def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | None:
     """The node as sites, None where it is neither a plain convolution nor a fully connected layer."""
+    if 0 in own or 0 in shape:
+        return None  # nothing to compute, and how many positions have no channels cannot be told
     if node.dense is not None:
         weight = node.dense.weight.detach()
-        return Sites(weight[None, :, :, None], (own.numel() // weight.shape[1],),
-                     (shape.numel() // weight.shape[0],), None, True, True)
+        return Sites(weight[None, :, :, None], (own[:-1].numel(),), (shape[:-1].numel(),), None, True, True)
     conv = node.conv
     if conv is None or own[0] != 1:
         return None
@@ -120,4 +121,4 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
 
 
 def _singles(n: int) -> Tensor:
-    return torch.arange(n, dtype=torch.int32)[:, None]
+    return torch.arange(n, dtype=torch.int32, device="cpu")[:, None]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specxai import native
+from specxai._once import once
 from specxai.backends.native.arena import Buffer
 from specxai.backends.native.sites import Sites
 from specxai.backends.native.units import Units, select
@@ -47,11 +47,11 @@ class Link:
         self._to, self._source, self._dtype = to.contiguous(), source.contiguous(), dtype
         self._scale = None if scale is None else scale.to(dtype).contiguous()
 
-    @cached_property
+    @once
     def forward(self) -> native.RowSum:
         return native.RowSum(to=self._to, source=self._source, scale=self._scale, dtype=self._dtype)
 
-    @cached_property
+    @once
     def adjoint(self) -> native.RowSum:
         return native.RowSum(to=self._source, source=self._to, scale=self._scale, dtype=self._dtype)
 
@@ -163,19 +163,19 @@ class GatherStage(Stage):
         """Write the rows times what `output_scale` found."""
         self._output_scale = scale
 
-    @cached_property
+    @once
     def _forward(self) -> native.GatherGemm:
         weight = self._weight().permute(0, 1, 3, 2).flatten(0, 1)
         return self._made(self.reads, self.writes, weight, adjoint=False)
 
-    @cached_property
+    @once
     def _adjoint(self) -> tuple[native.GatherGemm, Link | None]:
         """The stage, and how its results fold where an input is read twice."""
         weight, inside, fold = self._weight().permute(0, 2, 3, 1).flatten(0, 1), self.reads, None
         if self._repeats:  # a pooling winner of two windows: each its own row first, then their sum
             inside = torch.full_like(inside, -1)
             live = self.reads >= 0
-            rows = torch.arange(self.scratch, dtype=torch.int32) + self.scratch_at
+            rows = torch.arange(self.scratch, dtype=torch.int32, device="cpu") + self.scratch_at
             inside[live] = rows
             fold = Link(rows, self.reads[live], None, weight.dtype)
         stage = self._made(self.writes, inside, weight, adjoint=True)
@@ -229,7 +229,7 @@ class LinkStage(Stage):
         super().relocate(table)
         self.entries = []
 
-    @cached_property
+    @once
     def _link(self) -> Link:
         return Link(self.writes, self.reads, self._scale, self._dtype)
 
@@ -251,13 +251,13 @@ class DenseStage(Stage):
         self._at, rows, _ = outputs.live()
         super().__init__(torch.cat([rows for _, rows, _ in self._inputs]), rows)
 
-    @cached_property
+    @once
     def _into(self) -> list[Link]:
         parts = self.reads.split([len(at) for at, _, _ in self._inputs])
         return [Link(at.int(), rows, scale, self._dtype)
                 for (at, _, scale), rows in zip(self._inputs, parts, strict=True)]
 
-    @cached_property
+    @once
     def _out(self) -> Link:
         return Link(self.writes, self._at.int(), None, self._dtype)
 
@@ -301,4 +301,5 @@ def _pairs(inside: Tensor, outside: Tensor, neighbours: Tensor) -> int:
 def _together(entries: list[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor | None:
     if all(scale is None for _, _, scale in entries):
         return None
-    return torch.cat([torch.ones(len(to), dtype=dtype) if scale is None else scale for to, _, scale in entries])
+    return torch.cat([torch.ones(len(to), dtype=dtype, device="cpu") if scale is None else scale
+                      for to, _, scale in entries])

@@ -103,7 +103,8 @@ class Join:
 
     @staticmethod
     def of_units(unit: Tensor, sizes: tuple[int, ...]) -> Join:
-        in_order = len(unit) == sum(sizes) and torch.equal(unit, torch.arange(len(unit), dtype=unit.dtype))
+        counted = torch.arange(len(unit), dtype=unit.dtype, device="cpu")
+        in_order = len(unit) == sum(sizes) and torch.equal(unit, counted)
         return Join(None if in_order else unit, sizes)
 
     def reach(self, live: Sequence[Tensor | None]) -> Tensor:
@@ -123,16 +124,17 @@ class Join:
         """The output's units, given the inputs'."""
         row, scale = self._of([s and s.row for s in sources], -1, torch.int32), None
         if any(s is not None and s.scale is not None for s in sources):
-            scale = self._of([None if s is None else torch.ones(size, dtype=dtype) if s.scale is None else s.scale
-                              for s, size in zip(sources, self.sizes, strict=True)], 0, dtype)
+            ones = [torch.ones(size, dtype=dtype, device="cpu") for size in self.sizes]
+            scale = self._of([None if s is None else one if s.scale is None else s.scale
+                              for s, one in zip(sources, ones, strict=True)], 0, dtype)
         return Units(row, scale)
 
     def _of(self, parts: Sequence[Tensor | None], missing: float, dtype: torch.dtype) -> Tensor:
-        values = [torch.full((size,), missing, dtype=dtype) if part is None else part
+        values = [torch.full((size,), missing, dtype=dtype, device="cpu") if part is None else part
                   for part, size in zip(parts, self.sizes, strict=True)]
         if self.unit is None:
             return torch.cat(values)
-        return torch.cat([*values, torch.full((1,), missing, dtype=dtype)])[self.unit]
+        return torch.cat([*values, torch.full((1,), missing, dtype=dtype, device="cpu")])[self.unit]
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def select(mask: Tensor, values: Tensor, otherwise: float) -> Tensor:
 def _bits(dtype: torch.dtype, number: float) -> tuple[torch.dtype, int]:
     """(the whole numbers of as many bytes, the one with the number's bits)."""
     whole = torch.int32 if dtype.itemsize == 4 else torch.int64
-    return whole, int(torch.tensor(number, dtype=dtype).view(whole))
+    return whole, int(torch.tensor(number, dtype=dtype, device="cpu").view(whole))
 
 
 def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Pick | Mix | None:
@@ -179,7 +181,7 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) 
         return None
     unit = None
     if term.units is not unchanged:
-        numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32).reshape(1, *own)
+        numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32, device="cpu").reshape(1, *own)
         unit = term.units(numbers).reshape(-1) - 1
     partial = unit is not None and bool((unit < 0).any())
     factor = kept = None
@@ -191,6 +193,6 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) 
         if not bool(open_.all()):
             kept = open_.expand(shape).reshape(-1)
     elif term.factor != 1:
-        factor = torch.full((), term.factor, dtype=dtype).expand(shape)
-        kept = torch.zeros(shape.numel(), dtype=torch.bool) if term.factor == 0 else None
+        factor = torch.full((), term.factor, dtype=dtype, device="cpu").expand(shape)
+        kept = torch.zeros(shape.numel(), dtype=torch.bool, device="cpu") if term.factor == 0 else None
     return Pick(unit, factor, partial, kept)
