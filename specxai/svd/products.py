@@ -38,6 +38,11 @@ class Counted(LinearOperator):
         self.add(Y.shape[1])
         return X
 
+    @property
+    def spent(self) -> int:
+        """Columns in all, rough ones and those of the operator that they stand for."""
+        return self._whole.products
+
     def add(self, columns: int) -> None:
         self._whole.products += columns
         self.bar.update(columns)
