@@ -5,8 +5,8 @@ iteration needs log n / ε (Musco & Musco 2015, arXiv 1504.05477, thm 1; Tropp &
 bases are orthonormalised at every step, so the powers are never formed and small singular values are not squared away.
 The depth grows until the certificates hold; past `max_basis` a thick restart keeps the leading Ritz pairs.
 
-Where an operator has rough products and the tolerance is no finer than their rounding, a first basis is grown from
-those.  Its leading Ritz vectors carry the noise of rounding, which points anywhere, so that R, which is small on a
+Where an operator has rough products and the tolerance is not much finer than their rounding, a first basis is grown
+from those.  Its leading Ritz vectors carry the noise of rounding, which points anywhere, so that R, which is small on a
 random direction, takes it away: a block of them, multiplied there and back in full precision, mostly holds already.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specxai.svd.auto import GUARD
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
 from specxai.svd.orth import extend, small_svd_cost, tall_product
 from specxai.svd.products import Counted, gaussian, generator_of
@@ -28,10 +29,7 @@ __all__ = ["krylov"]
 CHECK_WORTH, CHECK_GROWTH = 2, 1.2
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
-# Tolerance from which on rough products, which round to about 2e-3, find what one block in full precision can finish.
-ROUGH_TOLERANCE = 2.0**-12
-# Of the tolerance, what the rough basis must reach, and Ritz vectors beyond the rank that are carried over from it.
-SOUGHT, GUARD = 0.7, 14
+SOUGHT = 0.7  # of the tolerance, what a basis of rough products must reach
 
 
 def krylov(
@@ -40,6 +38,7 @@ def krylov(
     tol: float,
     *,
     block: int,
+    rough: bool,
     max_basis: int | None,
     max_products: int,
     seed: int,
@@ -50,14 +49,14 @@ def krylov(
 
     With a rank: until each of its residuals is certain to be ≤ tol λ₁, or is near the floor.  Without: until the error
     bound is ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
+    `rough`: a rank is sought with rough products first.
     """
     generator = generator_of(seed)
     held = HeldOut(operator, generator)
     floor = rounding_floor(held.norm, operator.dtype)
     growth = _Growth(rank, tol, held, floor, generator, block, max_basis, max_products)
-    rough = operator.rough() if rank is not None and tol >= ROUGH_TOLERANCE else None
-    if rough is not None:
-        space = Space(rough)
+    if rough:
+        space = Space(operator.rough())
         growth.tol, growth.max_products = SOUGHT * tol, max_products - 6 * (rank + GUARD)
         growth.run(space, start)
         X, _ = space.leading(rank + GUARD)
