@@ -12,6 +12,8 @@ random direction, takes it away: a block of them, multiplied there and back in f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,12 @@ from specxai.svd.space import Space
 
 __all__ = ["krylov"]
 
-# The projected SVD is repeated when the products since cost this many times as much, and at the latest when the basis
-# has grown by this factor.
-CHECK_WORTH, CHECK_GROWTH = 2, 1.2
+# The projected SVD is repeated when the products since cost this many times as much, then after this part of the way
+# that the last two residuals foretell, and at the latest when the basis has grown by this factor.
+CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.3
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
-SOUGHT = 0.7  # of the tolerance, what a basis of rough products must reach
+SOUGHT = 1.2  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
 
 
 def krylov(
@@ -64,7 +66,7 @@ def krylov(
         del space, X
         growth.tol, growth.max_products, growth.block = tol, max_products, max(block, start.shape[1])
         settings = {**settings, "rough_depth": growth.depth}
-    space = Space(operator)
+    space = Space(operator, keep_first=rough)
     converged = growth.run(space, start)
     return space.result(
         held, floor, growth.k, method="krylov", seed=seed, converged=converged, goal=tol, wanted=rank,
@@ -80,11 +82,12 @@ class _Growth:
         self.rank, self.tol, self.held, self.floor, self.generator = rank, tol, held, floor, generator
         self.block, self.max_basis, self.max_products = block, max_basis, max_products
         self.k, self.depth = rank or 0, 0
+        self.seen: list[tuple[int, float, float]] = []  # the last two checks: basis, residual, goal
 
     def run(self, space: Space, start: Tensor | None) -> bool:
         """Did they converge?"""
         operator, rows = space.operator, space.operator.shape[0]
-        new, next_check, self.depth = self._fresh(space, start), 0, 0
+        new, next_check, self.depth, self.seen = self._fresh(space, start), 0, 0, []
         while True:
             if new.shape[1] == 0:  # the Krylov space is invariant: a repeated singular value may still hide outside
                 new = self._fresh(space)
@@ -106,10 +109,11 @@ class _Growth:
             spent = operator.spent >= self.max_products or (full and self.rank is None)
             if space.size < next_check and not (spent or restart):
                 continue
-            columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
-            next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
             if self._holds(space, C, right.shape[1]):
                 return True
+            columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
+            columns = max(columns, CHECK_AHEAD * self._missing())
+            next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
             if spent:
                 return False
             if restart:
@@ -136,7 +140,18 @@ class _Growth:
         residual = torch.linalg.norm(C @ X[X.shape[0] - newest :], dim=0)
         worst, largest = (float(t.max()) if t.numel() else float("inf") for t in (residual, s))
         bar.describe(f"basis {space.size}, residual {worst / largest if largest else 0:.1e} λ₁")
-        return space.size > self.rank and worst <= max(self.tol * largest - 2 * self.floor, self.floor)
+        goal = max(self.tol * largest - 2 * self.floor, self.floor)
+        self.seen = [*self.seen[-1:], (space.size, worst, goal)]
+        return space.size > self.rank and worst <= goal
+
+    def _missing(self) -> float:
+        """Columns until the residual meets its goal, if it goes on falling as between the last two checks."""
+        if len(self.seen) < 2:
+            return 0.0
+        (before, larger, _), (now, worst, goal) = self.seen
+        if not 0 < goal < worst < larger < math.inf:
+            return 0.0
+        return (now - before) * math.log(worst / goal) / math.log(larger / worst)
 
     def _tolerance_holds(self, space: Space, s: Tensor) -> bool:
         """Is the error bound of the leading `k` ≤ tol ‖R‖_F for some k?  All of them where it is not."""

@@ -59,15 +59,18 @@ class Basis:
 class Space:
     """The bases Q, P and the projection T, grown block by block.
 
-    image   RP, where a solver has multiplied all of it: RV is then part of it, to rounding
+    image, back   RP and RᵀQ, where all of them has been multiplied at once: RV and RᵀU are then part of them, to
+                  rounding
     """
 
-    def __init__(self, operator: LinearOperator) -> None:
+    def __init__(self, operator: LinearOperator, keep_first: bool = False) -> None:
         m, n = operator.shape
         self.operator = operator
+        self._keep_first = keep_first  # RᵀQ of the first block, which takes as much memory as P
         self._left, self._right = Basis(m, operator), Basis(n, operator)
         self.T = torch.zeros(0, 0, dtype=torch.float64, device=operator.device)
         self.image: Tensor | None = None
+        self.back: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -83,7 +86,9 @@ class Space:
 
     def add(self, Q: Tensor, floor: float) -> Tensor:
         """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
-        P, H, C = extend(self.P, self.operator.rmatmat(Q), floor, overwrite=self.operator.own_products)
+        mapped, first = self.operator.rmatmat(Q), self._keep_first and self.size == 0
+        P, H, C = extend(self.P, mapped, floor, overwrite=self.operator.own_products and not first)
+        self.back = mapped if first else None
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
         self._left.append(Q)
@@ -110,6 +115,7 @@ class Space:
     def compress(self, keep: int) -> None:
         """Keep the `keep` leading Ritz pairs only (thick restart, Baglama & Reichel 2005)."""
         X, s, Y = self.ritz()
+        self.image = self.back = None
         self._left.replace(tall_product(self.Q, Y[:, :keep]))
         self._right.replace(tall_product(self.P, X[:, :keep]))
         self.T = torch.diag(s[:keep])
@@ -142,7 +148,9 @@ class Space:
         V = tall_product(self.P, X[:, :k], overwrite=2 * k > X.shape[0])  # else most of P would stay for its sake
         self._right.replace(V)  # P is not needed any more, and as large as an operator's blocks
         forward = forward_residuals(operator, U, S, V) if forward is None else forward
-        adjoint = adjoint_residuals(operator, U, S, V)
+        back, self.back = self.back, None
+        adjoint = adjoint_residuals(operator, U, S, V) if back is None else distances(
+            tall_product(back, Y[:, :k]), V, S)
         known = float((s[k:] ** 2).sum() + (adjoint**2).sum())
         unseen = held.unseen(self.Q)
         norm = max(held.norm, float(torch.linalg.norm(s)))  # Σσᵢ² ≤ ‖R‖_F², of which the other is an estimate
