@@ -100,9 +100,8 @@ class LocalOperator(LinearOperator):
         """Operations of one column's product as the backend runs it, a multiply-add counted as two."""
         return self._products.flops + self.shape[0]
 
-    @property
-    def efficient_columns(self) -> int:
-        return self._products.efficient_columns
+    def column_cost(self, columns: int) -> float:
+        return self._products.column_cost(columns)
 
     @property
     def own_products(self) -> bool:
@@ -191,3 +190,6 @@ class RoughOperator(LinearOperator):
     @property
     def flops(self) -> int:
         return self._full.flops
+
+    def column_cost(self, columns: int) -> float:
+        return self._full._products.column_cost(columns, rough=True)

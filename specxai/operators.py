@@ -234,10 +234,12 @@ class LinearOperator(ABC):
         """Floating-point operations of one column's product, a multiply-add counted as two."""
         return 2 * self.shape[0] * self.shape[1]
 
-    @property
-    def efficient_columns(self) -> int:
-        """The fewest columns of a product that cost about as little each as those of a wide one."""
-        return 16
+    def column_cost(self, columns: int) -> float:
+        """What a column of a product of so many takes, as a multiple of its operations at the processor's peak.
+
+        Solvers choose their blocks by it; only ratios matter.
+        """
+        return max(1.0, 16 / columns)
 
     @property
     def own_products(self) -> bool:
@@ -376,9 +378,8 @@ class ComposedOperator(LinearOperator):
     def flops(self) -> int:
         return self.left.flops + self.right.flops
 
-    @property
-    def efficient_columns(self) -> int:
-        return max(self.left.efficient_columns, self.right.efficient_columns)
+    def column_cost(self, columns: int) -> float:
+        return max(self.left.column_cost(columns), self.right.column_cost(columns))
 
     @property
     def own_products(self) -> bool:
@@ -427,9 +428,8 @@ class AdjointOperator(LinearOperator):
     def flops(self) -> int:
         return self.original.flops
 
-    @property
-    def efficient_columns(self) -> int:
-        return self.original.efficient_columns
+    def column_cost(self, columns: int) -> float:
+        return self.original.column_cost(columns)
 
     @property
     def own_products(self) -> bool:

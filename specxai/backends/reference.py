@@ -169,11 +169,10 @@ class Products(Protocol):
 
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
-    efficient_columns: int  # as of an operator
-
     @property
     def flops(self) -> int: ...
     def product_bytes(self, columns: int) -> int: ...
+    def column_cost(self, columns: int, rough: bool = False) -> float: ...
     def costs(self) -> list[tuple[int, int, int]]: ...
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor: ...
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor: ...
@@ -187,7 +186,6 @@ class DenseProducts:
 
     backend = "reference"
     has_rough = False
-    efficient_columns = 16
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  dtype: torch.dtype, columns: Tensor | None, rows: Tensor | None) -> None:
@@ -200,6 +198,9 @@ class DenseProducts:
 
     def product_bytes(self, columns: int) -> int:
         return self._probe_bytes * columns
+
+    def column_cost(self, columns: int, rough: bool = False) -> float:
+        return max(1.0, 16 / columns)
 
     def costs(self) -> list[tuple[int, int, int]]:
         return []

@@ -16,6 +16,7 @@ from specxai._vision import import_vision
 from specxai.squares.data import squares
 from specxai.squares.model import SquaresNet
 from specxai.svd.certify import HELD_OUT
+from specxai.svd.solve import DEFAULT_TOLERANCE
 from specxai.zoo.digits import LAST_CONV_LAYER, digits_data, load_digits_net
 
 WEIGHTS_SEED, INPUT_SEED, SOLVER_SEED = 0, 1, 2
@@ -24,7 +25,7 @@ COLUMNS, POWER_ITERATIONS, RANK = 64, 2, 50
 
 @dataclass(frozen=True)
 class Question:
-    """One use of `specxai.svd`, put to every operator with the same settings.
+    """One use of `specxai.svd`, or of `specxai.explain`, put to every peer with the same settings.
 
     timed_from   "operator": gates are fixed beforehand; "input": fixing them at a new input is part of the time
     settings     arguments of `specxai.svd`
@@ -47,6 +48,9 @@ QUESTIONS = {
         ),
         Question("first", "from a new input to the first 10 triplets, residuals at most 1e-3 λ₁", "input",
                  {"method": "auto", "rank": 10, "tol": 1e-3, "max_products": 2048}),
+        Question("default", f"the plain call, specxai.explain(model, x, layer, rank={RANK}), capture and certificates "
+                 "included; the peers' decomposition alone, to the same residual", "input",
+                 {"rank": RANK, "tol": DEFAULT_TOLERANCE}),
         Question("exact", "from a new input to all triplets, exact", "input", {"method": "exact"}),
     )
 }  # fmt: skip
@@ -138,13 +142,13 @@ def _shift(model: nn.Module, layer: str, images: Tensor, share: float) -> None:
 CASES = {
     case.name: case
     for case in (
-        Case("digits", digits, LAST_CONV_LAYER, ("equal", "first", "exact"), rounds=5),
+        Case("digits", digits, LAST_CONV_LAYER, ("default", "equal", "first", "exact"), rounds=5),
         Case("autoencoder8", autoencoder, None, ("exact",), rounds=3),
-        Case("alexnet", lambda: vision("alexnet"), "features.12", ("equal",), ("first",)),
-        Case("resnet18", lambda: vision("resnet18"), "layer4", ("equal",), ("first",)),
-        Case("vgg11_bn", lambda: vision("vgg11_bn"), "features.28", ("equal",), ("first",)),
-        Case("densenet121", lambda: vision("densenet121"), "features", (), ("equal", "first")),
+        Case("alexnet", lambda: vision("alexnet"), "features.12", ("equal",), ("default", "first")),
+        Case("resnet18", lambda: vision("resnet18"), "layer4", ("equal",), ("default", "first")),
+        Case("vgg11_bn", lambda: vision("vgg11_bn"), "features.28", ("equal",), ("default", "first")),
+        Case("densenet121", lambda: vision("densenet121"), "features", (), ("default", "equal", "first")),
         Case("vgg11_bn_fc", lambda: vision("vgg11_bn", closed=("classifier.0", "classifier.3")), "classifier.5",
-             (), ("exact",)),
+             (), ("default", "exact")),
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@ their own over the products of `torch.func`.  `Subject.check` compares each with
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +100,7 @@ class Subject:
 
     def left_out(self, peer: str, question: str) -> str | None:
         """Why a peer cannot be run on this case, None where it can."""
-        if peer in SOLVERS and question != "first":
+        if peer in SOLVERS and question not in ("first", "default"):
             return "finds the leading triplets by products of its own choice"
         if peer in (AUTOGRAD, CHAIN) and question == "exact":
             return "the same as matrix-free, slower"
@@ -139,6 +140,11 @@ class Subject:
             settings = question.settings
         if peer in SOLVERS:
             return lambda: self._solved(peer, settings)
+        if question.name == "default" and peer in (REFERENCE, AUTO):
+            # A model of its own each time, as a capture would be found again.
+            chosen = {} if peer == AUTO else {"backend": "reference"}
+            return lambda: specxai.explain(copy.deepcopy(self.model), self.x, self.case.layer, rank=settings["rank"],
+                                           seed=SOLVER_SEED, progress=False, **chosen)
         if question.timed_from == "input":
             # jvp: tracing by linearize would cost more than the forward passes that it saves.
             return lambda: specxai.svd(self.operator(peer, "jvp"), seed=SOLVER_SEED, progress=False, **settings)
@@ -148,7 +154,7 @@ class Subject:
     def _solved(self, peer: str, settings: dict) -> Triplets:
         rank, tol = settings["rank"], settings["tol"]
         if peer == SKERCH:
-            return skerch_svd(self.operator(peer, "jvp"), rank, tol, SOLVER_SEED, settings["max_products"])
+            return skerch_svd(self.operator(peer, "jvp"), rank, tol, SOLVER_SEED, settings.get("max_products", 4096))
         # One vector at a time: the traced tangent map is then the faster one.
         return scipy_svds(self.operator(peer), rank, tol, peer.removeprefix("scipy ").lower(), SOLVER_SEED)
 
@@ -163,6 +169,10 @@ class Subject:
         return J, *torch.linalg.svd(J, full_matrices=False)
 
     def answer(self, result) -> Answer:
+        if isinstance(result, specxai.Explanation):
+            solver, worst = result.settings["svd"], float(result.residuals.max())
+            return Answer(result.S, _ratio(result.error, solver["norm"]), _ratio(solver["estimate"], solver["norm"]),
+                          _ratio(worst, result.S[0]), result.products, solver["converged"], result.method)
         if isinstance(result, Triplets):
             worst = residual(self.reference, result)
             return Answer(result.S, None, None, worst, result.products, result.converged, result.method)

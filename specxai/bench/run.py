@@ -68,6 +68,9 @@ def svds(subject: Subject, question: str, peers: Sequence[str], full: bool, memo
             truth["values"] = torch.linalg.svdvals(result[0].double())
         row = {"group": f"{subject.case.name} {question}", **spread(times),
                **facts(subject, question, peer, result, difference, truth.get("values"), left_out)}
+        if question == "default" and peer == AUTO:
+            live = subject.operator(AUTO).flops * row["products"]
+            row["of_peak"] = live / row["median"] / native.multiply_add_peak(subject.x.dtype)
         del result
         gc.collect()
         if memory:

@@ -34,7 +34,7 @@ from specxai.svd.certify import (
     safety_factor,
 )
 from specxai.svd.orth import gram, small_eigh, small_svd, tall_product, tall_qr
-from specxai.svd.products import Counted, gaussian, generator_of
+from specxai.svd.products import Counted, gaussian, generator_of, scale_of
 from specxai.svd.result import SVDResult
 
 __all__ = ["exact", "useful_cut"]
@@ -73,6 +73,12 @@ class Factors:
             forward = distances(image, u, s) if self.Q is None else product_distances(self.Q, image, u, s)
             parts.append(torch.stack([forward, product_distances(self.B, self.across(u), v, s)]))
         return tuple(torch.cat(parts, 1))
+
+    def outside(self, V: Tensor, generator: torch.Generator) -> float:
+        """Bound of ‖R − R V Vᵀ‖_F for the factors' R, as in `HeldOut`: it fails with probability 1e-5."""
+        probes = torch.randn(len(V), SAMPLED, generator=generator, dtype=torch.float64, device="cpu").to(V)
+        rest = probes - tall_product(V, gram(V, probes))
+        return safety_factor(SAMPLED) / math.sqrt(SAMPLED) * float(torch.linalg.norm(self.inside(rest)))
 
     def rounding(self, operator: LinearOperator, generator: torch.Generator, adjoint: bool) -> list[float]:
         """Bounds of ‖R − Q C Bᵀ‖_F, R being the operator's own products: forward, and where asked for adjoint ones.
@@ -126,7 +132,8 @@ def exact(operator: Counted, rank: int | None, tol: float | None, *, seed: int, 
     # ‖R − UΣVᵀ‖_F² = ‖RV − UΣ‖_F² + ‖R(I − VVᵀ)‖_F², the first measured, the second known but for rounding.
     forward, adjoint = (residual_norms(turned, U, S, V) if few else factors.residuals(U, S, V))
     _check_finite(operator, forward, adjoint, torch.tensor(rounding, device="cpu"))
-    known = math.sqrt(float((s[k:] ** 2).sum() + (forward**2).sum()))
+    left_out = float((s[k:] ** 2).sum()) if k < width else factors.outside(V, generator_of(seed + 1)) ** 2
+    known = math.sqrt(left_out + float((forward**2).sum()))
     error = known + max(FLOORS * floor, *rounding)
     del Q, B, factors
     if flipped:
@@ -158,6 +165,11 @@ def _factors(operator: Counted, cut: Cut | None) -> tuple[Tensor | None, Tensor 
     A = _columns(cut.left, operator, count=True)
     B = _columns(cut.right.T, operator, count=False)  # the other half of the same columns
     _check_finite(operator, A, B)
+    # Each on its own, as a product within the range of numbers may have factors that are not.
+    scales = [scale_of(factor) or 1.0 for factor in (A, B)]
+    for factor, scale in zip((A, B), scales, strict=True):
+        factor.mul_(scale)
+    operator.scale = scales[0] * scales[1]
     flipped = m > n
     if flipped:
         A, B = B, A

@@ -4,26 +4,34 @@ The basis spans [RΩ, (RRᵀ)RΩ, …, (RRᵀ)^d RΩ].  For a gap-free guarantee
 iteration needs log n / ε (Musco & Musco 2015, arXiv 1504.05477, thm 1; Tropp & Webber 2023, arXiv 2306.12418).  Both
 bases are orthonormalised at every step, so the powers are never formed and small singular values are not squared away.
 The depth grows until the certificates hold; past `max_basis` a thick restart keeps the leading Ritz pairs.
+
+Where an operator has rough products and the tolerance is not much finer than their rounding, a first basis is grown
+from those.  Its leading Ritz vectors carry the noise of rounding, which points anywhere, so that R, which is small on a
+random direction, takes it away: a block of them, multiplied there and back in full precision, mostly holds already.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from specxai.svd.auto import GUARD
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
-from specxai.svd.orth import extend, small_svd_cost
+from specxai.svd.orth import extend, small_svd_cost, tall_product
 from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
 from specxai.svd.space import Space
 
 __all__ = ["krylov"]
 
-# The projected SVD is repeated when the products since cost this many times as much, and at the latest when the basis
-# has grown by this factor.
-CHECK_WORTH, CHECK_GROWTH = 4, 1.2
+# The projected SVD is repeated when the products since cost this many times as much, then after this part of the way
+# that the last two residuals foretell, and at the latest when the basis has grown by this factor.
+CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.3
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
+SOUGHT = 1.2  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
 
 
 def krylov(
@@ -32,6 +40,7 @@ def krylov(
     tol: float,
     *,
     block: int,
+    rough: bool,
     max_basis: int | None,
     max_products: int,
     seed: int,
@@ -42,70 +51,112 @@ def krylov(
 
     With a rank: until each of its residuals is certain to be ≤ tol λ₁, or is near the floor.  Without: until the error
     bound is ≤ tol ‖R‖_F; the basis is then not restarted.  `start` (n, j) replaces the first j probes (a warm start).
+    `rough`: a rank is sought with rough products first.
     """
     generator = generator_of(seed)
     held = HeldOut(operator, generator)
     floor = rounding_floor(held.norm, operator.dtype)
-    complete_at = min(operator.shape)
-    space = Space(operator)
-    new = _fresh(space, block, generator, floor, start)
-    k, converged, next_check, depth = rank or 0, False, 0, 0
-    while True:
-        if new.shape[1] == 0:  # the Krylov space is invariant: a repeated singular value may still hide outside
-            new = _fresh(space, block, generator, floor)
-        complete = new.shape[1] == 0 or space.size >= complete_at
-        if complete:
-            k = _truncate(space, rank, tol, 0.0)
-            converged = True
-            break
-        depth += 1
-        right = space.add(new[:, : complete_at - space.size], floor)
-        new, _, C = extend(space.Q, operator.matmat(right), floor)
-        if space.size >= complete_at or new.shape[1] == 0:
-            continue
-        full = max_basis is not None and space.size + new.shape[1] > max_basis
-        restart = full and rank is not None
-        spent = operator.products >= max_products or (full and rank is None)
-        if space.size < next_check and not (spent or restart):
-            continue
-        columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
-        next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
-        X, s, _ = space.ritz()
-        if rank is not None:
-            # (I − QQᵀ)RP is zero but for the newest columns of P, where it is `new` C.
-            residual = torch.linalg.norm(C @ X[X.shape[0] - right.shape[1] :, :rank], dim=0)
-            worst = float(residual.max()) if residual.numel() else float("inf")
-            operator.bar.describe(f"basis {space.size}, residual {worst / max(float(s[0]), 1e-300):.1e} λ₁")
-            converged = space.size > rank and worst <= max(tol * float(s[0]) - 2 * floor, floor)
-        else:
-            unseen = held.factor * held.unseen(space.Q)
-            operator.bar.describe(f"basis {space.size}, unseen {unseen / max(held.norm, 1e-300):.1e} ‖R‖")
-            found = space.truncation(s, tol, unseen + 2 * FLOORS * floor)
-            converged, k = found is not None, len(s) if found is None else found
-        if converged or spent:
-            break
-        if restart:
-            space.compress(min(max(rank + block, int(KEPT * max_basis)), space.size - block))
-            next_check = (space.size + max_basis) // 2
+    growth = _Growth(rank, tol, held, floor, generator, block, max_basis, max_products)
+    if rough:
+        space = Space(operator.rough())
+        growth.tol, growth.max_products = SOUGHT * tol, max_products - 6 * (rank + GUARD)
+        growth.run(space, start)
+        X, _ = space.leading(rank + GUARD)
+        start = tall_product(space.P, X)
+        del space, X
+        growth.tol, growth.max_products, growth.block = tol, max_products, max(block, start.shape[1])
+        settings = {**settings, "rough_depth": growth.depth}
+    space = Space(operator, keep_first=rough)
+    converged = growth.run(space, start)
     return space.result(
-        held, floor, k, method="krylov", seed=seed, converged=converged, settings={**settings, "depth": depth}
-    )
+        held, floor, growth.k, method="krylov", seed=seed, converged=converged, goal=tol, wanted=rank,
+        settings={**settings, "depth": growth.depth},
+    )  # fmt: skip
 
 
-def _fresh(space: Space, block: int, generator: torch.Generator, floor: float, start: Tensor | None = None) -> Tensor:
-    """New left directions from the operator's action on random vectors; none where the range is exhausted."""
-    operator = space.operator
-    probes = gaussian(operator.shape[1], min(block, *operator.shape), generator, operator)
-    if start is not None:
-        warm = start[:, : probes.shape[1]].to(probes)
-        probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
-    # A probe has norm √n, so what rounding leaves of an exhausted range is that much larger than the floor.
-    return extend(space.Q, operator.matmat(probes / operator.shape[1] ** 0.5), floor)[0]
+class _Growth:
+    """Blocks added to a space until its leading triplets hold; `k` of them, after `depth` blocks."""
 
+    def __init__(self, rank: int | None, tol: float, held: HeldOut, floor: float, generator: torch.Generator,
+                 block: int, max_basis: int | None, max_products: int) -> None:
+        self.rank, self.tol, self.held, self.floor, self.generator = rank, tol, held, floor, generator
+        self.block, self.max_basis, self.max_products = block, max_basis, max_products
+        self.k, self.depth = rank or 0, 0
+        self.seen: list[tuple[int, float, float]] = []  # the last two checks: basis, residual, goal
 
-def _truncate(space: Space, rank: int | None, tol: float, unseen: float) -> int:
-    if rank is not None:
-        return rank
-    _, s, _ = space.ritz()
-    found = space.truncation(s, tol, unseen)
-    return len(s) if found is None else found
+    def run(self, space: Space, start: Tensor | None) -> bool:
+        """Did they converge?"""
+        operator, rows = space.operator, space.operator.shape[0]
+        new, next_check, self.depth, self.seen = self._fresh(space, start), 0, 0, []
+        while True:
+            if new.shape[1] == 0:  # the Krylov space is invariant: a repeated singular value may still hide outside
+                new = self._fresh(space)
+            if new.shape[1] == 0 or space.size >= rows:
+                self.k = len(space.T) if self.rank is None else self.rank
+                if self.rank is None:
+                    self._tolerance_holds(space, space.ritz()[1])
+                return True
+            self.depth += 1
+            right = space.add(new[:, : rows - space.size], self.floor)
+            mapped = operator.matmat(right)
+            new, _, C = extend(space.Q, mapped, self.floor)
+            if self.depth == 1:  # all of P has then been multiplied
+                space.image = mapped
+            if space.size >= rows or new.shape[1] == 0:
+                continue
+            full = self.max_basis is not None and space.size + new.shape[1] > self.max_basis
+            restart = full and self.rank is not None
+            spent = operator.spent >= self.max_products or (full and self.rank is None)
+            if space.size < next_check and not (spent or restart):
+                continue
+            if self._holds(space, C, right.shape[1]):
+                return True
+            columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
+            columns = max(columns, CHECK_AHEAD * self._missing())
+            next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
+            if spent:
+                return False
+            if restart:
+                wanted = max(self.rank + self.block, int(KEPT * self.max_basis))
+                space.compress(min(wanted, space.size - self.block))
+                next_check = (space.size + self.max_basis) // 2
+
+    def _fresh(self, space: Space, start: Tensor | None = None) -> Tensor:
+        """New left directions from the operator's action on random vectors; none where the range is exhausted."""
+        operator = space.operator
+        probes = gaussian(operator.shape[1], min(self.block, *operator.shape), self.generator, operator)
+        if start is not None:
+            warm = start[:, : probes.shape[1]].to(probes)
+            probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
+        # A probe has norm √n, so what rounding leaves of an exhausted range is that much larger than the floor.
+        return extend(space.Q, operator.matmat(probes / operator.shape[1] ** 0.5), self.floor)[0]
+
+    def _holds(self, space: Space, C: Tensor, newest: int) -> bool:
+        """Is the tolerance met?  (I − QQᵀ)RP is zero but for the `newest` columns of P, where it is new C."""
+        bar = space.operator.bar
+        if self.rank is None:
+            return self._tolerance_holds(space, space.ritz()[1])
+        X, s = space.leading(self.rank)
+        residual = torch.linalg.norm(C @ X[X.shape[0] - newest :], dim=0)
+        worst, largest = (float(t.max()) if t.numel() else float("inf") for t in (residual, s))
+        bar.describe(f"basis {space.size}, residual {worst / largest if largest else 0:.1e} λ₁")
+        goal = max(self.tol * largest - 2 * self.floor, self.floor)
+        self.seen = [*self.seen[-1:], (space.size, worst, goal)]
+        return space.size > self.rank and worst <= goal
+
+    def _missing(self) -> float:
+        """Columns until the residual meets its goal, if it goes on falling as between the last two checks."""
+        if len(self.seen) < 2:
+            return 0.0
+        (before, larger, _), (now, worst, goal) = self.seen
+        if not 0 < goal < worst < larger < math.inf:
+            return 0.0
+        return (now - before) * math.log(worst / goal) / math.log(larger / worst)
+
+    def _tolerance_holds(self, space: Space, s: Tensor) -> bool:
+        """Is the error bound of the leading `k` ≤ tol ‖R‖_F for some k?  All of them where it is not."""
+        unseen = self.held.factor * self.held.unseen(space.Q)
+        space.operator.bar.describe(f"basis {space.size}, unseen {unseen / max(self.held.norm, 1e-300):.1e} ‖R‖")
+        found = space.truncation(s, self.tol, unseen + 2 * FLOORS * self.floor)
+        self.k = len(s) if found is None else found
+        return found is not None

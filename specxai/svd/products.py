@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,31 +13,51 @@ from torch import Tensor
 from specxai.native import empty
 from specxai.operators import LinearOperator
 
-__all__ = ["Counted", "ProgressBar", "gaussian", "generator_of"]
+__all__ = ["Counted", "ProgressBar", "gaussian", "generator_of", "scale_of"]
 
 
 LARGE, PARTS = 1 << 20, 8  # numbers from which probes are drawn in parts, and how many
 
 
+# Powers of two between which an operator's numbers are left as they are; others are scaled, as solvers square them.
+SAFE = {torch.float32: 30, torch.float64: 100}
+
+
 class Counted(LinearOperator):
-    """An operator that counts the columns sent through it and moves a progress bar."""
+    """An operator that counts the columns sent through it and moves a progress bar.
+
+    What it multiplies is the operator times `scale`, a power of two that the first product decides, so that squares of
+    its numbers neither overflow nor vanish.  Every product is a new tensor.
+    """
 
     def __init__(self, operator: LinearOperator, bar: ProgressBar, whole: Counted | None = None) -> None:
         super().__init__(operator.shape, operator.dtype, operator.device)
         self.operator = operator
         self.bar = bar
         self.products = 0
-        self._whole = whole or self  # whose columns these are
+        self.scale: float | None = None
+        self._whole = whole or self  # whose columns and scale these are
 
     def _matmat(self, X: Tensor) -> Tensor:
         Y = self.operator.matmat(X)
         self.add(X.shape[1])
-        return Y
+        return self._scaled(Y)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         X = self.operator.rmatmat(Y)
         self.add(Y.shape[1])
-        return X
+        return self._scaled(X)
+
+    def _scaled(self, product: Tensor) -> Tensor:
+        product = product if self.operator.own_products else product.clone()
+        if self._whole.scale is None:
+            self._whole.scale = scale_of(product)
+        return product if self._whole.scale in (None, 1.0) else product.mul_(self._whole.scale)
+
+    @property
+    def spent(self) -> int:
+        """Columns in all, rough ones and those of the operator that they stand for."""
+        return self._whole.products
 
     def add(self, columns: int) -> None:
         self._whole.products += columns
@@ -48,7 +69,7 @@ class Counted(LinearOperator):
 
     @property
     def own_products(self) -> bool:
-        return self.operator.own_products
+        return True
 
     def narrowest_cut(self):
         return self.operator.narrowest_cut()
@@ -56,6 +77,21 @@ class Counted(LinearOperator):
     def rough(self) -> Counted | None:
         cheaper = self.operator.rough()
         return None if cheaper is None else Counted(cheaper, self.bar, self._whole)
+
+
+def scale_of(block: Tensor) -> float | None:
+    """The power of two that brings the largest number of a block to about 1, 1.0 where it is safe as it is.
+
+    None for a block of zeros, or one that is not finite.
+
+    >>> scale_of(torch.tensor([[1e-25, 1e-30]])) == 2.0**83, scale_of(torch.ones(1, 1)), scale_of(torch.zeros(1, 1))
+    (True, 1.0, None)
+    """
+    largest = float(block.abs().max()) if block.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return None
+    exponent, most = math.frexp(largest)[1], math.frexp(torch.finfo(block.dtype).max)[1] - 8
+    return 1.0 if abs(exponent) <= SAFE.get(block.dtype, 30) else 2.0 ** -max(exponent, -most)
 
 
 class ProgressBar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from numbers import Real
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from specxai import native
 from specxai._fork import survive_fork
 from specxai.operators import LinearOperator, as_integer
-from specxai.svd.auto import Choice, choose, default_basis, default_block
+from specxai.svd.auto import BLOCKS, Blocks, Choice, choose, choose_blocks, default_basis
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
 from specxai.svd.precision import full_precision
@@ -22,7 +23,9 @@ __all__ = ["METHODS", "svd"]
 
 METHODS = ("auto", "exact", "krylov", "subspace")
 OVERSAMPLING = 16  # columns of subspace iteration beyond the rank
-DEFAULT_TOLERANCE = 1e-5  # of a residual, relative to λ₁, where a rank but no tolerance is given
+# Of a residual, relative to λ₁, where a rank but no tolerance is given.  A tenth of a per cent is below what a
+# picture's colours tell apart, and a sum's remainder, which is computed apart, does not depend on it.
+DEFAULT_TOLERANCE = 1e-3
 
 
 def svd(
@@ -44,14 +47,14 @@ def svd(
         operator: any `specxai.operators.LinearOperator`.
         rank: how many triplets, 1 to min(m, n); None for as many as `tol` needs, or all.  Fewer come back where the
             rest are zero to rounding.
-        tol: with a rank, every residual is brought to tol · λ₁ (default 1e-5; "exact" is exact anyway).  Without one,
-            the rank grows until the bound of ‖R − U S Vᵀ‖_F is at most tol · ‖R‖_F.  Rounding in the operator's dtype
-            limits both.  Neither rank nor tol: all triplets, by "exact".
+        tol: with a rank, every residual is brought to tol · λ₁; the default, 1e-3, suits pictures and sums ("exact"
+            is exact anyway).  Without one, the rank grows until the bound of ‖R − U S Vᵀ‖_F is at most tol · ‖R‖_F.
+            Rounding in the operator's dtype limits both.  Neither rank nor tol: all triplets, by "exact".
         method: "auto" (by counted cost), "exact", "krylov" or "subspace".
-        seed: of the random probes; same seed, same machine, same result, bit for bit.
+        seed: of the random probes; same seed, machine and number of threads, same result, bit for bit.
         progress: True or False forces the bar; None shows it on terminals, on runs longer than two seconds.
         block_size: columns of a Krylov block, or oversampling columns of subspace iteration; by default 4 to 64, by
-            the operator's `efficient_columns`; of subspace iteration at least 16.
+            what the operator's `column_cost` makes cheapest, of subspace iteration 16.
         max_basis: columns of the Krylov basis before a restart, or, with a tolerance only, before it gives up.
         max_products: columns after which a solver gives up; the result then says `converged=False`.
         start: (n, j) right vectors to begin from, as a neighbour's V.  Speeds up, changes nothing else.
@@ -78,46 +81,48 @@ def svd(
     rank, seed = None if rank is None else int(rank), int(seed)
     survive_fork()
     operator.ensure_current()
-    block = block_size or default_block(operator, rank)
-    if method != "auto":
-        choice = Choice(method, "asked for")
-    elif 0 in operator.shape:
-        choice = Choice("exact", "an empty operator")
+    target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
+    if 0 in operator.shape:  # there is nothing to probe
+        choice, blocks = Choice("exact", "an empty operator"), Blocks(block_size or 1, False, 0.0)
+    elif method in ("exact", "subspace"):
+        choice, blocks = Choice(method, "asked for"), Blocks(block_size or OVERSAMPLING, False, 0.0)
     else:
-        choice = choose(operator, rank, tol, block)
-    if 0 in operator.shape:
-        choice = Choice("exact", choice.reason)  # there is nothing to probe
-    if choice.method == "subspace" and block_size is None:
-        block = max(block, OVERSAMPLING)
-    settings = {"rank": rank, "tol": tol, "block_size": block, "reason": choice.reason}
+        blocks = choose_blocks(operator, rank, target, block_size)
+        choice = choose(operator, rank, tol, blocks) if method == "auto" else Choice(method, "asked for")
+        if choice.method == "subspace":
+            blocks = replace(blocks, columns=block_size or OVERSAMPLING)
+    settings = {"rank": rank, "tol": target, "block_size": blocks.columns, "reason": choice.reason}
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device):
-            found = _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings)
+            result = _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed)
             operator.ensure_current()
-            return found
+            return _unscaled(result, counted.scale or 1.0)
     finally:
         bar.close()
         native.release_idle()
 
 
-def _solve(counted, choice, rank, tol, seed, block, max_basis, max_products, start, settings) -> SVDResult:
+def _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed) -> SVDResult:
+    rank = settings["rank"]
     if choice.method == "exact":
-        return exact(counted, rank, tol, seed=seed, settings=settings)
+        return exact(counted, rank, tol, seed=seed, settings={**settings, "tol": tol})
     # All triplets by iteration: the basis grows until the range is exhausted.
-    target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
-    limit = max_products or 8 * min(counted.shape) + 1000
-    settings |= {"tol": target}
+    common = {"max_products": max_products or 8 * min(counted.shape) + 1000, "seed": seed, "start": start}
     if choice.method == "subspace":
-        return subspace(
-            counted, rank, target, oversampling=block, max_products=limit, seed=seed, start=start, settings=settings
-        )
-    basis = default_basis(rank, block) if max_basis is None and rank is not None else max_basis
-    return krylov(
-        counted, rank, target, block=block, max_basis=basis, max_products=limit, seed=seed, start=start,
-        settings={**settings, "max_basis": basis},
-    )  # fmt: skip
+        return subspace(counted, rank, settings["tol"], oversampling=blocks.columns, settings=settings, **common)
+    basis = default_basis(counted, rank, blocks.columns) if max_basis is None and rank is not None else max_basis
+    return krylov(counted, rank, settings["tol"], block=blocks.columns, rough=blocks.rough, max_basis=basis,
+                  settings={**settings, "max_basis": basis, "rough": blocks.rough}, **common)
+
+
+def _unscaled(result: SVDResult, scale: float) -> SVDResult:
+    """The operator's own decomposition, from that of the operator times `scale`."""
+    if scale == 1:
+        return result
+    numbers = ("S", "residuals", "error", "estimate", "norm", "floor")
+    return replace(result, **{name: getattr(result, name) / scale for name in numbers})
 
 
 def _checked(
@@ -151,5 +156,5 @@ def _checked(
         raise ValueError(f"start must have shape ({operator.shape[1]}, j), got {tuple(start.shape)}")
     if max_basis is not None and rank is not None:
         # A restart must leave room for the wanted pairs, a block of spares and a block of news.
-        max_basis = max(max_basis, rank + 3 * (block_size or default_block(operator, rank)))
+        max_basis = max(max_basis, rank + 3 * (block_size or max(BLOCKS)))
     return max_basis

@@ -54,8 +54,9 @@ def subspace(
         width = min(smaller, 2 * width)
         del space
     return space.result(
-        held, floor, k, method="subspace", seed=seed, converged=converged, settings={**settings, "depth": iterations}
-    )
+        held, floor, k, method="subspace", seed=seed, converged=converged, goal=tol, wanted=rank,
+        settings={**settings, "depth": iterations},
+    )  # fmt: skip
 
 
 def _iterate(operator, width, rank, tol, held, floor, generator, start, max_products):

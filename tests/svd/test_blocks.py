@@ -8,43 +8,51 @@ from torch import nn
 
 import specxai
 from specxai.operators import DenseOperator
-from specxai.svd.auto import STEP, default_block
+from specxai.svd.auto import STEP, choose_blocks
 
 
 class Priced(DenseOperator):
-    """A matrix that says what its products cost."""
+    """A matrix that says what its products cost: `narrow` times a wide one's where they have 4 columns or fewer, and
+    half with a rough twin."""
 
-    def __init__(self, flops: int, efficient_columns: int) -> None:
-        super().__init__(torch.zeros(3, 3))
-        self._price = flops, efficient_columns
+    def __init__(self, flops: int, narrow: float, rough: bool = False) -> None:
+        super().__init__(torch.zeros(1500, 1200))
+        self._flops, self._narrow, self._rough = flops, narrow, rough
 
     @property
     def flops(self) -> int:
-        return self._price[0]
+        return self._flops
 
-    @property
-    def efficient_columns(self) -> int:
-        return self._price[1]
+    def column_cost(self, columns: int) -> float:
+        return self._narrow if columns <= 4 else 1.0
+
+    def rough(self) -> Priced | None:
+        return Priced(self._flops // 2, self._narrow) if self._rough else None
 
 
-@pytest.mark.parametrize(("flops", "columns", "rank", "block"), [
-    (STEP, 4, 10, 4),  # dear products: the fewest columns that are efficient
-    (STEP // 8, 4, 10, 16),  # cheap ones: fewer steps
-    (STEP, 16, 10, 16),
-    (STEP, 4, 17, 32),  # many triplets
-    (STEP, 4, None, 32),
+@pytest.mark.parametrize(("operator", "rank", "tol", "columns", "rough"), [
+    (Priced(40 * STEP, 1.2), 10, 1e-3, 4, False),  # dear products: the fewest columns
+    (Priced(40 * STEP, 2.5), 10, 1e-3, 8, False),  # dear narrow ones
+    (Priced(STEP // 8, 1.2), 10, 1e-3, 8, False),  # cheap ones: fewer steps
+    (Priced(40 * STEP, 1.2, rough=True), 10, 1e-3, 16, True),
+    (Priced(40 * STEP, 1.2, rough=True), 10, 1e-5, 4, False),  # finer than rough products tell
+    (Priced(40 * STEP, 1.2, rough=True), None, 1e-3, 32, False),
 ])
-def test_default_block(flops, columns, rank, block):
-    assert default_block(Priced(flops, columns), rank) == block
+def test_the_cheapest_blocks(operator, rank, tol, columns, rough):
+    blocks = choose_blocks(operator, rank, tol)
+    assert (blocks.columns, blocks.rough) == (columns, rough)
+    assert choose_blocks(operator, rank, tol, 24).columns == 24
 
 
-def test_a_local_operator_has_few_efficient_columns_where_narrow_kernels_are():
+def test_a_local_operator_says_what_columns_cost():
     x = torch.randn(1, 1, 6, 6)
     captured = specxai.capture(nn.Conv2d(1, 2, 3).eval(), x)
-    for backend, narrow in (("reference", False), ("auto", specxai.native.available()[0])):
+    for backend in ("reference", "auto"):
         right = captured.linearize(x, backend=backend).jacobian
-        vectors = narrow and specxai.native.simd_level() != "scalar"
-        assert right.efficient_columns == (4 if vectors else 16)
+        costs = [right.column_cost(columns) for columns in (1, 4, 16, 64)]
+        assert costs[0] > costs[1] > costs[-1] >= 1
+        twin = right.rough()
+        assert twin is None or twin.column_cost(64) < costs[-1]
 
 
 class Keeping(DenseOperator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,3 +127,25 @@ def test_an_operator_whose_products_cost_nothing():
     matrix = torch.diag(torch.linspace(2, 1, 400))
     result = specxai.svd(Diagonal(matrix), rank=3, tol=1e-2, method="krylov")
     assert float((result.S - torch.linalg.svdvals(matrix)[:3]).abs().max()) <= float(result.residuals.max())
+
+
+@pytest.mark.parametrize("shape", [(150, 100), (100, 150)])
+def test_a_flat_spectrum_is_taken_whole(kit, shape):
+    spectrum = 1 - 1e-6 * torch.arange(100.0)
+    operator = DenseOperator(kit.prescribed(spectrum, *shape, torch.float32))
+    whole = specxai.svd(operator, rank=100, method="krylov")
+    assert whole.rank == 100
+    assert whole.converged
+    kit.check(operator.matrix, whole)
+    part = specxai.svd(operator, tol=0.3, method="krylov")
+    assert part.converged
+    assert part.relative_error <= 0.3
+
+
+@pytest.mark.parametrize("low", [1e-4, 1e-8, 1e-13])
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60)])
+def test_an_exact_error_bounds_two_levels_in_float64(kit, low, shape):
+    for seed in range(20):
+        spectrum = torch.cat([torch.ones(20), torch.full((40,), low)]).double()
+        matrix = kit.prescribed(spectrum, *shape, torch.float64, seed=seed)
+        kit.check(matrix, specxai.svd(DenseOperator(matrix), method="exact"))

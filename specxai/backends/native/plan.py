@@ -24,6 +24,11 @@ from specxai.rules import LinearNode
 
 WIDE = 64  # columns that a product of many mostly has
 KEPT_ARENAS = 2  # idle ones, whatever the number of threads that had one each
+# Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
+# in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
+# products pack the weights of each position for as many columns as there are.
+COSTS = {1: 6.7, 2: 3.6, 4: 2.3, 8: 2.8, 16: 1.75, 32: 1.25, 64: 1.1}
+ROUGH_COSTS = {16: 1.35, 32: 0.95, 64: 0.75}
 MOST_ROOM = 1 << 30  # bytes that an arena may have room for before they are needed
 
 
@@ -51,7 +56,6 @@ class Plan:
         self._units: dict[int, Units] = {}
         self._size = 0
         self.has_rough = dtype is torch.float32 and native.has_rough()
-        self.efficient_columns = 16 if native.simd_level() == "scalar" else 4
         self._build()
         self.arena_rows = self._lay_out()
         self._spread = max((stage.spread for stage in self._stages), default=0)
@@ -119,6 +123,13 @@ class Plan:
             return columns
         place = self._buffers[0].place
         return arena[place:place + self._buffers[0].size]
+
+    def column_cost(self, columns: int, rough: bool = False) -> float:
+        """As of an operator: what was measured at the widest of COSTS that is no wider."""
+        if native.simd_level() == "scalar":
+            return max(1.0, 16 / columns)
+        table = ROUGH_COSTS if rough and self.has_rough and columns >= min(ROUGH_COSTS) else COSTS
+        return table[max(width for width in table if width <= columns)]
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""
