@@ -40,8 +40,8 @@ def _output(recorder: Recorder, output: object, selector: Selector, name: str) -
         active = [(keys, tensor) for keys, tensor in found
                   if tensor.is_floating_point() and recorder.knows(tensor) and _step(recorder, tensor) is not None]
         if not active:
-            raise CaptureError(f"{name} returns {len(found)} tensors, none of which is a floating-point tensor that "
-                               f"depends on its input{_lost(recorder)}")
+            raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point tensor "
+                               f"that depends on its input{_lost(recorder)}")
         selector, tensor = next((pair for pair in active if pair[1].requires_grad), active[0])
     else:
         tensor = select(output, selector)

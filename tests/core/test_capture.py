@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import specxai
+import specxai.capture.captured as captured_module
 from nets import build
-from specxai.capture.captured import _RECALLED
 from specxai.errors import CaptureError
 
 
@@ -78,7 +79,7 @@ def test_weights_are_not_copied():
 def test_a_further_input_traces_nothing(monkeypatch):
     model, x = build("skip")
     captured = specxai.capture(model, x)
-    monkeypatch.setattr(torch.export, "export", None)
+    monkeypatch.setattr(captured_module, "trace", None)
     x2 = torch.randn_like(x)
     assert torch.allclose(captured.linearize(x2).output, model(x2))
     assert torch.allclose(specxai.linearize(captured, x2).output, model(x2))
@@ -87,13 +88,13 @@ def test_a_further_input_traces_nothing(monkeypatch):
 @pytest.fixture
 def traces(monkeypatch):
     """The models that are traced from here on."""
-    seen, export = [], torch.export.export
+    seen, trace = [], captured_module.trace
 
-    def counted(model, *args, **kwargs):
+    def counted(model, *args):
         seen.append(model)
-        return export(model, *args, **kwargs)
+        return trace(model, *args)
 
-    monkeypatch.setattr(torch.export, "export", counted)
+    monkeypatch.setattr(captured_module, "trace", counted)
     return seen
 
 
@@ -221,19 +222,19 @@ class Lying(torch.autograd.Function):
         return grad * 3
 
 
-def branch(z):
-    return z if z.sum() > 0 else -z
-
-
 @pytest.mark.parametrize("function, message", [
-    (branch, r"could not trace Wrapped: .*; pass the part of the model without them"),
-    (lambda z: (z, 2 * z), "returns 2 floating-point tensors .* Wrap the model"),
-    (lambda z: z.argmax(1), "returns 0 floating-point tensors"),
+    (lambda z: z.argmax(1), "returns 1 tensor, .* floating-point tensor that depends on its input"),
     (lambda z: "text", "returns str, which holds no tensor"),
-    (lambda z: z * torch.rand(3), "output differs .* randomness in forward"),
+    (lambda z: z * torch.rand(3), r"randomness in forward\(\): aten.rand.default at .*test_capture.py:\d+"),
+    (lambda z: z * random.random(), "output differs .* randomness in forward"),
+    (lambda z: F.dropout(z), r"randomness in forward\(\): aten.native_dropout"),
     (Lying.apply, "product with Jᵀ differs .* custom autograd.Function"),
-    (lambda z: torch.tensor(z.detach().numpy()), "could not trace|depend on its input"),
-], ids=["branch", "two outputs", "integer", "no tensor", "random", "lying derivative", "numpy"])
+    (lambda z: torch.tensor(z.detach().numpy()), "no gradient reaches the output of Wrapped"),
+    (lambda z: torch.tensor(z.tolist()), r"depends on its input; values left torch, .* at .*test_capture.py:\d+"),
+    (lambda z: z + z.detach().clone().resize_(1, 3), r"test_capture.py:\d+ changes a tensor in place by aten.resize_"),
+    (lambda z: (z > 0).float(), "depends on its input"),
+], ids=["integer", "no tensor", "random", "random in Python", "dropout", "lying derivative", "numpy", "list", "resized",
+        "steps"])
 def test_what_cannot_be_captured(function, message, capfd):
     with pytest.raises(CaptureError, match=message) as raised:
         linearized(function)
@@ -315,7 +316,7 @@ def test_a_further_input_costs_one_pass_of_each():
 
     model = Counts(3, 3).eval()
     specxai.linearize(model, torch.randn(1, 3))
-    captured = next(iter(_RECALLED[model].values()))[1]
+    captured = next(iter(captured_module._RECALLED[model].values()))[2]
     runs, run = [], type(captured.program).run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(captured.program), "run", lambda *a, **k: runs.append(1) or run(*a, **k))
