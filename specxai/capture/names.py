@@ -61,8 +61,6 @@ def followed(model: nn.Module, recorder: Recorder) -> Iterator[Calls]:
             if threading.get_ident() != thread:
                 return
             call = stack.pop()
-            while call.path != path:  # forward() caught what a module inside of it raised
-                call = stack.pop()
             for keys, tensor in leaves(output):
                 if tensor.is_floating_point() and recorder.knows(tensor):
                     calls.ended.append((call, subscripts(keys), recorder.step_of(tensor)))
@@ -74,7 +72,8 @@ def followed(model: nn.Module, recorder: Recorder) -> Iterator[Calls]:
         for path, module in model.named_modules():
             if path and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(begin_of(path), prepend=True))
-                handles.append(module.register_forward_hook(end_of(path)))
+                # Called, with no output, where forward() raises, which whoever called it may catch.
+                handles.append(module.register_forward_hook(end_of(path), always_call=True))
         yield calls
     finally:
         for handle in handles:
