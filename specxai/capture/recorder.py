@@ -210,6 +210,7 @@ class Recorder(TorchDispatchMode):
             storage.flat = self._flat(storage, *storage.whole)
         for step, place in storage.writes:
             storage.flat = self._scatter(storage.flat, step, place)
+            storage.whole = storage.flat, Place((storage.count,), (1,), 0)
         storage.writes.clear()
         return storage.flat
 
