@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from specxai.capture import checks
 from specxai.capture.checks import first_line
+from specxai.capture.names import module_names
 from specxai.capture.outputs import Selector, select
 from specxai.capture.program import Program, references
 from specxai.capture.settings import Snapshot, changed, same, snapshot
@@ -141,7 +142,7 @@ def _captured(model: nn.Module, example: Tensor, output: Selector, verify: bool)
     with torch.inference_mode(False), torch.no_grad(), _CAPTURING:
         checks.check_example(model, example)
         checks.check_finite(model)
-        own, example = _without_inference_tensors(model), example.detach().clone()
+        own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
         try:
             program, selector = trace(own, example, output)
         except CaptureError:
@@ -184,13 +185,13 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = F
         now, kept = snapshot(model), _RECALLED.setdefault(model, {})
         if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
             captured = kept[key][2]
-            captured = replace(captured, model=model, output=output if callable(output) else captured.output)
+            captured = replace(captured, model=checks.plain(model), output=output if callable(output) else captured.output)
             captured.check(x)
             if (values := captured.values_as_model(x)) is not None:
                 return captured, values
             now = snapshot(model)
         captured, values = _captured(model, x, output, verify=True)
-        if captured.model is model:
+        if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
             # A strong reference would keep the weak key alive, and so may a function of the caller's.
             forgetful = replace(captured, model=None, output=() if callable(output) else captured.output)
             kept[key] = now, changed(now, snapshot(model)), forgetful
@@ -214,10 +215,11 @@ def _without_inference_tensors(model: nn.Module) -> nn.Module:
 
 
 def _named_as(captured: Captured, model: nn.Module) -> Captured:
-    """The capture of a copy, with the modules of the original as layers."""
-    from specxai.capture.names import module_names
-
-    return replace(captured, program=replace(captured.program, modules=module_names(model)))
+    """The capture of a copy, with the modules of the original as layers too."""
+    names = dict(captured.program.modules)
+    for key, paths in module_names(model).items():
+        names[key] = tuple(path.replace("._orig_mod", "").replace("_orig_mod.", "") for path in paths)
+    return replace(captured, program=replace(captured.program, modules=names))
 
 
 def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:

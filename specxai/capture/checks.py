@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,26 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model without such wrappers inside, whose code no recorder sees: itself, or a copy of the modules around them.
+
+    The copy's modules share everything else with the model's.
+    """
+    twins: dict[int, nn.Module] = {}
+
+    def twin(module: nn.Module) -> nn.Module:
+        module = unwrap(module)
+        if id(module) not in twins:
+            twins[id(module)] = module
+            inner = {name: child and twin(child) for name, child in module._modules.items()}
+            if any(child is not module._modules[name] for name, child in inner.items()):
+                twins[id(module)] = copied = copy.copy(module)
+                copied._modules = inner
+        return twins[id(module)]
+
+    return twin(model)
 
 
 def check_model(model: nn.Module) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,6 +85,10 @@ class Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would import all of the compiler; below is enough
+
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self.steps: list[Step] = []
@@ -96,6 +101,7 @@ class Recorder(TorchDispatchMode):
         self.calls: list[Any] = []  # the module calls that are under way
         self.owners: list[Any] = []  # step -> the innermost of them
         self._names, self._used = names, {}
+        self._compiled: set[CodeType] = set()
         self._below = 0
         self._stopped: dict[int, int] = {}
         self._held: dict[int, Held] = {}
@@ -380,17 +386,19 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _higher_order(self, func, args, kwargs):
+        self._compiled |= {frame.f_code for frame in _frames() if "_higher_order_ops" in frame.f_code.co_filename}
         if func is torch.ops.higher_order.cond:
-            chosen, other, operands = args[1:4]
-            if isinstance(args[0], Tensor):
-                with self:
-                    taken = bool(args[0])
-            else:
-                taken = args[0]
+            predicate, chosen, other, operands = args
             with self:
-                return (chosen if taken else other)(*operands)
+                return (chosen if predicate else other)(*operands)
         raise CaptureError(f"{self._where()} calls {func}, which cannot be looked into; call the function that it wraps "
                            "directly")
+
+    def finish(self) -> None:
+        """Let the compiler, which torch.cond calls, forget that it has seen its code under a mode: it would leave that
+        code alone from now on, and fail at what is inside."""
+        for code in self._compiled:
+            eval_frame.reset_code(code)
 
     # Steps
 
@@ -452,6 +460,11 @@ class Recorder(TorchDispatchMode):
 
     def _where(self) -> str:
         return self._source() or "the model"
+
+
+# Inside of torch.cond and compiled functions the compiler would take this, and what it calls, for the user's code.
+eval_frame.set_code_exec_strategy(Recorder.__torch_dispatch__.__code__, eval_frame._FrameExecStrategy(
+    eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP))
 
 
 @cache

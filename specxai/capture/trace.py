@@ -25,8 +25,11 @@ def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Progr
         given = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_().clone()
         recorder.start(given)
         # The decompositions in Python take recurrent layers and upsampling apart.
-        with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder), recorder:
-            output = model(given)
+        try:
+            with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder), recorder:
+                output = model(given)
+        finally:
+            recorder.finish()
         selector, step = _output(recorder, output, selector, type(model).__name__)
     return _program(recorder, calls, step, module_names(model)), selector
 

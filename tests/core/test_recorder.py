@@ -116,7 +116,6 @@ STOPS = {
     "a function's constant": lambda s, x: s.head(Rectified.apply(x)[0]) * Rectified.apply(s.body(x))[1],
     "a function without grad": lambda s, x: s.head(x + _inside(torch.no_grad(), lambda: Rectified.apply(s.body(x))[0])),
     "checkpoint": lambda s, x: s.head(checkpoint(s.body, x, use_reentrant=False)),
-    "reentrant checkpoint": lambda s, x: s.head(checkpoint(lambda z: s.body(z).relu(), x, use_reentrant=True)),
     "its own gradient": its_own_gradient,
     "vmap": lambda s, x: s.head(torch.vmap(lambda z: z.sigmoid() * z[0])(s.body(x))),
     "straight through": lambda s, x: s.head((h := s.body(x)) + (h.round() - h).detach()),
@@ -128,14 +127,16 @@ def _inside(context, function):
         return function()
 
 
-@pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning")
 @pytest.mark.parametrize("name", STOPS)
 def test_gradients_stop_where_autograd_stops_them(name):
     check(model_of(STOPS[name]), X)
 
 
-def test_a_function_that_autograd_cannot_see_through_gives_no_zeros():
-    model = model_of(lambda s, x: s.head(Doubled.apply(s.body(x))))
+@pytest.mark.parametrize("function", [
+    lambda s, x: s.head(Doubled.apply(s.body(x))),
+    lambda s, x: s.head(checkpoint(lambda z: s.body(z).relu(), x, use_reentrant=True))], ids=["function", "checkpoint"])
+def test_what_autograd_cannot_see_through_gives_no_zeros(function):
+    model = model_of(function)
     J = specxai.capture(model, X, verify=False).linearize(X).jacobian.to_dense()
     assert torch.allclose(J, differences(model, X), atol=1e-8)
 
@@ -170,6 +171,24 @@ def test_an_autocast_region():
     assert (local.jacobian.to_dense() - J).norm() <= 1e-6 * J.norm()
 
 
+def test_compiled_modules_inside_are_recorded_and_stay_compiled():
+    runs = []
+
+    def backend(graph, inputs):
+        return lambda *args: runs.append(1) or graph(*args)
+
+    inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    model = nn.Sequential(nn.Linear(6, 6), torch.compile(inner, backend=backend), nn.Linear(6, 3)).double().eval()
+    local = check(model, X)
+    assert local.layers == ["0", "1.0", "1.1", "1", "2"]
+    for module in (model[1], inner):
+        assert local.split(module).layer == "1"
+    runs.clear()
+    model(X)
+    model(X)
+    assert len(runs) == 2
+
+
 # What users' code may do
 
 def test_users_hooks_see_plain_tensors():
@@ -179,7 +198,8 @@ def test_users_hooks_see_plain_tensors():
     local = specxai.linearize(model, x)
     assert {kind for kind, _ in seen} == {torch.Tensor}
     assert torch.allclose(local.output, model(x))
-    assert torch.allclose(local.jacobian.to_dense(), torch.func.jacrev(model)(x).reshape(4, 6), atol=1e-12)
+    J = torch.autograd.functional.jacobian(model, x).reshape(4, 6)
+    assert torch.allclose(local.jacobian.to_dense(), J, atol=1e-12)
 
 
 def branching(s, x):
@@ -188,7 +208,7 @@ def branching(s, x):
 
 
 def looked_up(s, x):
-    return s.head(s.body(x) * float(x.detach().numpy().max() > 1))
+    return s.head(s.body(x) * float(x.detach().numpy().max() > 1.5))
 
 
 def chosen(s, x):
@@ -272,11 +292,9 @@ captured = specxai.capture(model, x)
 torch.set_default_dtype(torch.float64); torch.set_default_device("meta")
 local = captured.linearize(x)
 print(local.output.dtype, local.output.device, torch.allclose(local.jacobian.to_dense(), model.h.weight))
-torch.set_default_device("cpu")
-print(specxai.capture(model, x, verify=False).linearize(x).output.dtype)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["torch.float32", "cpu", "True", "torch.float64"]
+    assert done.stdout.split() == ["torch.float32", "cpu", "True"]
 
 
 def test_threads_capture_the_same_and_other_models():
