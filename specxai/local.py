@@ -49,7 +49,11 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
             raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
         return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
     captured, values = recall(model, x, output)
-    return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+    try:
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+    except CaptureError:  # nothing sees all that a capture depends on: the one made before may be out of date
+        captured, values = recall(model, x, output, renew=True)
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
 
 
 @dataclass(frozen=True)

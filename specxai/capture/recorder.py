@@ -48,6 +48,8 @@ _PLAIN = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: at
 # Memory with no values yet.
 _EMPTY = {aten.empty.memory_format: aten.zeros.default, aten.empty_like.default: aten.zeros_like.default,
           aten.new_empty.default: aten.new_zeros.default}
+# Change which memory a tensor names.
+_MEMORY = {"aten::resize_", "aten::resize_as_", "aten::resize_as_sparse_", "aten::set_"}
 # Say something of a tensor that is the same for every input of its shape.
 _METADATA = {aten.is_same_size.default, aten.is_pinned.default}
 _ATTENTION = {getattr(aten, name).default for name in (
@@ -323,6 +325,8 @@ class Recorder(TorchDispatchMode):
             raise CaptureError(f"{self._where()} writes to its arguments ({func}), which has no form without; replace "
                                "it by operations that return what they compute")
         tensor = targets[0]
+        if func._schema.name in _MEMORY:
+            self._formless(func)
         held = self._current(tensor)
         if is_view_in_place(func):
             step = self._emit(functional(func) or self._formless(func), self._template(args), self._template(kwargs))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
+import types
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -323,3 +327,145 @@ def test_a_further_input_costs_one_pass_of_each():
         passes.clear()
         specxai.linearize(model, torch.randn(1, 3))
     assert (len(passes), len(runs)) == (1, 1)
+
+
+class Out(NamedTuple):
+    text: str
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclasses.dataclass
+class Record:
+    logits: torch.Tensor
+    states: tuple
+
+
+class Answers(OrderedDict):
+    """As transformers' ModelOutput: keys, fields and positions."""
+
+    logits = property(lambda self: self["logits"])
+
+
+class Returns(nn.Module):
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.first, self.second, self.make = nn.Linear(3, 4), nn.Linear(4, 2), make
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.make(h, self.second(h))
+
+
+RETURNS = {
+    "tuple": (lambda h, y: (h.argmax(), h, y), 2),
+    "nested": (lambda h, y: {"a": [h, {"b": y}]}, ("a", 1, "b")),
+    "named tuple": (lambda h, y: Out("t", h, y), "logits"),
+    "dataclass": (lambda h, y: Record(y, (h, h)), "logits"),
+    "dataclass inside": (lambda h, y: Record(h, (h, y)), ("states", 1)),
+    "mapping": (lambda h, y: Answers(loss=None, hidden=h, logits=y), "logits"),
+    "mapping by position": (lambda h, y: Answers(loss=None, hidden=h, logits=y), 2),
+    "function": (lambda h, y: types.SimpleNamespace(h=h, y=y), lambda out: out.y),
+    "attribute": (lambda h, y: types.SimpleNamespace(h=h, y=y), "y"),
+    "alone": (lambda h, y: y, None),
+    "first": (lambda h, y: (h.argmax(), torch.ones(3), y, h), None),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_the_output_that_is_asked_for(name):
+    make, selector = RETURNS[name]
+    model, x = Returns(make).double().eval(), torch.randn(1, 3, dtype=torch.float64)
+    wanted = model.second(model.first(x).relu())
+    for captured in (specxai.capture(model, x, output=selector),
+                     *(specxai.linearize(model, x, output=selector).captured for _ in range(2))):
+        assert torch.equal(captured.run_model(x), wanted)
+        local = captured.linearize(x)
+        assert torch.allclose(local.output, wanted)
+        assert local.layers == ["first", "second"]
+
+
+def test_outputs_that_are_not_there():
+    model, x = Returns(lambda h, y: {"h": h, "n": h.argmax(), "k": torch.ones(1), "y": (y,)}).eval(), torch.randn(1, 3)
+    for selector, message in (("z", r"has no 'z'; it holds \[h\], \[k\], \[y\]\[0\]"), (("y", 1), "has no 1"),
+                              ("n", "is a tensor of torch.int64, not a floating"), ("y", "is tuple, not a floating"),
+                              ("k", "output='k' does not depend on the model's input")):
+        with pytest.raises(CaptureError, match=message):
+            specxai.capture(model, x, output=selector)
+    with pytest.raises(TypeError, match="output= belongs to specxai.capture"):
+        specxai.linearize(specxai.capture(model, x), x, output="h")
+
+
+def test_two_outputs_of_one_model_are_two_captures():
+    model, x = Returns(lambda h, y: (h, y)).eval(), torch.randn(1, 3)
+    assert [specxai.linearize(model, x, output=i).output.numel() for i in (0, 1, 0, 1)] == [4, 2, 4, 2]
+
+
+def in_a_dict(model):
+    model.config["temperature"] = 10.0
+
+
+def in_a_list(model):
+    model.config["more"][0].scale = 3.0
+
+
+def by_another_forward(model):
+    model.head.forward = lambda x: 5 * x
+
+
+def by_another_hook(model):
+    model.head._forward_hooks.clear()
+    model.head.register_forward_hook(lambda module, inputs, output: 7 * output)
+
+
+def by_another_function(model):
+    model.act = torch.tanh
+
+
+@pytest.mark.parametrize("change", [in_a_dict, in_a_list, by_another_forward, by_another_hook, by_another_function])
+def test_a_setting_of_any_kind_that_does_not_show_in_the_output(change):
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.act = nn.Linear(3, 3, bias=False), torch.sin
+            self.config = {"temperature": 1.0, "more": [types.SimpleNamespace(scale=1.0)]}
+            self.config["self"] = self.config
+            self.head.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+        def forward(self, x):
+            return self.act(self.head(x / self.config["temperature"])) * self.config["more"][0].scale ** 2
+
+    model, x = Configured().double().eval(), torch.zeros(1, 3, dtype=torch.float64)
+    specxai.linearize(model, x)
+    change(model)
+    J = torch.func.jacrev(model)(x).reshape(3, 3)
+    assert torch.allclose(specxai.linearize(model, x).jacobian.to_dense(), J, atol=1e-14)
+
+
+def test_other_floating_dtypes_and_infinities_inside():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("shift", torch.ones(4, dtype=torch.float64))
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+            self.register_buffer("count", torch.tensor(3))
+
+        def forward(self, x):
+            weights = (x.mT @ x + self.mask).softmax(-1)
+            return self.linear(x @ weights + self.shift.float()) / self.count
+
+    model, x = Mixed().eval(), torch.randn(1, 4)
+    local = specxai.linearize(model, x)
+    J = torch.autograd.functional.jacobian(model, x).reshape(4, 4)
+    assert torch.allclose(local.jacobian.to_dense(), J, atol=1e-5)
+    model.mask[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="buffer mask holds NaN"):
+        specxai.linearize(model, x)
+
+
+def test_an_output_that_is_not_finite_is_named():
+    model = Wrapped(lambda z: z.masked_fill(torch.tensor([True, False, False]), torch.nan)).eval()
+    with pytest.raises(ValueError, match=r"output at this input holds NaN .* aten.masked_fill.Scalar in 'masked_fill' "
+                                         r"\(.*test_capture.py:\d+\)"):
+        specxai.linearize(model, torch.randn(1, 3))
