@@ -98,7 +98,8 @@ class Local:
         self.captured, self.gates = captured, gates
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
-        self.input = x.detach().clone(memory_format=torch.contiguous_format)  # the values at x may be computed again when the caller has changed x
+        # A copy: the values at x may be computed again when the caller has changed x.
+        self.input = x.detach().clone(memory_format=torch.contiguous_format)
         with torch.no_grad():
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)

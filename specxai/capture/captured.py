@@ -189,7 +189,8 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = F
         now, kept = snapshot(model), _RECALLED.setdefault(model, {})
         if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
             captured = kept[key][2]
-            captured = replace(captured, model=checks.plain(model), output=output if callable(output) else captured.output)
+            selector = output if callable(output) else captured.output
+            captured = replace(captured, model=checks.plain(model), output=selector)
             captured.check(x)
             if (values := captured.values_as_model(x)) is not None:
                 return captured, values

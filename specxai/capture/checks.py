@@ -26,7 +26,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model without such wrappers inside, whose code no recorder sees: itself, or a copy of the modules around them.
+    """The model without such wrappers inside, whose code no recorder sees: itself, or a copy of what is around them.
 
     The copy's modules share everything else with the model's.
     """
@@ -97,7 +97,7 @@ def check_finite(model: nn.Module) -> None:
 
 
 def other_dtype(model: nn.Module, x: Tensor) -> str:
-    """What to say of a floating-point parameter or buffer of another dtype than x where the model fails; '' for none."""
+    """What to say of a parameter or buffer of another floating dtype than x where the model fails; '' for none."""
     for name, tensor in tensors(model):
         if tensor.is_floating_point() and tensor.dtype != x.dtype:
             return (f"the input is {x.dtype} but {name} is {tensor.dtype}; convert one: x.to({tensor.dtype}) or "

@@ -21,7 +21,7 @@ def written(func: OpOverload) -> tuple[tuple[int, str], ...]:
 
 @cache
 def functional(func: OpOverload) -> OpOverload | None:
-    """The overload with the arguments of `func` that returns what `func` writes: add.Tensor for add_.Tensor and add.out.
+    """The overload with the arguments of `func` that returns what it writes: add.Tensor for add_.Tensor and add.out.
 
     None where there is no such overload.
     """

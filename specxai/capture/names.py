@@ -32,7 +32,7 @@ class Calls:
     """What a run called.
 
     count   calls by module path
-    ended   (call, subscripts, step) of every tensor that a call returned, in order: '' for a lone one, '[0]', '[hidden]'
+    ended   (call, subscripts, step) of every tensor that a call returned, in order: '' for a lone one, '[0]'
     """
 
     count: Counter[str] = field(default_factory=Counter)

@@ -72,7 +72,7 @@ def _at(found: Any, key: Any, output: Any) -> Any:
             return list(found.values())[key]
         if isinstance(found, Tensor):
             raise KeyError(key)
-        if isinstance(found, (Mapping, list, tuple)) and not (isinstance(key, str) and isinstance(found, (list, tuple))):
+        if isinstance(found, Mapping) or (isinstance(found, (list, tuple)) and not isinstance(key, str)):
             return found[key]
         return getattr(found, key) if isinstance(key, str) else list(dict(_items(found)).values())[key]
     except (LookupError, AttributeError, TypeError):

@@ -97,8 +97,8 @@ class Program:
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
-            several = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
-            raise LayerError(f"layer {layer!r} {several}; name one of {', '.join(names)}")
+            many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
+            raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:
             raise LayerError(f"no layer {layer!r}: this model has no submodules to split at; wrap it, as in "
                              "torch.nn.Sequential(model), whose layer '0' is the model")

@@ -1,19 +1,15 @@
 """The recorder: one eager run of a model on real tensors, seen call by call below autograd.
 
-Every ATen call becomes a step.  What a tensor is at the time it is read is found through its storage: a write counts the
-storage's version up, and a tensor that is older is read again, out of the storage's content as a flat value.  Where
+Every ATen call becomes a step.  What a tensor is at the time it is read is found through its storage: a write counts
+the storage's version up, and a tensor that is older is read again, out of the storage's content as a flat value.  Where
 gradients stop is what autograd itself says: a value that depends on the input and does not require a gradient.
 """
 
 from __future__ import annotations
 
 import operator
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -23,9 +19,10 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specxai.capture.frames import frames, in_function, source
 from specxai.capture.functional import functional, is_composite, is_random, is_view_in_place, pinned, written
 from specxai.capture.program import Ref, Step, references
-from specxai.capture.storage import Held, Place, Storage, address, place_of
+from specxai.capture.storage import Held, Storage, address, place_of
 from specxai.errors import CaptureError
 
 aten = torch.ops.aten
@@ -56,14 +53,12 @@ _ATTENTION = {getattr(aten, name).default for name in (
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable") if hasattr(aten, name)}
-_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 class Reads(TorchFunctionMode):
     """Sees values leave torch for Python, which no ATen call tells."""
 
-    _NAMES = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+    _NAMES = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__})
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -143,7 +138,7 @@ class Recorder(TorchDispatchMode):
             self._specialise(self._current(tensor).step)
 
     def _specialise(self, *steps: int) -> None:
-        """What depends on the input decides something beside the values: the program holds where it decides the same."""
+        """What depends on the input decides something beside the values: the program holds where that is the same."""
         if not self.varying.isdisjoint(steps):
             self.specialised[self._where()] = None
 
@@ -161,7 +156,7 @@ class Recorder(TorchDispatchMode):
 
     def _in_function(self) -> bool:
         """Is autograd off because its own code is running?"""
-        return self._below > 0 or not torch.is_grad_enabled() and any(frame.f_code is _FUNCTION_APPLY for frame in _frames())
+        return self._below > 0 or in_function()
 
     def _hold(self, tensor: Tensor, step: int, constant: bool = False) -> Held:
         key = address(tensor)
@@ -193,47 +188,11 @@ class Recorder(TorchDispatchMode):
 
     def _reread(self, held: Held) -> int:
         """The values of a tensor whose storage was written to through another one."""
-        storage, place = held.storage, place_of(held.tensor)
+        storage = held.storage
         if held.tensor.dtype != storage.dtype:
             raise CaptureError(f"{self._where()} writes to the bits of a {storage.dtype} tensor that is also read as "
                                f"{held.tensor.dtype}; copy it before")
-        for step, other in reversed(storage.writes):
-            if other == place:
-                return step
-            break
-        step, whole = storage.whole
-        if not storage.writes and whole == place:
-            return step
-        whole_again = place.contiguous and place.numel == storage.count
-        if not storage.writes and whole_again and whole.contiguous:
-            return self._emit(aten.reshape.default, (Ref(step), list(place.size)))
-        flat = self._flatten(storage)
-        if whole_again:
-            return self._emit(aten.reshape.default, (Ref(flat), list(place.size)))
-        return self._emit(aten.as_strided.default, (Ref(flat), list(place.size), list(place.stride), place.offset))
-
-    def _flatten(self, storage: Storage) -> int:
-        """The storage's content as one axis: a value of its own, since the calls below read its memory."""
-        if storage.flat is None:
-            storage.flat = self._flat(storage, *storage.whole)
-        for step, place in storage.writes:
-            storage.flat = self._scatter(storage.flat, step, place)
-            storage.whole = storage.flat, Place((storage.count,), (1,), 0)
-        storage.writes.clear()
-        return storage.flat
-
-    def _flat(self, storage: Storage, step: int, place: Place) -> int:
-        if place.numel == storage.count and place.dense():
-            if not place.contiguous:
-                step = self._emit(aten.permute.default, (Ref(step), place.order))
-            step = self._emit(aten.reshape.default, (Ref(step), [-1]))
-            return self._emit(aten.clone.default, (Ref(step),), {"memory_format": torch.contiguous_format})
-        zeros = self._emit(aten.zeros.default, ([storage.count],), {"dtype": storage.dtype, "device": storage.device})
-        return self._scatter(zeros, step, place)
-
-    def _scatter(self, flat: int, step: int, place: Place) -> int:
-        return self._emit(aten.as_strided_scatter.default,
-                          (Ref(flat), Ref(step), list(place.size), list(place.stride), place.offset))
+        return storage.read(place_of(held.tensor), self._emit)
 
     def _write(self, held: Held, step: int) -> None:
         """The tensor's values are now those of `step`, and its storage's with them."""
@@ -245,14 +204,8 @@ class Recorder(TorchDispatchMode):
         held.inside = self._in_function()
         if storage is None:
             return
-        storage.version += 1
-        storage.constant = False
+        storage.write(step, place)
         held.version = storage.version
-        if place.numel == storage.count and place.dense():
-            storage.whole, storage.flat = (step, place), None
-            storage.writes.clear()
-        else:
-            storage.writes.append((step, place))
 
     def _keep(self, held: Held) -> None:
         """The model's own tensors are constants of the program, but for those that its forward() writes to."""
@@ -262,8 +215,7 @@ class Recorder(TorchDispatchMode):
         for step, tensor in self.constants.items():
             if self._storages.get(address(tensor)) is storage:
                 self.constants[step] = tensor.detach().clone()
-        _, whole = storage.whole
-        if not (whole.numel == storage.count and whole.dense()):
+        if not storage.is_filled_by(storage.whole[1]):
             storage.flat = self._append("memory", "constant")
             self.constants[storage.flat] = held.tensor.detach().as_strided([storage.count], [1], 0).clone()
 
@@ -299,7 +251,7 @@ class Recorder(TorchDispatchMode):
             for position, item in enumerate(result):
                 if isinstance(item, Tensor) and not (position == 0 and func in _FIRST):
                     self._hold(item, self._emit(operator.getitem, (Ref(call), position), value=item))
-        if _is_by_value(func, args) or not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA:
+        if _is_by_value(func, args) or (not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA):
             self._specialise(*references(given))
         return result
 
@@ -390,12 +342,12 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _higher_order(self, func, args, kwargs):
-        self._compiled |= {frame.f_code for frame in _frames() if "_higher_order_ops" in frame.f_code.co_filename}
+        self._compiled |= {frame.f_code for frame in frames() if "_higher_order_ops" in frame.f_code.co_filename}
         if func is torch.ops.higher_order.cond:
             predicate, chosen, other, operands = args
             with self:
                 return (chosen if predicate else other)(*operands)
-        raise CaptureError(f"{self._where()} calls {func}, which cannot be looked into; call the function that it wraps "
+        raise CaptureError(f"{self._where()} calls {func}, which cannot be looked into; call what it wraps "
                            "directly")
 
     def finish(self) -> None:
@@ -433,7 +385,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         used = list(references((args, kwargs)))
         name = "getitem" if func is operator.getitem else func._schema.name.partition("::")[2]
-        step = self._append(name, "call", func, args, kwargs, self._source())
+        step = self._append(name, "call", func, args, kwargs, source())
         if func in _SHAPE_ONLY:
             return step
         if any(index in self.varying for index in used):
@@ -445,45 +397,20 @@ class Recorder(TorchDispatchMode):
                 self.cut.add(step)
         return step
 
-    def _append(self, name: str, kind: str, func=None, args=(), kwargs=None, source: str = "") -> int:
+    def _append(self, name: str, kind: str, func=None, args=(), kwargs=None, origin: str = "") -> int:
         count = self._used[name] = self._used.get(name, -1) + 1
         index = len(self.steps)
-        self.steps.append(Step(index, f"{name}_{count}" if count else name, kind, func, args, kwargs or {}, "", source))
+        self.steps.append(Step(index, f"{name}_{count}" if count else name, kind, func, args, kwargs or {}, "", origin))
         self.owners.append(self.calls[-1] if self.calls else None)
         return index
 
-    def _source(self) -> str:
-        """The line of the model's own code that is running, as 'file:line'."""
-        for frame in _frames():
-            kind = _kind_of(frame.f_code.co_filename)
-            if kind == "end":
-                break
-            if kind == "own":
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        return ""
-
     def _where(self) -> str:
-        return self._source() or "the model"
+        return source() or "the model"
 
 
 # Inside of torch.cond and compiled functions the compiler would take this, and what it calls, for the user's code.
 eval_frame.set_code_exec_strategy(Recorder.__torch_dispatch__.__code__, eval_frame._FrameExecStrategy(
     eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP))
-
-
-@cache
-def _kind_of(filename: str) -> str:
-    if filename.startswith(_HERE):
-        return "ours" if filename == __file__ else "end"
-    return "torch" if filename.startswith((_TORCH, "<")) else "own"
-
-
-def _frames() -> Iterator[FrameType]:
-    """The Python frames of the model's run, innermost first."""
-    frame = sys._getframe(1)
-    while frame is not None and _kind_of(frame.f_code.co_filename) != "end":
-        yield frame
-        frame = frame.f_back
 
 
 def _floating(value: Any) -> bool:

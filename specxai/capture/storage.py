@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from specxai.capture.program import Ref
+
+aten = torch.ops.aten
+Emit = Callable[..., int]  # (overload, args, kwargs) -> step
 
 
 class Place(NamedTuple):
@@ -57,6 +62,58 @@ class Storage:
     flat: int | None = None
     writes: list[tuple[int, Place]] = field(default_factory=list)
     version: int = 0
+
+    def is_filled_by(self, place: Place) -> bool:
+        return place.numel == self.count and place.dense()
+
+    def write(self, step: int, place: Place) -> None:
+        """The values at `place` are those of `step` from now on."""
+        self.version += 1
+        self.constant = False
+        if self.is_filled_by(place):
+            self.whole, self.flat = (step, place), None
+            self.writes.clear()
+        else:
+            self.writes.append((step, place))
+
+    def read(self, place: Place, emit: Emit) -> int:
+        """The step of the values at `place`; `emit` adds the calls that take them out of the content."""
+        if self.writes and self.writes[-1][1] == place:
+            return self.writes[-1][0]
+        step, whole = self.whole
+        if not self.writes and whole == place:
+            return step
+        everything = place.contiguous and place.numel == self.count
+        if not (everything and whole.contiguous and not self.writes):
+            step = self._flatten(emit)
+        if everything:
+            return emit(aten.reshape.default, (Ref(step), list(place.size)))
+        return emit(aten.as_strided.default, (Ref(step), list(place.size), list(place.stride), place.offset))
+
+    def _flatten(self, emit: Emit) -> int:
+        """The content as one axis: a value of its own, since the calls that read and write parts go by its memory."""
+        if self.flat is None:
+            self.flat = self._base(*self.whole, emit)
+        for step, place in self.writes:
+            self.flat = _scatter(self.flat, step, place, emit)
+        if self.writes:
+            self.writes.clear()
+            self.whole = self.flat, Place((self.count,), (1,), 0)
+        return self.flat
+
+    def _base(self, step: int, place: Place, emit: Emit) -> int:
+        if self.is_filled_by(place):
+            if not place.contiguous:
+                step = emit(aten.permute.default, (Ref(step), place.order))
+            step = emit(aten.reshape.default, (Ref(step), [-1]))
+            return emit(aten.clone.default, (Ref(step),), {"memory_format": torch.contiguous_format})
+        zeros = emit(aten.zeros.default, ([self.count],), {"dtype": self.dtype, "device": self.device})
+        return _scatter(zeros, step, place, emit)
+
+
+def _scatter(flat: int, step: int, place: Place, emit: Emit) -> int:
+    return emit(aten.as_strided_scatter.default,
+                (Ref(flat), Ref(step), list(place.size), list(place.stride), place.offset))
 
 
 @dataclass(eq=False)

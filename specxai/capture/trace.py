@@ -43,8 +43,8 @@ def _output(recorder: Recorder, output: object, selector: Selector, name: str) -
         active = [(keys, tensor) for keys, tensor in found
                   if tensor.is_floating_point() and recorder.knows(tensor) and _step(recorder, tensor) is not None]
         if not active:
-            raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point tensor "
-                               f"that depends on its input{_lost(recorder)}")
+            raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point "
+                               f"tensor that depends on its input{_lost(recorder)}")
         selector, tensor = next((pair for pair in active if pair[1].requires_grad), active[0])
     else:
         tensor = select(output, selector)
@@ -71,8 +71,8 @@ def _program(recorder: Recorder, calls: Calls, output: int, modules: dict[int, t
     """What the output needs, numbered anew, with the names of layers."""
     needed = _ancestors(recorder.steps, output)
     if drawn := [where for index, where in recorder.random.items() if index in needed]:
-        raise CaptureError(f"randomness in forward(): {drawn[0]}; a random function has no fixed map, so take it out or "
-                           "pass what is drawn as a buffer")
+        raise CaptureError(f"randomness in forward(): {drawn[0]}; a random function has no fixed map: take it out, or "
+                           "draw once and keep that in a buffer")
     where = {old: new for new, old in enumerate(sorted(needed))}
     steps = tuple(_renumbered(recorder, calls, old, where) for old in where)
     layers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Layer names: whatever modules are called, do, and return, each tensor that they return has a name and its value."""
+"""Layer names: whatever modules are called, do and return, each tensor they return has a name and a value."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class Intricate(nn.Module):
 def test_names_and_values_of_an_intricate_model():
     local = check(Intricate().double().eval(), torch.randn(1, 3, 4, 4, dtype=torch.float64))
     assert {"conv#1", "conv#2", "relu#2", "drop", "hooked"} <= set(local.layers)
-    assert {step.layer for step in local.captured.program.steps if step.kind == "call"} <= {*local.layers, "mul", "mean", "add"}
+    owners = {step.layer for step in local.captured.program.steps if step.kind == "call"}
+    assert owners <= {*local.layers, "mul", "mean", "add"}
 
 
 class Region(nn.Module):
@@ -110,7 +111,8 @@ class Keys(nn.Module):
     ids=["no_grad", "inference_mode", "view", "slice", "keys", "autocast"])
 def test_every_call_has_its_name_and_value(make):
     if make is Sliced:  # one of its modules has a second name
-        assert specxai.linearize(make().eval(), torch.randn(1, 3)).layers == ["body.0#1", "body.1", "body.0#2", "body.3"]
+        layers = specxai.linearize(make().eval(), torch.randn(1, 3)).layers
+        assert layers == ["body.0#1", "body.1", "body.0#2", "body.3"]
         return
     check(make().double().eval(), torch.randn(1, 3, dtype=torch.float64))
 
