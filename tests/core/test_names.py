@@ -11,7 +11,7 @@ from specxai.errors import LayerError
 
 
 def outputs(model: nn.Module, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-    """What each module returns when the model runs, call by call, as copies: a module may overwrite what came before."""
+    """What each module returns when the model runs, call by call, as copies: a module may overwrite what came."""
     seen: dict[str, list[torch.Tensor]] = {}
     handles = [module.register_forward_hook(lambda m, i, out, path=path: seen.setdefault(path, []).append(
         out.detach().clone())) for path, module in model.named_modules() if path]
