@@ -16,6 +16,7 @@ from specxai._once import once
 from specxai._text import printable
 from specxai.backends import choose
 from specxai.capture import Captured, recall
+from specxai.capture.outputs import Selector
 from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
@@ -31,7 +32,7 @@ POLICIES = ("tangent", "frozen")
 
 
 def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
-              max_memory: int | None = None) -> Local:
+              max_memory: int | None = None, output: Selector = None) -> Local:
     """The affine map of `model` at `x`.
 
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
@@ -40,6 +41,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
     backend      "auto", "reference", "native"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
+    output       which tensor is explained where the model returns several; see `specxai.capture`
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
@@ -49,9 +51,15 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     True
     """
     if isinstance(model, Captured):
+        if output is not None:
+            raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
         return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
-    captured, values = recall(model, x)
-    return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+    captured, values = recall(model, x, output)
+    try:
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+    except CaptureError:  # nothing sees all that a capture depends on: the one made before may be out of date
+        captured, values = recall(model, x, output, renew=True)
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,14 @@ class Local:
         if torch.is_inference_mode_enabled():
             values = None  # they were made where autograd, which generic nodes need, can never see them
         with torch.inference_mode(False), torch.no_grad():
-            self.input = plain(x).clone()  # the values at x may be computed again when the caller has changed x
+            # A copy: the values at x may be computed again when the caller has changed x.
+            self.input = plain(x).clone(memory_format=torch.contiguous_format)
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = graph(nodes, shapes, captured.program.input)
             self._dtypes = {i: values[i].dtype for i in shapes}
+        captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
         self._decisions = _decisions(captured.program, values)
         size = sum(values[i].numel() * values[i].itemsize for i in shapes)
@@ -274,6 +284,9 @@ class Local:
                          + (f" and {len(smooth) - 8} more" if len(smooth) > 8 else ""))
         if stopped:
             lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
+        if self.captured.specialised:
+            lines.append(f"decided by the input, and captured again where that differs: "
+                         f"{', '.join(self.captured.specialised)}")
         lines += self._live_table()
         return "\n".join(map(printable, lines))
 

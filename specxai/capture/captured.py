@@ -1,29 +1,35 @@
-"""`capture(model, example)`: checked at the boundary, traced once, and verified against the model itself."""
+"""`capture(model, example)`: checked at the boundary, recorded in one run, and verified against the model itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import threading
 from dataclasses import dataclass, field, replace
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
-from specxai.capture.export import export_program, first_line
-from specxai.capture.program import Program
+from specxai.capture import checks
+from specxai.capture.checks import first_line
+from specxai.capture.names import module_names
+from specxai.capture.outputs import Selector, select
+from specxai.capture.program import Program, references
+from specxai.capture.settings import Snapshot, changed, same, snapshot
+from specxai.capture.trace import trace
 from specxai.errors import CaptureError
 
-NOT_FINITE = "the input holds NaN or infinity, where there is no affine map; give a finite one"
+# A capture hangs hooks into the model, and two of one model would number each other's calls.
+_CAPTURING = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A model traced for one input shape and dtype; `linearize(x)` then costs one forward pass.
+    """A model recorded for one input shape and dtype; `linearize(x)` then costs one forward pass.
 
     The weights are the model's own tensors, not copies: a later in-place update is seen.
+
+    output   what names the tensor that is explained in what the model returns
     """
 
     program: Program
@@ -32,6 +38,7 @@ class Captured:
     device: torch.device
     model_name: str
     model: nn.Module | None = field(repr=False, default=None)
+    output: Selector = ()
 
     def __repr__(self) -> str:
         return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
@@ -41,16 +48,42 @@ class Captured:
         """Names accepted by `split` and `explain`, in execution order."""
         return list(self.program.layers)
 
+    @property
+    def specialised(self) -> tuple[str, ...]:
+        """Lines of the model's code, as 'file:line', that decided by a value that depends on the input, or took it out
+        of torch.  At an input where the model then goes another way, `linearize` captures it again."""
+        return self.program.specialised
+
     def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None):
         """The affine map at x; see `specxai.linearize`."""
         from specxai.local import Local
 
         self.check(x)
-        return Local(self, x, gates=gates, backend=backend, max_memory=max_memory)
+        captured, values = self, None
+        if self.specialised and self.model is not None:
+            values = self.values_as_model(x)
+            if values is None:
+                captured, values = _captured(self.model, x, self.output, verify=True)
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
 
     def run_model(self, x: Tensor) -> Tensor:
         """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
-        return _run(self.model, x)
+        return _run(self.model, x, self.output)
+
+    def values_as_model(self, x: Tensor) -> list | None:
+        """Every step's value at x, where the program's output is the model's; None where it is not."""
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                values = self.program.run(x.detach().clone())
+            except (RuntimeError, IndexError):  # the shapes inside are those of another input
+                return None
+            theirs = self.run_model(x).detach()
+            ours = values[self.program.output]
+            if torch.equal(ours, theirs):
+                return values  # infinities too
+            if ours.shape == theirs.shape and _difference(ours, theirs) <= 100 * torch.finfo(theirs.dtype).eps:
+                return values
+        return None
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError where x is not what the model was captured for."""
@@ -62,16 +95,38 @@ class Captured:
                 raise ValueError(f"x has {what} {got}, but the model was captured for {wanted}; convert x, or capture "
                                  "the model again with an example like it")
         if not torch.isfinite(x).all():
-            raise ValueError(NOT_FINITE)
+            raise ValueError(checks.NOT_FINITE)
+
+    def check_output(self, values: list) -> None:
+        """Raise ValueError, naming where it comes from, where the output for these values of all steps holds NaN, or
+        nothing finite.  Some infinities are masked logits, which are not explained."""
+        index = self.program.output
+        finite = torch.isfinite(values[index])
+        if finite.all() or (finite.any() and not torch.isnan(values[index]).any()):
+            return
+        while True:
+            step = self.program.steps[index]
+            before = [i for i in references((step.args, dict(step.kwargs))) if i in self.program.active
+                      and isinstance(values[i], Tensor) and not torch.isfinite(values[i]).all()]
+            if not before:
+                break
+            index = before[0]
+        where = f" ({step.source})" if step.source else ""
+        raise ValueError(f"the model's output at this input holds NaN or infinity, where there is no affine map; they "
+                         f"come from {step.target} in {step.layer!r}{where}.  Explain the value before that: logits "
+                         "without the mask, say")
 
 
-def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
-    """Trace a model once for inputs like `example`, shape (1, ...).
+def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Selector = None) -> Captured:
+    """Record a model once for inputs like `example`, shape (1, ...).
 
-    verify   run the graph against the model, and one product with Jᵀ against torch.autograd
+    verify   run the program against the model, and one product with Jᵀ against torch.autograd
+    output   which tensor is explained where the model returns several: a key or the name of a field, an index, a tuple
+             of these from the outside in, or a function of what the model returns.  By default the first floating-point
+             tensor that depends on the input
 
     Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
-    be traced or the graph does not reproduce it.
+    be recorded or the program does not reproduce it.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval()
@@ -81,153 +136,127 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True) -> Captured:
     >>> captured.linearize(torch.ones(1, 3)).jacobian.shape
     (4, 3)
     """
-    model = _unwrap(model)
-    _check_model(model)
-    _check_example(model, example)
-    _check_finite(model)
-    example = example.detach()
-    x = example.clone().requires_grad_()
-    with torch.enable_grad():
-        output = _run(model, x)
-    captured = Captured(export_program(model, example), example.shape, example.dtype, example.device,
-                        type(model).__name__, model)
-    if verify:
-        _verify(captured, x, output)
-    return captured
+    return _captured(model, example, output, verify)[0]
 
 
-# model -> (shape, dtype, device) -> (what the model was then, its capture)
-_RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Any, Captured]]] = WeakKeyDictionary()
+def _captured(model: nn.Module, example: Tensor, output: Selector, verify: bool) -> tuple[Captured, list | None]:
+    """The capture, and every step's value at the example where it was verified."""
+    model = checks.unwrap(model)
+    checks.check_model(model)
+    with torch.inference_mode(False), torch.no_grad(), _CAPTURING:
+        checks.check_example(model, example)
+        checks.check_finite(model)
+        own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
+        try:
+            program, selector = trace(own, example, output)
+        except CaptureError:
+            raise
+        except Exception as error:
+            _run(own, example, output)  # where the model itself fails, this says so
+            raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
+        captured = Captured(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
+        if own is not model:
+            captured = _named_as(captured, model)
+        if not verify:
+            return captured, None
+        values = program.run(example)
+        captured.check_output(values)
+        with torch.enable_grad():
+            x = example.clone().requires_grad_()
+            theirs = captured.run_model(x)
+        _verify(captured, x, theirs, values)
+        return captured, values
 
 
-def recall(model: nn.Module, x: Tensor) -> tuple[Captured, list | None]:
-    """The capture made for an input like x before, if the model is as it was then, with every step's value at x; else
-    a new one, kept, and None.
+# model -> (shape, dtype, device, output) -> (what the model was then, what forward() changes of it, its capture)
+_RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Captured]]] = WeakKeyDictionary()
 
-    Modules, their settings, parameters and buffers, and the output at x are compared: one pass of the model and the one
-    of the graph that the values cost anyway.
+
+def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = False) -> tuple[Captured, list]:
+    """The capture made for an input like x before, if the model is as it was then, or a new one, kept; and every step's
+    value at x.
+
+    renew   make a new one in any case: for a caller who found that the old one is not the model's any more
+
+    Modules, their code and settings, which tensors they hold, and the output at x are compared: one pass of the model
+    and the one of the program that the values cost anyway.
     """
-    model = _unwrap(model)
-    _check_model(model)
-    _check_example(model, x)
-    key, state = (x.shape, x.dtype, x.device), _state(model)
-    kept = _RECALLED.setdefault(model, {})
-    if key in kept and kept[key][0] == state:
-        captured = replace(kept[key][1], model=model)
-        captured.check(x)
-        with torch.no_grad():
-            values, theirs = captured.program.run(x.detach()), _run(model, x.detach())
-        # Whatever else may have changed in the model's code shows in its output.
-        ours = values[captured.program.output]
-        if ours.shape == theirs.shape and _difference(ours, theirs) <= 100 * torch.finfo(x.dtype).eps:
-            return captured, values
-    captured = capture(model, x)
-    kept[key] = state, replace(captured, model=None)  # a strong reference would keep the weak key alive
-    return captured, None
+    model = checks.unwrap(model)
+    checks.check_model(model)
+    checks.check_example(model, x)
+    key = x.shape, x.dtype, x.device, id(output) if callable(output) else output
+    with _CAPTURING:
+        now, kept = snapshot(model), _RECALLED.setdefault(model, {})
+        if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
+            captured = kept[key][2]
+            selector = output if callable(output) else captured.output
+            captured = replace(captured, model=checks.plain(model), output=selector)
+            captured.check(x)
+            if (values := captured.values_as_model(x)) is not None:
+                return captured, values
+            now = snapshot(model)
+        captured, values = _captured(model, x, output, verify=True)
+        if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
+            # A strong reference would keep the weak key alive, and so may a function of the caller's.
+            forgetful = replace(captured, model=None, output=() if callable(output) else captured.output)
+            kept[key] = now, changed(now, snapshot(model)), forgetful
+        return captured, values
 
 
-def _state(model: nn.Module) -> tuple:
-    """What a trace depends on: settings as the modules print them and as attributes, and which tensors they hold."""
-    tensors = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
-    settings = [(path, name, value) for path, module in model.named_modules() for name, value in vars(module).items()
-                if isinstance(value, bool | int | float | str | None)]
-    return repr(model), settings, tensors
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("a TorchScript module has no Python code left to trace; pass the module it was made from")
-    training = [f"module {path!r}" if path else "the model"
-                for path, module in model.named_modules() if module.training]
-    if training:
-        raise ValueError(f"{training[0]} is in training mode ({len(training)} modules are): dropout and batch norm "
-                         "have no fixed map there; call model.eval() first")
-
-
-def _check_example(model: nn.Module, example: Tensor) -> None:
-    if not isinstance(example, Tensor):
-        raise TypeError(f"the input must be one floating-point tensor, got {type(example).__name__}; an array becomes "
-                        "one by torch.from_numpy(x), a list by torch.tensor(x)")
-    if example.is_complex():
-        raise TypeError(f"the input is {example.dtype}, and complex maps have no rules here; give the model real and "
-                        "imaginary parts as channels of a real tensor")
-    if not example.is_floating_point():
-        raise TypeError(f"the input is {example.dtype}, and nothing is linear in integers.  For tokens, wrap the part "
-                        "of the model after its embedding layer and pass embeddings; for pixels, pass x.float() / 255")
-    if example.layout is not torch.strided:
-        raise TypeError(f"the input is a tensor of layout {example.layout}; pass x.to_dense()")
-    if example.ndim == 0 or example.shape[0] != 1:
-        raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
-                         "map belongs to one input (try x[:1])")
-    for name, tensor in _tensors(model):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} has no values yet (a lazy module); run the model once on an input like this one")
-        if tensor.is_complex():
-            raise TypeError(f"{name} is {tensor.dtype}, and complex maps have no rules here")
-        if tensor.is_floating_point() and tensor.dtype != example.dtype:
-            raise ValueError(f"the input is {example.dtype} but {name} is {tensor.dtype}; convert one: "
-                             f"x.to({tensor.dtype}) or model.to({example.dtype})")
-        if tensor.device != example.device:
-            raise ValueError(f"the input is on {example.device} but {name} is on {tensor.device}; move one: "
-                             f"x.to({str(tensor.device)!r}) or model.to({str(example.device)!r})")
-    if example.is_meta:
-        raise ValueError("the input is on the meta device, where tensors hold no values; give one with values")
-    if not torch.isfinite(example).all():
-        raise ValueError(NOT_FINITE)
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in _tensors(model):
-        # The sum tells at a fraction of the cost, but for finite numbers that overflow together.
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds NaN or infinity; load weights that are finite")
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(what it is, tensor) of the model's parameters and buffers."""
-    yield from ((f"parameter {name}", tensor) for name, tensor in model.named_parameters())
-    yield from ((f"buffer {name}", tensor) for name, tensor in model.named_buffers())
-
-
-def _run(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's own output: the first tensor that depends on x.  Raises CaptureError where it fails."""
+def _without_inference_tensors(model: nn.Module) -> nn.Module:
+    """The model, or where it was made in inference mode, whose tensors autograd cannot use, a copy with plain ones."""
+    plain = {id(tensor): tensor for _, tensor in checks.tensors(model)}
+    if not any(tensor.is_inference() for tensor in plain.values()):
+        return model
+    for key, tensor in plain.items():
+        if tensor.is_inference():
+            clone = tensor.clone()
+            plain[key] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
     try:
-        output = model(x.clone())  # not the leaf itself: an in-place first layer may write to it
+        return copy.deepcopy(model, memo=dict(plain))
     except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} itself fails on an input of shape {tuple(x.shape)}: {first_line(error)}. Give it "
-            "the input that it is used with; a model of several inputs needs a wrapper that takes one tensor"
-        ) from error
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not tensors:
-        raise CaptureError(f"{type(model).__name__} returns {type(output).__name__}, which holds no tensor to explain")
-    return next((leaf for leaf in tensors if leaf.requires_grad), tensors[0])
+        raise CaptureError(f"{type(model).__name__} was made in inference mode, whose tensors autograd cannot use, and "
+                           f"cannot be copied ({first_line(error)}); make it outside of inference mode") from error
 
 
-def _verify(captured: Captured, x: Tensor, output: Tensor) -> None:
+def _named_as(captured: Captured, model: nn.Module) -> Captured:
+    """The capture of a copy, with the modules of the original as layers too."""
+    names = dict(captured.program.modules)
+    for key, paths in module_names(model).items():
+        names[key] = tuple(path.replace("._orig_mod", "").replace("_orig_mod.", "") for path in paths)
+    return replace(captured, program=replace(captured.program, modules=names))
+
+
+def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:
+    """The model's own output.  Raises CaptureError where it fails."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x if x.requires_grad else x.detach()
+        given = x.clone(memory_format=torch.contiguous_format)  # a forward() may write to its input
+        try:
+            found = model(given)
+        except Exception as error:
+            if other := checks.other_dtype(model, x):
+                raise ValueError(f"{other} ({type(model).__name__} fails: {first_line(error)})") from error
+            raise CaptureError(
+                f"{type(model).__name__} itself fails on an input of shape {tuple(x.shape)}: {first_line(error)}. Give "
+                "it the input that it is used with; a model of several inputs needs a wrapper that takes one tensor"
+            ) from error
+        return select(found, () if output is None else output)
+
+
+def _verify(captured: Captured, x: Tensor, output: Tensor, values: list) -> None:
     tolerance = _tolerance(x.dtype)
+    from specxai.local import Local
+
     # The reference: what is checked is the graph and its rules, and a plan is not worth making for two products.
-    local = captured.linearize(x.detach(), backend="reference")
+    local = Local(captured, x, backend="reference", values=values)
     _compare("output", local.output, output.detach(), tolerance)
     # A seed of its own: verifying must not move the caller's random state.
-    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(x)
     expected = None
     if output.requires_grad:
         try:
-            expected = torch.autograd.grad(output, x, probe, allow_unused=True)[0]
+            expected = torch.autograd.grad(output, x, probe.to(output), allow_unused=True)[0]
         except RuntimeError as error:
             raise CaptureError(
                 f"torch.autograd cannot differentiate the model: {first_line(error)}. An in-place operation on a value "

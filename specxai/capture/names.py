@@ -1,82 +1,83 @@
-"""Layer names: forward hooks mark the modules' outputs while the model is traced.
+"""Layer names: for the duration of a run, hooks look up which step each module's output is.
 
-A mark is an identity operator that carries "module path # call number".  It survives functionalisation, in-place
-operators and reuse of a module, and is removed from the graph afterwards.  As it costs as much to trace as any other
-operator, the leaves that end in an operator of their own go without: that one is their output.
+The hooks come after the user's own and return nothing, so they see what a module finally returns and change nothing.
+Those of other threads are left alone.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-_library = torch.library.Library("specxai", "FRAGMENT")
-_library.define("mark(Tensor x, str name) -> Tensor")
-_library.impl("mark", lambda x, name: x.clone(), "CompositeExplicitAutograd")
-torch.library.register_fake("specxai::mark", lambda x, name: x.clone(), lib=_library)
-MARK = torch.ops.specxai.mark.default
+from specxai.capture.outputs import leaves, subscripts
+from specxai.capture.recorder import Recorder
 
 
-_PLAIN = {getattr(nn, f"{name}{dims}d") for dims in (1, 2, 3)
-          for name in ("Conv", "ConvTranspose", "BatchNorm", "MaxPool", "AvgPool")}
-_PLAIN |= {nn.Linear, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU}
+@dataclass(eq=False)
+class Call:
+    """One call of a module: the `number`-th of its path, from 1."""
+
+    path: str
+    number: int
 
 
 @dataclass
 class Calls:
-    """What a trace called.
+    """What a run called.
 
     count   calls by module path
-    plain   what the calls without a mark returned: (module path, number of the call, from 1) -> shape
+    ended   (call, subscripts, step) of every tensor that a call returned, in order: '' for a lone one, '[0]'
     """
 
     count: Counter[str] = field(default_factory=Counter)
-    plain: dict[tuple[str, int], torch.Size] = field(default_factory=dict)
+    ended: list[tuple[Call, str, int]] = field(default_factory=list)
 
-    def name(self, path: str, call: int) -> str:
-        """The layer name of a module's call, of which the first is 1."""
-        return f"{path}#{call}" if self.count[path] > 1 else path
+    def name(self, call: Call) -> str:
+        """The layer name of a call."""
+        return f"{call.path}#{call.number}" if self.count[call.path] > 1 else call.path
 
 
 @contextmanager
-def marked(model: nn.Module, every: bool) -> Iterator[Calls]:
-    """While open, each call of each submodule marks its tensor output; without `every`, but for the plain ones."""
-    names = module_names(model)
-    modules = {path: module for path, module in model.named_modules() if path}
-    # torch numbers the calls of a path behind an "@".
-    plain = set() if every else {path for path, module in modules.items()
-                                 if _is_plain(module) and len(names[id(module)]) == 1 and "@" not in path}
-    calls = Calls()
+def followed(model: nn.Module, recorder: Recorder) -> Iterator[Calls]:
+    """While open, the recorder knows the module calls that are under way, and the result the tensors they returned."""
+    calls, thread, stack = Calls(), threading.get_ident(), recorder.calls
 
-    def hook_for(path: str):
-        def hook(module, inputs, output):
-            calls.count[path] += 1
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                return None
-            if path in plain:
-                calls.plain[path, calls.count[path]] = output.shape
-                return None
-            return MARK(output, f"{path}#{calls.count[path]}")
+    def begin_of(path: str):
+        def begin(module, inputs):
+            if threading.get_ident() == thread:
+                calls.count[path] += 1
+                stack.append(Call(path, calls.count[path]))
 
-        return hook
+        return begin
 
-    handles = [module.register_forward_hook(hook_for(path)) for path, module in modules.items()]
+    def end_of(path: str):
+        def end(module, inputs, output):
+            if threading.get_ident() != thread:
+                return
+            call = stack.pop()
+            for keys, tensor in leaves(output):
+                if tensor.is_floating_point() and recorder.knows(tensor):
+                    calls.ended.append((call, subscripts(keys), recorder.step_of(tensor)))
+
+        return end
+
+    handles = []
     try:
+        for path, module in model.named_modules():
+            if path and not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(begin_of(path), prepend=True))
+                # Called, with no output, where forward() raises, which whoever called it may catch.
+                handles.append(module.register_forward_hook(end_of(path), always_call=True))
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Is the last operator of a call its output?  Not where someone else's hooks or code may follow."""
-    own = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
-    return type(module) in _PLAIN and not own
 
 
 def module_names(model: nn.Module) -> dict[int, tuple[str, ...]]:

@@ -46,9 +46,12 @@ class Step:
 class Program:
     """Steps in execution order, the constants, and where each layer's output is.
 
-    layers    layer name -> step of the layer's output; a module called n > 1 times has names `relu#1` … `relu#n`
-    modules   id of a module object -> its dotted names
-    active    steps whose value depends on the input
+    layers        layer name -> step of the layer's output; a module called n > 1 times has names `relu#1` … `relu#n`,
+                  one that returns several tensors `lstm[0]`, `lstm[1][0]` or `block[hidden]`
+    modules       id of a module object -> its dotted names
+    active        steps whose value depends on the input
+    parts         dotted name of a module -> its layer names
+    specialised   lines of the model's code that made a decision, or left torch, with a value that depends on the input
     """
 
     steps: tuple[Step, ...]
@@ -58,6 +61,8 @@ class Program:
     layers: Mapping[str, int]
     modules: Mapping[int, tuple[str, ...]]
     active: frozenset[int]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    specialised: tuple[str, ...] = ()
 
     def run(self, x: Tensor, replace: Mapping[int, Tensor] | None = None) -> list[Any]:
         """Every step's value at x; `replace` puts given values in the place of computed ones.
@@ -70,7 +75,7 @@ class Program:
             if step.index in replace:
                 values[step.index] = replace[step.index]
             elif step.kind == "input":
-                values[step.index] = x
+                values[step.index] = x.contiguous()
             elif step.kind == "constant":
                 values[step.index] = self.constants[step.index]
             else:
@@ -81,27 +86,25 @@ class Program:
     def layer(self, layer: str | torch.nn.Module) -> tuple[str, int]:
         """(name, step) of a layer given by dotted name or by module object.
 
-        Raises LayerError, naming near misses or, for a module called several times, its numbered names.
+        Raises LayerError, naming near misses or, for a module with several outputs or calls, their names.
         """
         if isinstance(layer, torch.nn.Module):
-            names = [n for n in self.modules.get(id(layer), ()) if n in self.layers or self._calls(n)]
+            names = [n for n in self.modules.get(id(layer), ()) if n in self.parts]
             if not names:
                 raise LayerError(f"this {type(layer).__name__} is not a layer of the captured model (or its output is "
                                  "no tensor that depends on the input); give a module of the same model object")
             layer = names[0]
         if layer in self.layers:
             return layer, self.layers[layer]
-        if calls := self._calls(layer):
-            raise LayerError(f"layer {layer!r} is called {len(calls)} times; name one of {', '.join(calls)}")
+        if names := self.parts.get(layer):
+            many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
+            raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:
             raise LayerError(f"no layer {layer!r}: this model has no submodules to split at; wrap it, as in "
                              "torch.nn.Sequential(model), whose layer '0' is the model")
         near = difflib.get_close_matches(str(layer), self.layers, n=5) or list(self.layers)[:8]
         raise LayerError(f"no layer {layer!r} in this model; did you mean {', '.join(near)}? "
                          f"It has {len(self.layers)}: `.layers`, or --layer list on the command line, shows them")
-
-    def _calls(self, name: str) -> list[str]:
-        return [known for known in self.layers if known.rpartition("#")[0] == name]
 
 
 def substitute(template: Any, values: list[Any]) -> Any:

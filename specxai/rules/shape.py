@@ -41,7 +41,7 @@ def _axis_order(site: Site, ndim: int) -> list[int]:
       "unbind.int", "split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
       "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
       "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
-      "unfold.default")
+      "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default")
 def gather(site: Site) -> LinearNode | None:
     """Every output is one of the inputs: the call on the inputs' numbers says which."""
     if not site.only(0):
@@ -104,7 +104,8 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     return Term(index, apply, adjoint)
 
 
-@rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default")
+@rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
+      "as_strided_scatter.default")
 def overwrite(site: Site) -> LinearNode:
     """Assignment to a slice: every output is a unit of what was there or of what is written.
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import random
+import types
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import specxai
+import specxai.capture.captured as captured_module
 from nets import build
-from specxai.capture.captured import _RECALLED
 from specxai.errors import CaptureError
 
 
@@ -78,7 +83,7 @@ def test_weights_are_not_copied():
 def test_a_further_input_traces_nothing(monkeypatch):
     model, x = build("skip")
     captured = specxai.capture(model, x)
-    monkeypatch.setattr(torch.export, "export", None)
+    monkeypatch.setattr(captured_module, "trace", None)
     x2 = torch.randn_like(x)
     assert torch.allclose(captured.linearize(x2).output, model(x2))
     assert torch.allclose(specxai.linearize(captured, x2).output, model(x2))
@@ -87,13 +92,13 @@ def test_a_further_input_traces_nothing(monkeypatch):
 @pytest.fixture
 def traces(monkeypatch):
     """The models that are traced from here on."""
-    seen, export = [], torch.export.export
+    seen, trace = [], captured_module.trace
 
-    def counted(model, *args, **kwargs):
+    def counted(model, *args):
         seen.append(model)
-        return export(model, *args, **kwargs)
+        return trace(model, *args)
 
-    monkeypatch.setattr(torch.export, "export", counted)
+    monkeypatch.setattr(captured_module, "trace", counted)
     return seen
 
 
@@ -221,19 +226,19 @@ class Lying(torch.autograd.Function):
         return grad * 3
 
 
-def branch(z):
-    return z if z.sum() > 0 else -z
-
-
 @pytest.mark.parametrize("function, message", [
-    (branch, r"could not trace Wrapped: .*; pass the part of the model without them"),
-    (lambda z: (z, 2 * z), "returns 2 floating-point tensors .* Wrap the model"),
-    (lambda z: z.argmax(1), "returns 0 floating-point tensors"),
+    (lambda z: z.argmax(1), "returns 1 tensor, .* floating-point tensor that depends on its input"),
     (lambda z: "text", "returns str, which holds no tensor"),
-    (lambda z: z * torch.rand(3), "output differs .* randomness in forward"),
+    (lambda z: z * torch.rand(3), r"randomness in forward\(\): aten.rand.default at .*test_capture.py:\d+"),
+    (lambda z: z * random.random(), "output differs .* randomness in forward"),
+    (lambda z: F.dropout(z), r"randomness in forward\(\): aten.native_dropout"),
     (Lying.apply, "product with Jᵀ differs .* custom autograd.Function"),
-    (lambda z: torch.tensor(z.detach().numpy()), "could not trace|depend on its input"),
-], ids=["branch", "two outputs", "integer", "no tensor", "random", "lying derivative", "numpy"])
+    (lambda z: torch.tensor(z.detach().numpy()), "no gradient reaches the output of Wrapped"),
+    (lambda z: torch.tensor(z.tolist()), r"depends on its input; values left torch, .* at .*test_capture.py:\d+"),
+    (lambda z: z + z.detach().clone().resize_(1, 3), r"test_capture.py:\d+ changes a tensor in place by aten.resize_"),
+    (lambda z: (z > 0).float(), "depends on its input"),
+], ids=["integer", "no tensor", "random", "random in Python", "dropout", "lying derivative", "numpy", "list", "resized",
+        "steps"])
 def test_what_cannot_be_captured(function, message, capfd):
     with pytest.raises(CaptureError, match=message) as raised:
         linearized(function)
@@ -315,10 +320,152 @@ def test_a_further_input_costs_one_pass_of_each():
 
     model = Counts(3, 3).eval()
     specxai.linearize(model, torch.randn(1, 3))
-    captured = next(iter(_RECALLED[model].values()))[1]
+    captured = next(iter(captured_module._RECALLED[model].values()))[2]
     runs, run = [], type(captured.program).run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(captured.program), "run", lambda *a, **k: runs.append(1) or run(*a, **k))
         passes.clear()
         specxai.linearize(model, torch.randn(1, 3))
     assert (len(passes), len(runs)) == (1, 1)
+
+
+class Out(NamedTuple):
+    text: str
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclasses.dataclass
+class Record:
+    logits: torch.Tensor
+    states: tuple
+
+
+class Answers(OrderedDict):
+    """As transformers' ModelOutput: keys, fields and positions."""
+
+    logits = property(lambda self: self["logits"])
+
+
+class Returns(nn.Module):
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.first, self.second, self.make = nn.Linear(3, 4), nn.Linear(4, 2), make
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.make(h, self.second(h))
+
+
+RETURNS = {
+    "tuple": (lambda h, y: (h.argmax(), h, y), 2),
+    "nested": (lambda h, y: {"a": [h, {"b": y}]}, ("a", 1, "b")),
+    "named tuple": (lambda h, y: Out("t", h, y), "logits"),
+    "dataclass": (lambda h, y: Record(y, (h, h)), "logits"),
+    "dataclass inside": (lambda h, y: Record(h, (h, y)), ("states", 1)),
+    "mapping": (lambda h, y: Answers(loss=None, hidden=h, logits=y), "logits"),
+    "mapping by position": (lambda h, y: Answers(loss=None, hidden=h, logits=y), 2),
+    "function": (lambda h, y: types.SimpleNamespace(h=h, y=y), lambda out: out.y),
+    "attribute": (lambda h, y: types.SimpleNamespace(h=h, y=y), "y"),
+    "alone": (lambda h, y: y, None),
+    "first": (lambda h, y: (h.argmax(), torch.ones(3), y, h), None),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_the_output_that_is_asked_for(name):
+    make, selector = RETURNS[name]
+    model, x = Returns(make).double().eval(), torch.randn(1, 3, dtype=torch.float64)
+    wanted = model.second(model.first(x).relu())
+    for captured in (specxai.capture(model, x, output=selector),
+                     *(specxai.linearize(model, x, output=selector).captured for _ in range(2))):
+        assert torch.equal(captured.run_model(x), wanted)
+        local = captured.linearize(x)
+        assert torch.allclose(local.output, wanted)
+        assert local.layers == ["first", "second"]
+
+
+def test_outputs_that_are_not_there():
+    model, x = Returns(lambda h, y: {"h": h, "n": h.argmax(), "k": torch.ones(1), "y": (y,)}).eval(), torch.randn(1, 3)
+    for selector, message in (("z", r"has no 'z'; it holds \[h\], \[k\], \[y\]\[0\]"), (("y", 1), r"has no 1"),
+                              ("n", "is a tensor of torch.int64, not a floating"), ("y", "is tuple, not a floating"),
+                              ("k", "output='k' does not depend on the model's input")):
+        with pytest.raises(CaptureError, match=message):
+            specxai.capture(model, x, output=selector)
+    with pytest.raises(TypeError, match=r"output= belongs to specxai\.capture"):
+        specxai.linearize(specxai.capture(model, x), x, output="h")
+
+
+def test_two_outputs_of_one_model_are_two_captures():
+    model, x = Returns(lambda h, y: (h, y)).eval(), torch.randn(1, 3)
+    assert [specxai.linearize(model, x, output=i).output.numel() for i in (0, 1, 0, 1)] == [4, 2, 4, 2]
+
+
+def in_a_dict(model):
+    model.config["temperature"] = 10.0
+
+
+def in_a_list(model):
+    model.config["more"][0].scale = 3.0
+
+
+def by_another_forward(model):
+    model.head.forward = lambda x: 5 * x
+
+
+def by_another_hook(model):
+    model.head._forward_hooks.clear()
+    model.head.register_forward_hook(lambda module, inputs, output: 7 * output)
+
+
+def by_another_function(model):
+    model.act = torch.tanh
+
+
+@pytest.mark.parametrize("change", [in_a_dict, in_a_list, by_another_forward, by_another_hook, by_another_function])
+def test_a_setting_of_any_kind_that_does_not_show_in_the_output(change):
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.act = nn.Linear(3, 3, bias=False), torch.sin
+            self.config = {"temperature": 1.0, "more": [types.SimpleNamespace(scale=1.0)]}
+            self.config["self"] = self.config
+            self.head.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+        def forward(self, x):
+            return self.act(self.head(x / self.config["temperature"])) * self.config["more"][0].scale ** 2
+
+    model, x = Configured().double().eval(), torch.zeros(1, 3, dtype=torch.float64)
+    specxai.linearize(model, x)
+    change(model)
+    J = torch.func.jacrev(model)(x).reshape(3, 3)
+    assert torch.allclose(specxai.linearize(model, x).jacobian.to_dense(), J, atol=1e-14)
+
+
+def test_other_floating_dtypes_and_infinities_inside():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("shift", torch.ones(4, dtype=torch.float64))
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+            self.register_buffer("count", torch.tensor(3))
+
+        def forward(self, x):
+            weights = (x.mT @ x + self.mask).softmax(-1)
+            return self.linear(x @ weights + self.shift.float()) / self.count
+
+    model, x = Mixed().eval(), torch.randn(1, 4)
+    local = specxai.linearize(model, x)
+    J = torch.autograd.functional.jacobian(model, x).reshape(4, 4)
+    assert torch.allclose(local.jacobian.to_dense(), J, atol=1e-5)
+    model.mask[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="buffer mask holds NaN"):
+        specxai.linearize(model, x)
+
+
+def test_an_output_that_is_not_finite_is_named():
+    model = Wrapped(lambda z: z.masked_fill(torch.tensor([True, False, False]), torch.nan)).eval()
+    with pytest.raises(ValueError, match=r"output at this input holds NaN .* aten.masked_fill.Scalar in 'masked_fill' "
+                                         r"\(.*test_capture.py:\d+\)"):
+        specxai.linearize(model, torch.randn(1, 3))

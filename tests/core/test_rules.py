@@ -101,6 +101,7 @@ CASES = {
     "mean": (lambda z: z.mean((1, -1)), IMAGE),
     "mean all": (lambda z: z.mean().reshape(1), IMAGE),
     "sum": (lambda z: z.sum(2, keepdim=True), IMAGE),
+    "bilinear upsampling": (lambda z: F.interpolate(z, scale_factor=2, mode="bilinear"), IMAGE),
 }
 GENERIC = {
     "distances": (lambda z: torch.cdist(z[0, 0], z[0, 1]), IMAGE),
@@ -108,7 +109,6 @@ GENERIC = {
     "layer norm": (lambda z: F.layer_norm(z, (10,)), IMAGE),
     "softmax": (lambda z: z.softmax(1), IMAGE),
     "attention": (lambda z: F.scaled_dot_product_attention(z, z, z), IMAGE),
-    "bilinear upsampling": (lambda z: F.interpolate(z, scale_factor=2, mode="bilinear"), IMAGE),
     "division by itself": (lambda z: z / (2 + z.abs().sum(1, keepdim=True)), IMAGE),
 }
 

@@ -1,0 +1,43 @@
+"""Whose code is running: the Python frames between the recorder and the capture that runs the model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+_INNER = (__file__, str(Path(__file__).with_name("recorder.py")), str(Path(__file__).with_name("storage.py")))
+_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
+
+
+def frames() -> Iterator[FrameType]:
+    """The Python frames of the model's run, innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None and _kind_of(frame.f_code.co_filename) != "end":
+        yield frame
+        frame = frame.f_back
+
+
+def source() -> str:
+    """The line of the model's own code that is running, as 'file:line'; "" where all of it is torch's."""
+    for frame in frames():
+        if _kind_of(frame.f_code.co_filename) == "own":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return ""
+
+
+def in_function() -> bool:
+    """Is the forward() of an autograd.Function running, where torch itself switches autograd off?"""
+    return not torch.is_grad_enabled() and any(frame.f_code is _FUNCTION_APPLY for frame in frames())
+
+
+@cache
+def _kind_of(filename: str) -> str:
+    if filename.startswith(_HERE):
+        return "ours" if filename in _INNER else "end"
+    return "torch" if filename.startswith((_TORCH, "<")) else "own"

@@ -1,0 +1,121 @@
+"""From an nn.Module to a Program: one recorded run, cut down to what the output needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+
+from specxai.capture.names import Calls, followed, module_names
+from specxai.capture.outputs import Selector, leaves, select
+from specxai.capture.program import Program, Ref, Step, references
+from specxai.capture.recorder import Reads, Recorder
+from specxai.errors import CaptureError
+
+
+def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Program, Selector]:
+    """The program of one eager run at x, and what names its output where `selector` is None.
+
+    Raises CaptureError where the output is none that can be explained, and whatever the model itself raises.
+    """
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    recorder = Recorder(names)
+    with torch.inference_mode(False), torch.enable_grad():
+        # Not the leaf itself: an in-place first layer may write to it.
+        given = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_().clone()
+        recorder.start(given)
+        # The decompositions in Python take recurrent layers and upsampling apart.
+        try:
+            with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder), recorder:
+                output = model(given)
+        finally:
+            recorder.finish()
+        selector, step = _output(recorder, output, selector, type(model).__name__)
+    return _program(recorder, calls, step, module_names(model)), selector
+
+
+def _output(recorder: Recorder, output: object, selector: Selector, name: str) -> tuple[Selector, int]:
+    """(what names the tensor that is explained, its step)."""
+    if selector is None:
+        found = [(keys, tensor) for keys, tensor in leaves(output)]
+        if not found:
+            raise CaptureError(f"{name} returns {type(output).__name__}, which holds no tensor to explain")
+        active = [(keys, tensor) for keys, tensor in found
+                  if tensor.is_floating_point() and recorder.knows(tensor) and _step(recorder, tensor) is not None]
+        if not active:
+            raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point "
+                               f"tensor that depends on its input{_lost(recorder)}")
+        selector, tensor = next((pair for pair in active if pair[1].requires_grad), active[0])
+    else:
+        tensor = select(output, selector)
+        if not recorder.knows(tensor) or _step(recorder, tensor) is None:
+            raise CaptureError(f"output={selector!r} does not depend on the model's input{_lost(recorder)}")
+    if not tensor.requires_grad:
+        raise CaptureError(f"no gradient reaches the output of {name}: forward() runs under no_grad or inference_mode, "
+                           "or detaches its result, so that its derivative is zero by torch's rules; capture the model "
+                           "without that")
+    return selector, _step(recorder, tensor)
+
+
+def _step(recorder: Recorder, tensor: Tensor) -> int | None:
+    step = recorder.step_of(tensor)
+    return step if step in recorder.active else None
+
+
+def _lost(recorder: Recorder) -> str:
+    lines = ", ".join(recorder.specialised)
+    return f"; values left torch, or decided what runs, at {lines}" if lines else ""
+
+
+def _program(recorder: Recorder, calls: Calls, output: int, modules: dict[int, tuple[str, ...]]) -> Program:
+    """What the output needs, numbered anew, with the names of layers."""
+    needed = _ancestors(recorder.steps, output)
+    if drawn := [where for index, where in recorder.random.items() if index in needed]:
+        raise CaptureError(f"randomness in forward(): {drawn[0]}; a random function has no fixed map: take it out, or "
+                           "draw once and keep that in a buffer")
+    where = {old: new for new, old in enumerate(sorted(needed))}
+    steps = tuple(_renumbered(recorder, calls, old, where) for old in where)
+    layers: dict[str, int] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    for call, subscript, step in calls.ended:
+        if step not in where or step not in recorder.active:
+            continue
+        name = calls.name(call)
+        layer = name + subscript
+        while layer in layers:  # a path of the model that reads like the number of a call
+            layer += "'"
+        layers[layer] = where[step]
+        for path in {call.path, name}:
+            parts[path] = (*parts.get(path, ()), layer)
+    return Program(steps, {where[old]: tensor for old, tensor in recorder.constants.items() if old in where}, where[0],
+                   where[output], layers, modules, frozenset(where[old] for old in recorder.active if old in where),
+                   parts, tuple(recorder.specialised))
+
+
+def _ancestors(steps: list[Step], output: int) -> set[int]:
+    """The steps that the output is made of, and the input."""
+    needed, left = {0, output}, [output]
+    while left:
+        step = steps[left.pop()]
+        for index in references((step.args, step.kwargs)):
+            if index not in needed:
+                needed.add(index)
+                left.append(index)
+    return needed
+
+
+def _renumbered(recorder: Recorder, calls: Calls, old: int, where: dict[int, int]) -> Step:
+    step, owner = recorder.steps[old], recorder.owners[old]
+    layer = "" if step.kind != "call" else calls.name(owner) if owner else step.name
+    return Step(where[old], step.name, step.kind, step.target, _moved(step.args, where), _moved(step.kwargs, where),
+                layer, step.source)
+
+
+def _moved(template, where: dict[int, int]):
+    if isinstance(template, Ref):
+        return Ref(where[template.index])
+    if isinstance(template, (list, tuple)):
+        return type(template)(_moved(item, where) for item in template)
+    if isinstance(template, dict):
+        return {key: _moved(item, where) for key, item in template.items()}
+    return template
