@@ -11,3 +11,7 @@ class CaptureError(SpecXAIError):
 
 class LayerError(SpecXAIError, ValueError):
     """A layer name or module object that names no layer, or more than one."""
+
+
+class PrecisionWarning(UserWarning):
+    """A result holds fewer digits than its dtype suggests."""

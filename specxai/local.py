@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specxai import regions
+from specxai.agreement import Agreement, certify
 from specxai.backends import choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
@@ -25,7 +26,7 @@ POLICIES = ("tangent", "frozen")
 
 
 def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
-              max_memory: int | None = None) -> Local:
+              max_memory: int | None = None, verify: bool | None = None) -> Local:
     """The affine map of `model` at `x`.
 
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
@@ -34,6 +35,10 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
     backend      "auto", "reference", "native"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
+    verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
+                 capture was made, which is True
+
+    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
@@ -43,9 +48,9 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     True
     """
     if isinstance(model, Captured):
-        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
+        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
     captured, values = recall(model, x)
-    return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+    return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values, verify=verify)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Local:
     """
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
-                 max_memory: int | None = None, values: list | None = None) -> None:
+                 max_memory: int | None = None, values: list | None = None, verify: bool | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
         if gates not in POLICIES:
@@ -106,6 +111,8 @@ class Local:
         if self.max_memory < needed:
             raise ValueError(f"max_memory is {self.max_memory:,} bytes, but one product with one vector needs "
                              f"{needed:,} ({needed / 2**20:.1f} MiB); give at least that")
+        verify = captured.verify if verify is None else verify
+        self.agreement_details = self._certify() if verify else None
 
     @property
     def layers(self) -> list[str]:
@@ -126,6 +133,14 @@ class Local:
     def bias(self) -> Tensor:
         """b = f(x) − J x, in the output's shape.  Eq. (9), left."""
         return self.output - self.jacobian.matvec(self.input.flatten()).reshape(self.output.shape)
+
+    @property
+    def agreement(self) -> float | None:
+        """How far J is from the model's own derivative at x, relative: the larger of J v and Jᵀu for random v and u.
+
+        None where it was not measured (`verify=False`).  `agreement_details` has both, the tolerance and the witness.
+        """
+        return None if self.agreement_details is None else float(self.agreement_details)
 
     @cached_property
     def exactness(self) -> float:
@@ -188,7 +203,7 @@ class Local:
 
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
         """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
-        other = self.captured.linearize(x2, gates=self.gates, backend="reference")
+        other = self.captured.linearize(x2, gates=self.gates, backend="reference", verify=False)
         return regions.differing(self.named_gates(), other.named_gates())
 
     def first_flip(self, direction: Tensor) -> regions.Flip:
@@ -251,6 +266,12 @@ class Local:
     def __repr__(self) -> str:
         return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "
                 f"gates={self.gates!r}, backend={self.backend!r}, {len(self.layers)} layers)")
+
+    def _certify(self) -> Agreement | None:
+        """The agreement with the model that was captured, None where that is no longer at hand."""
+        if self.captured.model is None:
+            return None
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes)
 
     def _values(self) -> list:
         """Every step's value at x, for the weights as they are now."""
