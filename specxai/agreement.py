@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +26,7 @@ from specxai.witness import Difference, Pullback, difference, probe, pull_back, 
 
 ROUNDINGS = 8.0  # tolerance, in roundings of the nodes added up as independent errors
 SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel
-SHAKES = 4
+SHAKES = NEARBY = 3
 FEW_DIGITS = 1e-3  # a tolerance above this is worth a warning
 MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents are as cheap as one
 # torch's own derivative holds a single-precision constant: 1/6.
@@ -68,20 +68,22 @@ class _Probe:
 
 
 def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
-            held: Pullback | None = None) -> Agreement:
+            nearby: Callable[[Tensor], Graph], held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
     """The agreement of the graph's Jacobian with the model at x.
 
     output   of the program at x
     dtypes   of the values at x
-    held     where gates are frozen: what the model with held factors has for the cotangent of `cotangent`
+    nearby   the graph at another input
+    held     where gates are frozen: what the model with held factors makes of an input
 
     Raises CaptureError where rounding explains neither the output nor J.
     """
     theirs = pull_back(captured, x, cotangent)
+    wanted = theirs if held is None else held(x)
     path = graph.between([graph.input], [captured.program.output])
     tolerance = _tolerance(captured, path, dtypes, x.dtype)
     _check_output(captured, x, output, theirs.output, tolerance)
-    u, wanted = cotangent(output), (theirs if held is None else held)
+    u = cotangent(output)
     v = _tangents(graph, path, x, wanted.gradient)
     found = _run(captured, graph, path, u, v)
     _check_finite(captured, graph, path, found, v)
@@ -96,13 +98,9 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     result = Agreement(found.gap, reverse, tolerance, name)
     if float(result) <= tolerance:
         return result
-    result = _cancelling(captured, graph, path, result, found, u, v, dtypes)
-    if result.reverse > result.tolerance and held is None and not torch.equal(output, theirs.output):
-        # Other roundings in the model's own pass: its gradient at an x that is as near tells what they do.
-        moved = pull_back(captured, _shaken(x, SHAKE, 0), cotangent).gradient
-        if moved is not None and wanted.gradient is not None:
-            spread = 8 * relative(moved, wanted.gradient) / SHAKE
-            result = replace(result, tolerance=max(result.tolerance, spread))
+    result = _cancelling(captured, graph, path, result, found, u, v,
+                         [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
+                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient)
     if float(result) > result.tolerance:
         result = _decide(captured, graph, x, u, v, found, wanted, result)
     if result.tolerance > FEW_DIGITS and _accurate(x.dtype):
@@ -132,10 +130,12 @@ def _tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None)
     return v
 
 
-def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, whole: bool = False) -> _Probe:
-    """Both products, and the largest gap between a node's two directions.
+def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
+         weight: float = 0.0) -> _Probe:
+    """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
 
-    whole   measure a gap against the terms before they cancel, which takes two more products
+    near, weight   where given, the size of the terms is that before they cancel, and `weight` times what the same node
+                   of each of these graphs makes otherwise of the same blocks
     """
     source, target = graph.input, captured.program.output
     taps: dict[int, list[Tensor]] = {step: [] for step in path}
@@ -152,8 +152,12 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
                 continue
             other, other_size = _inner(z, part)
             value, size = value - other, size + other_size ** 2
-            if whole:
+            if near:
                 size = size + _inner(term.apply(_signs(z)), c)[1] ** 2 + _inner(z, term.adjoint(_signs(c)))[1] ** 2
+            for node in (g.nodes[step] for g in near):
+                again = next(t for t in node.terms if t.input == term.input)
+                size = size + (weight * _inner(again.apply(z) - term.apply(z), c)[1]) ** 2
+                size = size + (weight * _inner(z, again.adjoint(c) - part)[1]) ** 2
         gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
 
     with torch.no_grad(), full_precision(v.device):
@@ -200,11 +204,14 @@ def _shaken(block: Tensor, times: float, seed: int) -> Tensor:
 
 
 def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: _Probe, u: Tensor,
-                v: Tensor, dtypes: Mapping[int, torch.dtype]) -> Agreement:
+                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None) -> Agreement:
     """The result with the tolerance that the cancellation at this x calls for.
 
-    Rounding acts like noise on every block that a term reads or makes; such noise, a few times as large, shows what it
-    does to Jᵀu.
+    Between nodes, rounding acts like noise on every block that a term reads or makes; such noise, a few times as large,
+    shows what it does to Jᵀu.  Inside a node, and in torch's own backward functions, the digits that are lost to
+    cancellation come out otherwise at an x one rounding away.
+
+    near   (the graph, the witness's gradient) at such inputs
     """
     count = iter(range(1, 1 << 40))
 
@@ -212,16 +219,22 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
         return replace(node, terms=tuple(replace(term, adjoint=lambda block, adjoint=term.adjoint: _shaken(
             adjoint(_shaken(block, SHAKE, next(count))), SHAKE, next(count))) for term in node.terms))
 
-    noisy = Graph({step: shaken(node) for step, node in graph.nodes.items()}, graph.shapes, graph.input)
+    noisy, seed = Graph({step: shaken(node) for step, node in graph.nodes.items()}, graph.shapes, graph.input), {
+        captured.program.output: torch.stack([u] * SHAKES)}
     with torch.no_grad(), full_precision(v.device):
-        pulled = noisy.reverse({captured.program.output: torch.stack([u] * SHAKES)}, [graph.input])[0]
-    noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
-    rounding = result.tolerance / ROUNDINGS
-    forward = result.forward
-    if forward > result.tolerance and found.where is not None:
-        forward = min(forward, _run(captured, graph, path, u, v, whole=True).gap)
-    return replace(result, forward=forward, tolerance=max(result.tolerance, ROUNDINGS * noise),
-                   cancellation=max(1.0, noise / rounding))
+        pulled = noisy.reverse(seed, [graph.input])[0]
+        noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
+        for other, moved in near:
+            again = other.reverse({captured.program.output: u.unsqueeze(0)}, [graph.input])[0]
+            noise = max(noise, relative(again, found.pulled))
+            if moved is not None and gradient is not None:
+                noise = max(noise, relative(moved, gradient))
+    tolerance, forward = max(result.tolerance, ROUNDINGS * min(noise, 1.0)), result.forward
+    if forward > result.tolerance:
+        again = _run(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
+        forward = min(forward, max(again.gap, _aligned(found.pushed, u, v, gradient) * result.tolerance / tolerance
+                                   if gradient is not None else 0.0))
+    return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance)
 
 
 def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:

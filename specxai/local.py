@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from specxai import regions
 from specxai.agreement import Agreement, certify
-from specxai.backends import choose
+from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
@@ -95,8 +95,9 @@ class Local:
         self.captured, self.gates = captured, gates
         self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
-        self.input = x.detach().clone()  # the values at x may be computed again when the caller has changed x
-        with torch.no_grad():
+        # What inference mode makes, autograd cannot use: the generic nodes', the witness's.
+        with torch.inference_mode(False), torch.no_grad():
+            self.input = x.detach().clone()  # the values at x may be computed again when the caller has changed x
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -144,10 +145,14 @@ class Local:
 
     @cached_property
     def exactness(self) -> float:
-        """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other."""
+        """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other.
+
+        Outputs that are infinite, masked logits, are left out: they are no affine function of x.
+        """
         total = self._from_offsets(combined=True).reshape(self.output.shape)
-        error = (self.bias - total).double().norm().item()
-        scale = self.output.double().norm().item()
+        finite = torch.isfinite(self.output)
+        error = torch.where(finite, self.bias - total, 0).double().norm().item()
+        scale = torch.where(finite, self.output, 0).double().norm().item()
         return error / scale if scale else error
 
     def bias_contributions(self, target=None) -> dict[str, Tensor] | dict[str, float]:
@@ -271,7 +276,11 @@ class Local:
         """The agreement with the model that was captured, None where that is no longer at hand."""
         if self.captured.model is None:
             return None
-        return certify(self.captured, self.graph, self.input, self.output, self._dtypes)
+
+        def nearby(x: Tensor) -> Graph:
+            return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
+
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby)
 
     def _values(self) -> list:
         """Every step's value at x, for the weights as they are now."""
@@ -334,7 +343,11 @@ def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, Li
             continue  # indices and masks are constants of the map
         site = Site(call, tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values), value, policy,
                     program.active, output, frozenset(gated))
-        node = nodes[step.index] = linear_node(site)
+        node = linear_node(site)
+        if node.offset is not None and not torch.isfinite(node.offset).all():
+            # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
+            node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
+        nodes[step.index] = node
         if not node.resets and (node.gate is not None or any(term.input in gated for term in node.terms)):
             gated.add(step.index)
     return nodes

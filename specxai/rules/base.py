@@ -26,6 +26,11 @@ def differentiating() -> Iterator[None]:
         yield
 
 
+def finite(z: Tensor) -> Tensor:
+    """z with 0 for what is infinite: masked units, which no slope but 0 may read."""
+    return torch.where(torch.isfinite(z), z, 0)
+
+
 def unchanged(block: Tensor) -> Tensor:
     """The index map that keeps the units and their order."""
     return block
