@@ -20,14 +20,15 @@ from torch import Tensor
 from specxai.backends import Graph
 from specxai.capture.captured import Captured
 from specxai.errors import CaptureError, PrecisionWarning
-from specxai.rules import LinearNode
+from specxai.rules import Term
 from specxai.svd.precision import full_precision
 from specxai.witness import Difference, Pullback, difference, probe, pull_back, relative
 
 ROUNDINGS = 8.0  # tolerance, in roundings of the nodes added up as independent errors
 SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel
 SHAKES = NEARBY = 3
-FEW_DIGITS = 1e-3  # a tolerance above this is worth a warning
+HALVES = 8
+FEW_DIGITS = 1e-4  # rounding above this is worth a warning
 MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents are as cheap as one
 # torch's own derivative holds a single-precision constant: 1/6.
 INEXACT = {torch.ops.aten.hardsigmoid.default: 1e-7}
@@ -92,23 +93,22 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
         reverse = math.inf
     else:
         reverse = relative(found.pulled, wanted.gradient)
-        aligned = _aligned(found.pushed, u, v, wanted.gradient)
-        if aligned > found.gap:
-            found = replace(found, gap=aligned)
-    result = Agreement(found.gap, reverse, tolerance, name)
+    result = Agreement(max(found.gap, _aligned(found, u, v, wanted.gradient)), reverse, tolerance, name)
     if float(result) <= tolerance:
         return result
-    result = _cancelling(captured, graph, path, result, found, u, v,
+    lost = float(result)
+    result, found = _cancelling(captured, graph, path, result, found, u, v,
                          [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
                           for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient)
     if float(result) > result.tolerance:
         result = _decide(captured, graph, x, u, v, found, wanted, result)
-    if result.tolerance > FEW_DIGITS and _accurate(x.dtype):
+    lost = max(lost, result.tolerance) if result.witness != "central difference" else 0.0
+    if lost > FEW_DIGITS and _accurate(x.dtype):
         warnings.warn(
-            f"the derivative at this input is what is left of terms about {result.cancellation:.0e} times as large, so "
-            f"that {str(x.dtype).removeprefix('torch.')} holds it to {result.tolerance:.0e} only: a saturated softmax, "
-            "sigmoid or norm cancels like that. Explain the logits instead of the probabilities, or use "
-            "model.double() and x.double()", PrecisionWarning, stacklevel=2)
+            "cancellation: the derivative at this input is what is left of much larger terms, as behind a saturated "
+            f"softmax, sigmoid or norm, and {str(x.dtype).removeprefix('torch.')} holds it to {lost:.0e} only. Explain "
+            "the logits instead of the probabilities, or use model.double() and x.double()", PrecisionWarning,
+            stacklevel=2)
     return result
 
 
@@ -153,11 +153,8 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
             other, other_size = _inner(z, part)
             value, size = value - other, size + other_size ** 2
             if near:
-                size = size + _inner(term.apply(_signs(z)), c)[1] ** 2 + _inner(z, term.adjoint(_signs(c)))[1] ** 2
-            for node in (g.nodes[step] for g in near):
-                again = next(t for t in node.terms if t.input == term.input)
-                size = size + (weight * _inner(again.apply(z) - term.apply(z), c)[1]) ** 2
-                size = size + (weight * _inner(z, again.adjoint(c) - part)[1]) ** 2
+                again = [t for g in near for t in g.nodes[step].terms if t.input == term.input]
+                size = size + _before_cancelling(term, z, c, again, weight)
         gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
 
     with torch.no_grad(), full_precision(v.device):
@@ -167,15 +164,28 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
     return _Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where)
 
 
+def _before_cancelling(term: Term, z: Tensor, c: Tensor, again: Sequence[Term], weight: float) -> Tensor:
+    """The squared size of a term's sums before they cancel, and `weight` times what they make otherwise."""
+    pushed, pulled = term.apply(z), term.adjoint(c)
+    size = _inner(term.apply(_signs(z)), c)[1] ** 2 + _inner(z, term.adjoint(_signs(c)))[1] ** 2
+    others = [(other.apply(z), other.adjoint(c)) for other in again]
+    others += [(_halves(term.apply, z, draw), _halves(term.adjoint, c, draw)) for draw in range(HALVES)]
+    for one, two in others:
+        size = size + weight ** 2 * (_inner(one - pushed, c)[1] ** 2 + _inner(z, two - pulled)[1] ** 2)
+    return size
+
+
 def _inner(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """⟨z_i, c⟩ of every row, and √Σ(z_i c)², both in float64."""
     terms = (z.double() * c.double()).reshape(len(z), -1)
     return terms.sum(1), terms.norm(dim=1)
 
 
-def _aligned(pushed: Tensor, u: Tensor, v: Tensor, gradient: Tensor) -> float:
+def _aligned(found: _Probe, u: Tensor, v: Tensor, gradient: Tensor | None) -> float:
     """⟨J v, u⟩ against ⟨v, g⟩, relative to the terms."""
-    ours, ours_size = _inner(pushed.reshape(len(v), *u.shape), u.unsqueeze(0))
+    if gradient is None:
+        return math.inf
+    ours, ours_size = _inner(found.pushed, u.reshape(1, -1))
     theirs, theirs_size = _inner(v, gradient.unsqueeze(0))
     size = (ours_size ** 2 + theirs_size ** 2).sqrt()
     return torch.where(size > 0, (ours - theirs).abs() / size, 0.0).max().item()
@@ -197,6 +207,12 @@ def _signs(block: Tensor) -> Tensor:
     return torch.where(probe(block.shape[1:], len(block), 2, block) < 0, -block, block)
 
 
+def _halves(product: Callable[[Tensor], Tensor], block: Tensor, draw: int) -> Tensor:
+    """The product of the block as the sum of those of two random halves of its units."""
+    mask = probe(block.shape[1:], 1, 100 + draw, block) < 0
+    return product(block * mask) + product(block * ~mask)
+
+
 def _shaken(block: Tensor, times: float, seed: int) -> Tensor:
     """The block with every number moved by `times` a rounding, up or down."""
     noise = min(times * torch.finfo(block.dtype).eps, 0.25)
@@ -204,37 +220,48 @@ def _shaken(block: Tensor, times: float, seed: int) -> Tensor:
 
 
 def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: _Probe, u: Tensor,
-                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None) -> Agreement:
-    """The result with the tolerance that the cancellation at this x calls for.
+                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None
+               ) -> tuple[Agreement, _Probe]:
+    """The result and the probe with the tolerance that the cancellation at this x calls for.
 
     Between nodes, rounding acts like noise on every block that a term reads or makes; such noise, a few times as large,
     shows what it does to Jᵀu.  Inside a node, and in torch's own backward functions, the digits that are lost to
-    cancellation come out otherwise at an x one rounding away.
+    cancellation come out otherwise at an x one rounding away, and where a block is taken in two halves.
 
     near   (the graph, the witness's gradient) at such inputs
     """
-    count = iter(range(1, 1 << 40))
+    count, target = iter(range(1, 1 << 40)), captured.program.output
 
-    def shaken(node: LinearNode) -> LinearNode:
-        return replace(node, terms=tuple(replace(term, adjoint=lambda block, adjoint=term.adjoint: _shaken(
-            adjoint(_shaken(block, SHAKE, next(count))), SHAKE, next(count))) for term in node.terms))
+    def noisy(block: Tensor) -> Tensor:
+        return _shaken(block, SHAKE, next(count))
 
-    noisy, seed = Graph({step: shaken(node) for step, node in graph.nodes.items()}, graph.shapes, graph.input), {
-        captured.program.output: torch.stack([u] * SHAKES)}
+    def with_noise(term: Term) -> Term:
+        return replace(term, adjoint=lambda block: noisy(term.adjoint(noisy(block))))
+
+    def in_halves(draw: int) -> Callable[[Term], Term]:
+        return lambda term: replace(term, apply=lambda block: _halves(term.apply, block, draw),
+                                    adjoint=lambda block: _halves(term.adjoint, block, draw))
+
+    def changed(change: Callable[[Term], Term]) -> Graph:
+        return Graph({step: replace(node, terms=tuple(map(change, node.terms)), together=None)
+                      for step, node in graph.nodes.items()}, graph.shapes, graph.input)
+
     with torch.no_grad(), full_precision(v.device):
-        pulled = noisy.reverse(seed, [graph.input])[0]
+        pulled = changed(with_noise).reverse({target: torch.stack([u] * SHAKES)}, [graph.input])[0]
         noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
+        for halves in (changed(in_halves(draw)) for draw in range(HALVES)):
+            noise = max(noise, relative(halves.reverse({target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
+                        relative(halves.forward({graph.input: v}, [target])[0], found.pushed))
         for other, moved in near:
-            again = other.reverse({captured.program.output: u.unsqueeze(0)}, [graph.input])[0]
+            again = other.reverse({target: u.unsqueeze(0)}, [graph.input])[0]
             noise = max(noise, relative(again, found.pulled))
             if moved is not None and gradient is not None:
                 noise = max(noise, relative(moved, gradient))
-    tolerance, forward = max(result.tolerance, ROUNDINGS * min(noise, 1.0)), result.forward
-    if forward > result.tolerance:
-        again = _run(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
-        forward = min(forward, max(again.gap, _aligned(found.pushed, u, v, gradient) * result.tolerance / tolerance
-                                   if gradient is not None else 0.0))
-    return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance)
+    tolerance = max(result.tolerance, ROUNDINGS * min(noise, 1.0))
+    if found.gap > result.tolerance:
+        found = _run(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
+    forward = max(found.gap, _aligned(found, u, v, gradient))
+    return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
 
 
 def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -288,26 +315,27 @@ def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, f
     if result.witness == "autograd":
         measured = difference(captured, x, v[-1])
     with_us = measured is not None and _sides_with_us(measured, found, u, v, wanted)
-    if with_us and result.forward <= result.tolerance and not wanted.custom:
+    if with_us and found.gap <= result.tolerance and not wanted.custom:
         error = relative(found.pushed[-1], measured.value)
+        backward = _aligned(replace(found, pushed=measured.value.unsqueeze(0)), u, v[-1:], found.pulled)
         why = f"torch could not differentiate the model ({wanted.trouble})" if wanted.trouble else (
             "torch's own derivative of the model disagrees with central differences of its forward pass, and J agrees "
             "with them")
         limit = max(result.tolerance, 4 * measured.error, 1e-6 if measured.dtype is torch.float64 else 1e-2)
-        if error <= limit:
-            return replace(result, forward=max(result.forward, error), reverse=0.0, tolerance=limit,
+        if max(error, backward) <= limit:
+            return replace(result, forward=max(found.gap, error), reverse=backward, tolerance=limit,
                            witness="central difference", note=why)
     rounding = f"where rounding explains {result.tolerance:.0e}"
-    if result.forward > result.tolerance and result.forward >= result.reverse or result.reverse <= result.tolerance:
-        at = program.steps[found.where] if found.where is not None else None
-        layer = f" (first at layer {at.layer}, {at.target})" if at is not None else ""
-        what = f"product with J differs from its own adjoint or the model's by {result.forward:.1e}{layer}"
+    if found.gap > result.tolerance:
+        at = program.steps[found.where]
+        what = (f"product with J differs from the adjoint of its product with Jᵀ by {found.gap:.1e} at layer "
+                f"{at.layer} ({at.target})")
     elif wanted.trouble:
         raise CaptureError(f"torch.autograd cannot differentiate the model: {wanted.trouble}. An in-place operation on "
                            "a value that a gradient needs is the usual cause, and central differences of its forward "
                            f"pass do not confirm J either; {REMEDY}")
     else:
-        what = f"product with Jᵀ differs from the model's by {result.reverse:.1e}"
+        what = f"product with Jᵀ differs from the model's by {float(result):.1e}"
     if measured is None:
         side = "Central differences of the model could not be taken."
     elif with_us:

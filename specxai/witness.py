@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def pull_back(captured: Captured, x: Tensor, cotangent) -> Pullback:
 
 @dataclass(frozen=True)
 class Difference:
-    """J v by central differences: its value (m,), how far two steps disagree (relative), and the dtype it was run in."""
+    """J v by central differences: its value (m,), how far two steps disagree, and the dtype of the run."""
 
     value: Tensor
     error: float
@@ -94,7 +95,7 @@ def _best_difference(captured: Captured, x: Tensor, v: Tensor) -> Difference | N
         ahead, behind = (captured.run_model(x + step * v).detach().double().flatten() for step in (h, -h))
         slope = (ahead - behind) / (2 * h)
         slopes.append(torch.where(ahead == behind, 0.0, slope))  # −inf on both sides has not moved
-    pairs = [(relative(a, b), b) for a, b in zip(slopes, slopes[1:], strict=False)]
+    pairs = [(relative(a, b), b) for a, b in pairwise(slopes)]
     error, best = min(((e, s) for e, s in pairs if e == e), key=lambda pair: pair[0], default=(None, None))
     return None if best is None else Difference(best, error, x.dtype)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, differentiating, finite, rule
+from specxai.rules.base import Gate, LinearNode, Site, differentiating, finite, one, rule
 from specxai.rules.elementwise import diagonal, scaled
 
 
@@ -93,6 +93,26 @@ def smooth(site: Site) -> LinearNode | None:
         slope = torch.where(at_zero, slope, value / z)
         offset = torch.where(at_zero, offset, 0) if at_zero.any() else None
     return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
+
+
+@rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default")
+def softmax(site: Site) -> LinearNode | None:
+    """p = softmax(z): z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
+    z, axis = site.args[0].detach(), site.arg(1, "dim")
+    if not site.only(0) or z.ndim == 0 or z.dtype != site.value.dtype:
+        return None
+    along, logarithm = axis % z.ndim + 1, "log" in str(site.step.target)
+    p = site.value.detach().exp() if logarithm else site.value.detach()
+
+    def apply(block: Tensor) -> Tensor:
+        centred = block - (block * p).sum(along, keepdim=True)
+        return centred if logarithm else p * centred
+
+    def adjoint(block: Tensor) -> Tensor:
+        return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
+
+    offset = site.value.detach() - apply(finite(z).unsqueeze(0))[0]
+    return one(site, apply, adjoint, offset=offset, gate=Gate(site.ref(0), None, None), flops=4 * z.numel())
 
 
 def _clipped(site: Site, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
