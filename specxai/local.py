@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from specxai._fork import survive_fork
 from specxai._kept import Kept
 from specxai._once import once
 from specxai._text import printable
-from specxai.backends import choose
+from specxai.agreement import Agreement, certify
+from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
 from specxai.capture.program import Program, is_getitem, references, substitute
@@ -32,7 +33,7 @@ POLICIES = ("tangent", "frozen")
 
 
 def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
-              max_memory: int | None = None, output: Selector = None) -> Local:
+              max_memory: int | None = None, output: Selector = None, verify: bool | None = None) -> Local:
     """The affine map of `model` at `x`.
 
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
@@ -42,6 +43,10 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     backend      "auto", "reference", "native"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`
+    verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
+                 capture was made, which is True
+
+    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
@@ -53,13 +58,16 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     if isinstance(model, Captured):
         if output is not None:
             raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
-        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory)
+        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
+    options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
     captured, values = recall(model, x, output)
     try:
-        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
-    except CaptureError:  # nothing sees all that a capture depends on: the one made before may be out of date
-        captured, values = recall(model, x, output, renew=True)
-        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+        return Local(captured, x, values=values, **options)
+    except CaptureError:
+        if values is None:  # a new capture
+            raise
+        # Nothing sees all that a capture depends on: the one made before may be out of date.
+        return Local(recall(model, x, output, renew=True)[0], x, **options)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Local:
     """
 
     def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
-                 max_memory: int | None = None, values: list | None = None) -> None:
+                 max_memory: int | None = None, values: list | None = None, verify: bool | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
         if gates not in POLICIES:
@@ -131,6 +139,8 @@ class Local:
         if self.max_memory < needed:
             raise ValueError(f"max_memory is {self.max_memory:,} bytes, but one product with one vector needs "
                              f"{needed:,} ({needed / 2**20:.1f} MiB); give at least that")
+        verify = captured.verify if verify is None else verify
+        self.agreement_details = self._certify() if verify else None
 
     @property
     def layers(self) -> list[str]:
@@ -159,15 +169,27 @@ class Local:
 
     @property
     def exactness(self) -> float:
-        """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other."""
+        """‖f(x) − (J x + Σ_l β_l)‖ / ‖f(x)‖: the two independent ways to b against each other.
+
+        Outputs that are infinite, masked logits, are left out: they are no affine function of x.
+        """
         self.ensure_current()
         return self._exactness
+
+    @property
+    def agreement(self) -> float | None:
+        """How far J is from the model's own derivative at x, relative: the larger of J v and Jᵀu for random v and u.
+
+        None where it was not measured (`verify=False`).  `agreement_details` has both, the tolerance and the witness.
+        """
+        return None if self.agreement_details is None else float(self.agreement_details)
 
     @once
     def _exactness(self) -> float:
         total = self._from_offsets(combined=True).reshape(self.output.shape)
-        error = (self._bias - total).double().norm().item()
-        scale = self.output.double().norm().item()
+        finite = torch.isfinite(self.output)
+        error = torch.where(finite, self._bias - total, 0).double().norm().item()
+        scale = torch.where(finite, self.output, 0).double().norm().item()
         return error / scale if scale else error
 
     def ensure_current(self) -> None:
@@ -237,7 +259,7 @@ class Local:
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
         """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
         self.ensure_current()
-        other = self.captured.linearize(x2, gates=self.gates, backend="reference")
+        other = self.captured.linearize(x2, gates=self.gates, backend="reference", verify=False)
         return regions.differing(self.named_gates(), other.named_gates())
 
     def first_flip(self, direction: Tensor) -> regions.Flip:
@@ -315,6 +337,15 @@ class Local:
 
     def __deepcopy__(self, memo: dict) -> Local:
         return self
+    def _certify(self) -> Agreement | None:
+        """The agreement with the model that was captured, None where that is no longer at hand."""
+        if self.captured.model is None:
+            return None
+
+        def nearby(x: Tensor) -> Graph:
+            return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
+
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby)
 
     def _values(self) -> list:
         """Every step's value at x."""
@@ -377,7 +408,11 @@ def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, Li
             continue  # indices and masks are constants of the map
         site = Site(call, tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values), value, policy,
                     program.active, output, frozenset(gated))
-        node = nodes[step.index] = linear_node(site)
+        node = linear_node(site)
+        if node.offset is not None and not torch.isfinite(node.offset).all():
+            # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
+            node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
+        nodes[step.index] = node
         if not node.resets and (node.gate is not None or any(term.input in gated for term in node.terms)):
             gated.add(step.index)
     return nodes

@@ -5,13 +5,13 @@ Blocks of k probes run through the linear nodes forward (J) or in reverse (Jᵀ)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specxai.rules import LinearNode
+from specxai.rules import LinearNode, Term
 from specxai.svd.precision import full_precision
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
@@ -92,8 +92,12 @@ class Graph:
         return [blocks[t] if t in blocks else some.new_zeros(k, *self.shapes[t]) for t in targets]
 
     def reverse(self, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
-                taps: Mapping[int, list] | None = None) -> list[Tensor]:
-        """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`."""
+                taps: Mapping[int, list] | None = None,
+                watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
+        """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`.
+
+        watch   called at each node with its step, its block, and what each of its terms makes of that
+        """
         sources, taps = list(sources), taps or {}
         path = self.between(sources, seeds, held, entering=taps)
         reached = {*path, *sources}
@@ -102,10 +106,11 @@ class Graph:
             block = blocks.pop(index)
             if index in taps:
                 taps[index].append(block)
-            for term in self.nodes[index].terms:
-                if term.input in reached:
-                    part = term.adjoint(block)
-                    blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
+            parts = [(term, term.adjoint(block)) for term in self.nodes[index].terms if term.input in reached]
+            for term, part in parts:
+                blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
+            if watch is not None:
+                watch(index, block, parts)
         some = next(iter(seeds.values()))
         return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *self.shapes[s]) for s in sources]
 

@@ -39,6 +39,7 @@ class Captured:
     model_name: str
     model: nn.Module | None = field(repr=False, default=None)
     output: Selector = ()
+    verify: bool = True  # does `linearize` measure its agreement with the model where it is not told?
 
     def __repr__(self) -> str:
         return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
@@ -54,7 +55,8 @@ class Captured:
         of torch.  At an input where the model then goes another way, `linearize` captures it again."""
         return self.program.specialised
 
-    def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None):
+    def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None,
+                  verify: bool | None = None):
         """The affine map at x; see `specxai.linearize`."""
         from specxai.local import Local
 
@@ -63,8 +65,8 @@ class Captured:
         if self.specialised and self.model is not None:
             values = self.values_as_model(x)
             if values is None:
-                captured, values = _captured(self.model, x, self.output, verify=True)
-        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values)
+                captured = replace(_captured(self.model, x, self.output), verify=self.verify)
+        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values, verify=verify)
 
     def run_model(self, x: Tensor) -> Tensor:
         """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
@@ -120,7 +122,8 @@ class Captured:
 def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Selector = None) -> Captured:
     """Record a model once for inputs like `example`, shape (1, ...).
 
-    verify   run the program against the model, and one product with Jᵀ against torch.autograd
+    verify   hold the program's output and its Jacobian against the model's, here and at every x that is linearised;
+             see `Local.agreement`
     output   which tensor is explained where the model returns several: a key or the name of a field, an index, a tuple
              of these from the outside in, or a function of what the model returns.  By default the first floating-point
              tensor that depends on the input
@@ -136,11 +139,14 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Sele
     >>> captured.linearize(torch.ones(1, 3)).jacobian.shape
     (4, 3)
     """
-    return _captured(model, example, output, verify)[0]
+    captured = replace(_captured(model, example, output), verify=verify)
+    if verify:
+        captured.linearize(example, backend="reference")
+    return captured
 
 
-def _captured(model: nn.Module, example: Tensor, output: Selector, verify: bool) -> tuple[Captured, list | None]:
-    """The capture, and every step's value at the example where it was verified."""
+def _captured(model: nn.Module, example: Tensor, output: Selector) -> Captured:
+    """The capture, not verified: the Local made of it does that."""
     model = checks.unwrap(model)
     checks.check_model(model)
     with torch.inference_mode(False), torch.no_grad(), _CAPTURING:
@@ -155,26 +161,16 @@ def _captured(model: nn.Module, example: Tensor, output: Selector, verify: bool)
             _run(own, example, output)  # where the model itself fails, this says so
             raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
         captured = Captured(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
-        if own is not model:
-            captured = _named_as(captured, model)
-        if not verify:
-            return captured, None
-        values = program.run(example)
-        captured.check_output(values)
-        with torch.enable_grad():
-            x = example.clone().requires_grad_()
-            theirs = captured.run_model(x)
-        _verify(captured, x, theirs, values)
-        return captured, values
+        return captured if own is model else _named_as(captured, model)
 
 
 # model -> (shape, dtype, device, output) -> (what the model was then, what forward() changes of it, its capture)
 _RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Captured]]] = WeakKeyDictionary()
 
 
-def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = False) -> tuple[Captured, list]:
-    """The capture made for an input like x before, if the model is as it was then, or a new one, kept; and every step's
-    value at x.
+def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = False) -> tuple[Captured, list | None]:
+    """The capture made for an input like x before, if the model is as it was then, with every step's value at x; else a
+    new one, kept, and None.
 
     renew   make a new one in any case: for a caller who found that the old one is not the model's any more
 
@@ -195,12 +191,12 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = F
             if (values := captured.values_as_model(x)) is not None:
                 return captured, values
             now = snapshot(model)
-        captured, values = _captured(model, x, output, verify=True)
+        captured = _captured(model, x, output)
         if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
             # A strong reference would keep the weak key alive, and so may a function of the caller's.
             forgetful = replace(captured, model=None, output=() if callable(output) else captured.output)
             kept[key] = now, changed(now, snapshot(model)), forgetful
-        return captured, values
+        return captured, None
 
 
 def _without_inference_tensors(model: nn.Module) -> nn.Module:
@@ -244,48 +240,7 @@ def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:
         return select(found, () if output is None else output)
 
 
-def _verify(captured: Captured, x: Tensor, output: Tensor, values: list) -> None:
-    tolerance = _tolerance(x.dtype)
-    from specxai.local import Local
-
-    # The reference: what is checked is the graph and its rules, and a plan is not worth making for two products.
-    local = Local(captured, x, backend="reference", values=values)
-    _compare("output", local.output, output.detach(), tolerance)
-    # A seed of its own: verifying must not move the caller's random state.
-    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    expected = None
-    if output.requires_grad:
-        try:
-            expected = torch.autograd.grad(output, x, probe.to(output), allow_unused=True)[0]
-        except RuntimeError as error:
-            raise CaptureError(
-                f"torch.autograd cannot differentiate the model: {first_line(error)}. An in-place operation on a value "
-                "that a gradient needs is the usual cause; capture(..., verify=False) goes on without this check"
-            ) from error
-    expected = torch.zeros_like(x) if expected is None else expected
-    pulled = local.jacobian.rmatvec(probe.flatten())
-    _compare("product with Jᵀ", pulled, expected.flatten(), tolerance)
-    # ⟨J v, u⟩ = ⟨v, Jᵀu⟩ carries the check over to the forward products; v = Jᵀu makes it ‖Jᵀu‖².
-    pushed = local.jacobian.matvec(pulled)
-    _compare("product with J", probe.flatten() @ pushed, pulled @ pulled, tolerance)
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    # Not rounding: torch's own derivatives hold single-precision constants (hardsigmoid: 3e-8).
-    return {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 3e-2)
-
-
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     """‖ours − theirs‖ relative to theirs, absolute where theirs is zero."""
     scale = theirs.norm().item()
     return (ours - theirs).norm().item() / (scale or 1.0)
-
-
-def _compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    error = _difference(ours, theirs)
-    if not error <= tolerance:
-        raise CaptureError(
-            f"the captured graph's {what} differs from the model's by {error:.1e} (relative). A custom "
-            "autograd.Function whose backward is not its forward's derivative, randomness in forward(), or state that "
-            "changes between calls are the usual causes; capture(..., verify=False) goes on regardless"
-        )

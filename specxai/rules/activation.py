@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, rule
-from specxai.rules.elementwise import diagonal
+from specxai.rules.base import Gate, LinearNode, Site, differentiating, finite, one, rule
+from specxai.rules.elementwise import diagonal, scaled
 
 
 @rule("relu.default")
@@ -82,12 +82,12 @@ def smooth(site: Site) -> LinearNode | None:
     if not site.only(0):
         return None
     z = site.args[0].detach()
-    with torch.enable_grad():
+    with differentiating():
         leaf = z.clone().requires_grad_()
         value = site.step.target(leaf, *site.args[1:], **site.kwargs)
         slope = torch.autograd.grad(value.sum(), leaf)[0]
     value = value.detach()
-    offset: Tensor | None = value - slope * z
+    offset: Tensor | None = value - slope * finite(z)
     if site.policy == "frozen":
         at_zero = z == 0  # no ratio there: the tangent
         slope = torch.where(at_zero, slope, value / z)
@@ -95,9 +95,31 @@ def smooth(site: Site) -> LinearNode | None:
     return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
 
 
+@rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default")
+def softmax(site: Site) -> LinearNode | None:
+    """p = softmax(z): z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
+    z, axis = site.args[0].detach(), site.arg(1, "dim")
+    if not site.only(0) or z.ndim == 0 or z.dtype != site.value.dtype:
+        return None
+    along, logarithm = axis % z.ndim + 1, "log" in str(site.step.target)
+    p = site.value.detach().exp() if logarithm else site.value.detach()
+
+    def apply(block: Tensor) -> Tensor:
+        centred = block - (block * p).sum(along, keepdim=True)
+        return centred if logarithm else p * centred
+
+    def adjoint(block: Tensor) -> Tensor:
+        return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
+
+    offset = site.value.detach() - apply(finite(z).unsqueeze(0))[0]
+    return one(site, apply, adjoint, offset=offset, gate=Gate(site.ref(0), None, None), flops=4 * z.numel())
+
+
 def _clipped(site: Site, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
     """min(max(z, low), high).  `closed`: torch's clamp passes the gradient at the bounds, hardtanh does not."""
     breaks = [-math.inf if low is None else low, math.inf if high is None else high]
+    if breaks[0] > breaks[1]:  # clamp gives the upper bound then, whatever z
+        return LinearNode((scaled(site, 0, 0.0),), offset=site.value.detach())
     return _pieces(site, breaks, [0.0, 1.0, 0.0], closed=closed)
 
 
@@ -117,7 +139,7 @@ def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = Fal
         slope = torch.zeros_like(z)
         for piece, at in enumerate(slopes):
             slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
-    offset = value - slope * z if len(breaks) == 2 else None
+    offset = value - slope * finite(z) if len(breaks) == 2 else None
     edges = torch.tensor([-math.inf, *breaks, math.inf], dtype=z.dtype, device=z.device)
 
     def crossing(z: Tensor, direction: Tensor) -> Tensor:

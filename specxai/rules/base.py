@@ -6,7 +6,8 @@ block at a value of shape S is a tensor (k, *S).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,18 @@ from torch import Tensor
 from specxai.capture.program import Ref, Step, references
 
 Block = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Autograd on, also where the caller is inside no_grad or inference mode; for this thread, and inside only."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def finite(z: Tensor) -> Tensor:
+    """z with 0 for what is infinite: masked units, which no slope but 0 may read."""
+    return torch.where(torch.isfinite(z), z, 0)
 
 
 def unchanged(block: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, 
         return out.reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
-        planes = block.reshape(-1, *shape[-dims - 1:])
+        planes = block.reshape(-1, *shape[-dims - 1:]).contiguous()
         like = planes.new_empty(1).expand(planes.shape[0], *inner)  # only its shape is read
         grad = torch.ops.aten.convolution_backward(planes, like, weight, None, stride, padding, dilation,
                                                    is_transposed, output_padding, groups, (True, False, False))[0]

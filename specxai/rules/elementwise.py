@@ -51,7 +51,7 @@ def add(site: Site) -> LinearNode | None:
 def mul(site: Site) -> LinearNode | None:
     if site.ref(0) is None or site.ref(1) is None:
         position = 0 if site.ref(0) is not None else 1
-        return LinearNode((scaled(site, position, _constant(site.args[1 - position])),))
+        return LinearNode((scaled(site, position, _constant(site, 1 - position)),))
     left, right = site.args[0].detach(), site.args[1].detach()
     curved = left.is_floating_point() and right.is_floating_point()  # a mask only changes where a comparison does
     if site.policy == "frozen":
@@ -67,7 +67,7 @@ def mul(site: Site) -> LinearNode | None:
 def div(site: Site) -> LinearNode | None:
     if site.ref(1) is not None:
         return None
-    return LinearNode((scaled(site, 0, 1 / _constant(site.args[1])),))
+    return LinearNode((scaled(site, 0, 1 / _constant(site, 1)),))
 
 
 @rule("where.self", "where.ScalarSelf", "where.ScalarOther")
@@ -80,9 +80,19 @@ def where(site: Site) -> LinearNode | None:
         if site.ref(position) is not None:
             terms.append(scaled(site, position, chosen))
         else:
-            part = torch.where(chosen, _constant(site.args[position]), 0.0).to(site.value).expand(site.value.shape)
+            part = torch.where(chosen, _constant(site, position), 0.0).to(site.value).expand(site.value.shape)
             offset = part if offset is None else offset + part
     return LinearNode(tuple(terms), offset=offset)
+
+
+@rule("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(site: Site) -> LinearNode | None:
+    """A constant where the mask says so, often −∞."""
+    if not site.only(0):
+        return None
+    mask = site.args[1]
+    constant = torch.as_tensor(_constant(site, 2), dtype=site.value.dtype, device=site.value.device)
+    return LinearNode((scaled(site, 0, ~mask),), offset=torch.where(mask, constant, 0).expand(site.value.shape))
 
 
 @rule("neg.default")
@@ -108,5 +118,10 @@ def stop_gradient(site: Site) -> LinearNode:
     return LinearNode((), offset=site.value.detach(), curved=True)
 
 
-def _constant(value) -> Tensor | float:
-    return value.detach() if isinstance(value, Tensor) else value
+def _constant(site: Site, position: int) -> Tensor | float:
+    """An argument that does not depend on x, integers in the dtype of the value: 1 / n has the default dtype."""
+    value = site.args[position]
+    if not isinstance(value, Tensor):
+        return value
+    counts = not value.is_floating_point() and value.dtype is not torch.bool
+    return value.detach().to(site.value.dtype) if counts else value.detach()

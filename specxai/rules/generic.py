@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_map_only
 from specxai.capture.program import Ref, references
 from specxai.errors import CaptureError
 from specxai.operators import plain
-from specxai.rules.base import Gate, LinearNode, Site, Term
+from specxai.rules.base import Gate, LinearNode, Site, Term, differentiating, finite
+
+ROWS = 256  # of a Jacobian at once
 
 
 def generic(site: Site) -> LinearNode:
@@ -32,7 +34,7 @@ def generic(site: Site) -> LinearNode:
     offset = site.value.detach().clone()
     try:
         for term in terms:
-            offset -= term.apply(values[term.input].detach().unsqueeze(0))[0]
+            offset -= term.apply(finite(values[term.input].detach()).unsqueeze(0))[0]
     except (RuntimeError, NotImplementedError) as error:
         raise CaptureError(f"{site.step.layer}: {name} has no rule here and torch cannot differentiate it "
                            f"({str(error).splitlines()[0]}); replace it by differentiable operations") from error
@@ -43,7 +45,7 @@ def generic(site: Site) -> LinearNode:
 def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
     def call() -> tuple[Tensor, Tensor]:
         """A fresh leaf in the place of value `index`, and the op's result at it."""
-        leaf = z.clone().requires_grad_()
+        leaf = z.clone(memory_format=torch.contiguous_format).requires_grad_()
         args, kwargs = _with(template, (site.args, site.kwargs), index, leaf)
         # Fused attention has no second derivative; its plain form does.
         with sdpa_kernel(SDPBackend.MATH):
@@ -51,29 +53,44 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
         return leaf, result[site.output] if isinstance(result, (list, tuple)) else result
 
     def rows(value: Tensor | None, leaf: Tensor, block: Tensor, shape: torch.Size) -> Tensor:
-        """Each row of the block pulled from `value` back to `leaf`; zero where nothing connects them."""
+        """Each row of the block pulled from `value` back to `leaf`; zero where nothing connects them.
+
+        The rows are made contiguous: torch's backward of batch norm is wrong for some strides.
+        """
         if value is None or not value.requires_grad:
             return block.new_zeros(block.shape[0], *shape)
-        pulled = [torch.autograd.grad(value, leaf, row, retain_graph=True, allow_unused=True)[0] for row in block]
+        pulled = [torch.autograd.grad(value, leaf, row.contiguous(), retain_graph=True, allow_unused=True)[0]
+                  for row in block]
         return torch.stack([block.new_zeros(shape) if row is None else row for row in pulled])
 
     def adjoint(block: Tensor) -> Tensor:
-        with torch.enable_grad():
+        with differentiating():
             leaf, value = call()
             return rows(value, leaf, block, z.shape).detach()
 
     def apply(block: Tensor) -> Tensor:
-        with torch.enable_grad():
+        with differentiating():
             leaf, value = call()
-            dummy = torch.zeros_like(value).requires_grad_()
+            dummy = torch.zeros(value.shape, dtype=value.dtype, device=value.device).requires_grad_()
             pulled = None
             if value.requires_grad:
                 pulled = torch.autograd.grad(value, leaf, dummy, create_graph=True, allow_unused=True)[0]
             try:
-                return rows(pulled, dummy, block, value.shape).detach()
-            except (RuntimeError, NotImplementedError):  # no second derivative: the Jacobian, row by row
-                unit = torch.eye(value.numel(), dtype=z.dtype, device=z.device).reshape(-1, *value.shape)
-                return (block.flatten(1) @ adjoint(unit).flatten(1).mT).reshape(block.shape[0], *value.shape)
+                pushed = rows(pulled, dummy, block, value.shape).detach()
+            except (RuntimeError, NotImplementedError):  # no second derivative
+                return by_rows(block)
+        # The second derivative may be NaN where the first is 0: of std at a constant, of a norm at 0.
+        return by_rows(block) if torch.isfinite(block).all() and not torch.isfinite(pushed).all() else pushed
+
+    def by_rows(block: Tensor) -> Tensor:
+        """The Jacobian itself, some rows at a time."""
+        size, shape = site.value.numel(), site.value.shape
+        parts = []
+        for start in range(0, size, ROWS):
+            unit = torch.zeros(min(ROWS, size - start), size, dtype=z.dtype, device=z.device)
+            unit.diagonal(start).fill_(1)
+            parts.append(block.flatten(1) @ adjoint(unit.reshape(-1, *shape)).flatten(1).mT)
+        return torch.cat(parts, 1).reshape(block.shape[0], *shape)
 
     return Term(index, apply, adjoint, flops=4 * site.value.numel())
 
@@ -93,7 +110,10 @@ def _pairs(template: Any, value: Any):
 def _with(template: Any, value: Any, index: int, point: Tensor) -> Any:
     """The argument values, with `point` wherever the template refers to step `index`."""
     if isinstance(template, Ref):
-        return point if template.index == index else value
+        if template.index == index:
+            return point
+        # Autograd cannot save what was made in inference mode.
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
     if isinstance(template, (list, tuple)):
         return type(template)(_with(t, v, index, point) for t, v in zip(template, value, strict=True))
     if isinstance(template, dict):

@@ -24,9 +24,11 @@ def addmm(site: Site) -> LinearNode | None:
     return _dense(site, 1, matrix.mT, bias)
 
 
-@rule("mm.default", "matmul.default", "bmm.default", "mv.default")
+@rule("mm.default", "matmul.default", "bmm.default", "mv.default", "_sparse_mm.default")
 def matmul(site: Site) -> LinearNode | None:
     left, right = site.args[:2]
+    if any(part.layout is not torch.strided for part in (left, right)):
+        return _sparse(site)
     if site.only(0) and right.ndim == 2:
         return _dense(site, 0, right.mT, None)
     if not (site.only(0) or site.only(1)) or min(left.ndim, right.ndim) < 2:
@@ -46,6 +48,26 @@ def matmul(site: Site) -> LinearNode | None:
 
     flops = 2 * shape.numel() * own[-1 if position == 0 else -2]
     return one(site, apply, adjoint, position=position, flops=flops, resets=True)
+
+
+def _sparse(site: Site) -> LinearNode | None:
+    """A product with a constant sparse matrix of any layout, which stays sparse."""
+    position = 0 if site.only(0) else 1
+    own, constant = site.args[position], site.args[1 - position]
+    if not site.only(position) or constant.ndim != 2 or own.layout is not torch.strided:
+        return None
+    matrix = (constant if position == 1 else constant.to_sparse().mT).detach().to_sparse().coalesce()
+    back, shape, own, axis = matrix.mT.coalesce(), site.value.shape, own.shape, -1 if position == 0 else -2
+    axis = -1 if len(own) == 1 else axis
+
+    def along(matrix: Tensor, block: Tensor) -> Tensor:
+        """The matrix on one axis of the block, all others side by side."""
+        moved = block.movedim(axis, 0)
+        return (matrix @ moved.reshape(moved.shape[0], -1)).reshape(-1, *moved.shape[1:]).movedim(0, axis)
+
+    return one(site, lambda block: along(matrix, block).reshape(len(block), *shape),
+               lambda block: along(back, block).reshape(len(block), *own), position=position,
+               flops=2 * matrix.indices().shape[1] * (own.numel() // max(own[axis], 1)), resets=True)
 
 
 def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, one, per_axis, rule
+from specxai.rules.base import Gate, LinearNode, Site, differentiating, one, per_axis, rule
 
 LARGEST_PLANE = 4096  # points of a plane whose pooling is written out as a matrix
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -105,8 +105,8 @@ def average_pool(site: Site) -> LinearNode:
         return pool(block.reshape(-1, *own[-dims - 1:])).reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
-        planes = block.reshape(-1, *shape[-dims - 1:])
-        with torch.enable_grad():
+        planes = block.reshape(-1, *shape[-dims - 1:]).contiguous()
+        with differentiating():
             zero = planes.new_zeros(planes.shape[0], *own[-dims - 1:]).requires_grad_()
             grad = torch.autograd.grad(pool(zero), zero, planes)[0]
         return grad.reshape(block.shape[0], *own)

@@ -61,6 +61,8 @@ CASES = {
     "sigmoid": (torch.sigmoid, IMAGE),
     "tanh": (torch.tanh, IMAGE),
     "gelu": (F.gelu, IMAGE),
+    "softmax": (lambda z: z.softmax(1), IMAGE),
+    "log softmax": (lambda z: z.log_softmax(-2), IMAGE),
     "max pool": (nn.MaxPool2d(3, 2, 1, ceil_mode=True), IMAGE),
     "max pool dilated": (nn.MaxPool2d(2, 1, dilation=2), IMAGE),
     "max pool 1d": (nn.MaxPool1d(3, 2), LINE),
@@ -107,7 +109,6 @@ GENERIC = {
     "distances": (lambda z: torch.cdist(z[0, 0], z[0, 1]), IMAGE),
     "cumsum": (lambda z: z.cumsum(-1), IMAGE),
     "layer norm": (lambda z: F.layer_norm(z, (10,)), IMAGE),
-    "softmax": (lambda z: z.softmax(1), IMAGE),
     "attention": (lambda z: F.scaled_dot_product_attention(z, z, z), IMAGE),
     "division by itself": (lambda z: z / (2 + z.abs().sum(1, keepdim=True)), IMAGE),
 }

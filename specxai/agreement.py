@@ -1,0 +1,361 @@
+"""`agreement`: the Jacobian of a `Local` against the user's own model run by torch, by one random probe each way.
+
+Reverse: Jᵀu, vector for vector, against g = ∇(u·f) by autograd through the real module.  Forward: while Jᵀu is made,
+every node's apply is held against its adjoint, ⟨A z, c⟩ = ⟨z, Aᵀc⟩ at the tangent z and the cotangent c of the probes,
+so that a fault of one layer is measured against that layer, and ⟨J v, u⟩ against ⟨v, g⟩.  Both are relative and
+scale-free.  What rounding may explain follows from the dtypes of the graph; only where a disagreement is larger is it
+asked how far the sums at this x cancel, and after that what central differences of the model say.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from specxai.backends import Graph
+from specxai.capture.captured import Captured
+from specxai.errors import CaptureError, PrecisionWarning
+from specxai.rules import Term
+from specxai.svd.precision import full_precision
+from specxai.witness import Difference, Pullback, difference, probe, pull_back, relative
+
+ROUNDINGS = 8.0  # tolerance, in roundings of the nodes added up as independent errors
+SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel
+SHAKES = NEARBY = 3
+HALVES = 8
+FEW_DIGITS = 1e-4  # rounding above this is worth a warning
+MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents are as cheap as one
+# torch's own derivative holds a single-precision constant: 1/6.
+INEXACT = {torch.ops.aten.hardsigmoid.default: 1e-7}
+REMEDY = "linearize(..., verify=False) goes on regardless"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far J is from the model's own derivative at x.  `float()` is the larger of both directions.
+
+    forward        J v: the largest disagreement of a node's apply with its adjoint, or of J v with the witness
+    reverse        Jᵀu against the witness
+    tolerance      what rounding explains at this x
+    witness        "autograd", "central difference", or "held factors" for frozen gates
+    cancellation   how much larger than the result the terms are that cancel in it; 1.0 where nothing made us ask
+    note           what else there is to know
+    """
+
+    forward: float
+    reverse: float
+    tolerance: float
+    witness: str = "autograd"
+    cancellation: float = 1.0
+    note: str = ""
+
+    def __float__(self) -> float:
+        return max(self.forward, self.reverse)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """J v and Jᵀu through the nodes: `pushed` (k, m), `pulled` (n,), the forward gap and the step where it is."""
+
+    pushed: Tensor
+    pulled: Tensor
+    gap: float
+    where: int | None
+
+
+def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
+            nearby: Callable[[Tensor], Graph], held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
+    """The agreement of the graph's Jacobian with the model at x.
+
+    output   of the program at x
+    dtypes   of the values at x
+    nearby   the graph at another input
+    held     where gates are frozen: what the model with held factors makes of an input
+
+    Raises CaptureError where rounding explains neither the output nor J.
+    """
+    theirs = pull_back(captured, x, cotangent)
+    wanted = theirs if held is None else held(x)
+    path = graph.between([graph.input], [captured.program.output])
+    tolerance = _tolerance(captured, path, dtypes, x.dtype)
+    _check_output(captured, x, output, theirs.output, tolerance)
+    u = cotangent(output)
+    v = _tangents(graph, path, x, wanted.gradient)
+    found = _run(captured, graph, path, u, v)
+    _check_finite(captured, graph, path, found, v)
+    name = "autograd" if held is None else "held factors"
+    if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
+        reverse = math.inf
+    else:
+        reverse = relative(found.pulled, wanted.gradient)
+    result = Agreement(max(found.gap, _aligned(found, u, v, wanted.gradient)), reverse, tolerance, name)
+    if float(result) <= tolerance:
+        return result
+    lost = float(result)
+    result, found = _cancelling(captured, graph, path, result, found, u, v,
+                         [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
+                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient)
+    if float(result) > result.tolerance:
+        result = _decide(captured, graph, x, u, v, found, wanted, result)
+    lost = max(lost, result.tolerance) if result.witness != "central difference" else 0.0
+    if lost > FEW_DIGITS and _accurate(x.dtype):
+        warnings.warn(
+            "cancellation: the derivative at this input is what is left of much larger terms, as behind a saturated "
+            f"softmax, sigmoid or norm, and {str(x.dtype).removeprefix('torch.')} holds it to {lost:.0e} only. Explain "
+            "the logits instead of the probabilities, or use model.double() and x.double()", PrecisionWarning,
+            stacklevel=2)
+    return result
+
+
+def cotangent(output: Tensor) -> Tensor:
+    """u, the random cotangent at the output; 0 where the output is not finite."""
+    u = probe(output.shape, 1, 0, output)[0]
+    return torch.where(torch.isfinite(output), u, 0)
+
+
+def _tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) -> Tensor:
+    """v, (k, *S): random, and with a part along the gradient in the first, so that ⟨J v, u⟩ is never near zero."""
+    units = sum(graph.shapes[step].numel() for step in path)
+    v = probe(x.shape, max(1, min(4, MOST_PROBED_UNITS // max(units, 1))), 1, x)
+    if gradient is not None and torch.isfinite(gradient).all():
+        g = gradient.double()
+        g = g / (g.abs().max().item() or 1.0)
+        if size := g.norm().item():
+            v[0] += (g * (v[0].double().norm().item() / size)).to(v.dtype)
+    return v
+
+
+def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
+         weight: float = 0.0) -> _Probe:
+    """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
+
+    near, weight   where given, the size of the terms is that before they cancel, and `weight` times what the same node
+                   of each of these graphs makes otherwise of the same blocks
+    """
+    source, target = graph.input, captured.program.output
+    taps: dict[int, list[Tensor]] = {step: [] for step in path}
+    gaps: dict[int, float] = {}
+
+    def watch(step: int, c: Tensor, parts: list) -> None:
+        if not taps[step]:
+            return
+        value, size = _inner(taps[step][0], c)
+        size = size ** 2
+        for term, part in parts:
+            z = v if term.input == source else taps[term.input][0] if taps.get(term.input) else None
+            if z is None:
+                continue
+            other, other_size = _inner(z, part)
+            value, size = value - other, size + other_size ** 2
+            if near:
+                again = [t for g in near for t in g.nodes[step].terms if t.input == term.input]
+                size = size + _before_cancelling(term, z, c, again, weight)
+        gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
+
+    with torch.no_grad(), full_precision(v.device):
+        pushed = graph.forward({source: v}, [target], taps=taps)[0]
+        pulled = graph.reverse({target: u.unsqueeze(0)}, [source], watch=watch)[0][0]
+    where = max(gaps, key=gaps.get, default=None)
+    return _Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where)
+
+
+def _before_cancelling(term: Term, z: Tensor, c: Tensor, again: Sequence[Term], weight: float) -> Tensor:
+    """The squared size of a term's sums before they cancel, and `weight` times what they make otherwise."""
+    pushed, pulled = term.apply(z), term.adjoint(c)
+    size = _inner(term.apply(_signs(z)), c)[1] ** 2 + _inner(z, term.adjoint(_signs(c)))[1] ** 2
+    others = [(other.apply(z), other.adjoint(c)) for other in again]
+    others += [(_halves(term.apply, z, draw), _halves(term.adjoint, c, draw)) for draw in range(HALVES)]
+    for one, two in others:
+        size = size + weight ** 2 * (_inner(one - pushed, c)[1] ** 2 + _inner(z, two - pulled)[1] ** 2)
+    return size
+
+
+def _inner(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """⟨z_i, c⟩ of every row, and √Σ(z_i c)², both in float64."""
+    terms = (z.double() * c.double()).reshape(len(z), -1)
+    return terms.sum(1), terms.norm(dim=1)
+
+
+def _aligned(found: _Probe, u: Tensor, v: Tensor, gradient: Tensor | None) -> float:
+    """⟨J v, u⟩ against ⟨v, g⟩, relative to the terms."""
+    if gradient is None:
+        return math.inf
+    ours, ours_size = _inner(found.pushed, u.reshape(1, -1))
+    theirs, theirs_size = _inner(v, gradient.unsqueeze(0))
+    size = (ours_size ** 2 + theirs_size ** 2).sqrt()
+    return torch.where(size > 0, (ours - theirs).abs() / size, 0.0).max().item()
+
+
+def _tolerance(captured: Captured, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
+    """Rounding of every node on the path, as independent errors, and the constants that torch itself rounds."""
+    rounding = math.sqrt(sum(torch.finfo(dtypes[step]).eps ** 2 for step in path) + torch.finfo(dtype).eps ** 2)
+    floor = max((INEXACT.get(step.target, 0.0) for step in captured.program.steps), default=0.0)
+    return ROUNDINGS * rounding + floor
+
+
+def _accurate(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).eps < 1e-5
+
+
+def _signs(block: Tensor) -> Tensor:
+    """The block with random signs: what is made of it is as large as its terms, not as their sum."""
+    return torch.where(probe(block.shape[1:], len(block), 2, block) < 0, -block, block)
+
+
+def _halves(product: Callable[[Tensor], Tensor], block: Tensor, draw: int) -> Tensor:
+    """The product of the block as the sum of those of two random halves of its units."""
+    mask = probe(block.shape[1:], 1, 100 + draw, block) < 0
+    return product(block * mask) + product(block * ~mask)
+
+
+def _shaken(block: Tensor, times: float, seed: int) -> Tensor:
+    """The block with every number moved by `times` a rounding, up or down."""
+    noise = min(times * torch.finfo(block.dtype).eps, 0.25)
+    return torch.where(probe(block.shape, 1, 3 + seed, block)[0] < 0, block * (1 - noise), block * (1 + noise))
+
+
+def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: _Probe, u: Tensor,
+                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None
+               ) -> tuple[Agreement, _Probe]:
+    """The result and the probe with the tolerance that the cancellation at this x calls for.
+
+    Between nodes, rounding acts like noise on every block that a term reads or makes; such noise, a few times as large,
+    shows what it does to Jᵀu.  Inside a node, and in torch's own backward functions, the digits that are lost to
+    cancellation come out otherwise at an x one rounding away, and where a block is taken in two halves.
+
+    near   (the graph, the witness's gradient) at such inputs
+    """
+    count, target = iter(range(1, 1 << 40)), captured.program.output
+
+    def noisy(block: Tensor) -> Tensor:
+        return _shaken(block, SHAKE, next(count))
+
+    def with_noise(term: Term) -> Term:
+        return replace(term, adjoint=lambda block: noisy(term.adjoint(noisy(block))))
+
+    def in_halves(draw: int) -> Callable[[Term], Term]:
+        return lambda term: replace(term, apply=lambda block: _halves(term.apply, block, draw),
+                                    adjoint=lambda block: _halves(term.adjoint, block, draw))
+
+    def changed(change: Callable[[Term], Term]) -> Graph:
+        return Graph({step: replace(node, terms=tuple(map(change, node.terms)), together=None)
+                      for step, node in graph.nodes.items()}, graph.shapes, graph.input)
+
+    with torch.no_grad(), full_precision(v.device):
+        pulled = changed(with_noise).reverse({target: torch.stack([u] * SHAKES)}, [graph.input])[0]
+        noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
+        for halves in (changed(in_halves(draw)) for draw in range(HALVES)):
+            noise = max(noise, relative(halves.reverse({target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
+                        relative(halves.forward({graph.input: v}, [target])[0], found.pushed))
+        for other, moved in near:
+            again = other.reverse({target: u.unsqueeze(0)}, [graph.input])[0]
+            noise = max(noise, relative(again, found.pulled))
+            if moved is not None and gradient is not None:
+                noise = max(noise, relative(moved, gradient))
+    tolerance = max(result.tolerance, ROUNDINGS * min(noise, 1.0))
+    if found.gap > result.tolerance:
+        found = _run(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
+    forward = max(found.gap, _aligned(found, u, v, gradient))
+    return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
+
+
+def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    if ours.shape == theirs.shape:
+        finite = torch.isfinite(theirs)
+        rest = torch.equal(torch.where(finite, 0, ours).nan_to_num(2.0), torch.where(finite, 0, theirs).nan_to_num(2.0))
+        error = relative(torch.where(finite, ours, 0), torch.where(finite, theirs, 0)) if rest else math.inf
+        if error > tolerance:  # how far rounding of x alone moves the output
+            with torch.no_grad():
+                moved = captured.run_model(_shaken(x, SHAKE, 0)).detach()
+            tolerance = max(tolerance, ROUNDINGS * relative(torch.where(finite, moved, 0), theirs.where(finite, 0)))
+        if error <= tolerance:
+            return
+        far = f"by {error:.1e} (relative)"
+    else:
+        far = f"in shape: {tuple(ours.shape)} against {tuple(theirs.shape)}"
+    raise CaptureError(f"the captured graph's output differs from the model's {far}. A setting that changed since the "
+                       "capture, randomness in forward(), or state that changes between calls are the usual causes; "
+                       + REMEDY)
+
+
+def _check_finite(captured: Captured, graph: Graph, path: list[int], found: _Probe, v: Tensor) -> None:
+    """Raise CaptureError at the first node whose derivative is not finite."""
+    if torch.isfinite(found.pulled).all() and torch.isfinite(found.pushed).all():
+        return
+    with torch.no_grad(), full_precision(v.device):
+        for step in path:
+            for term in graph.nodes[step].terms:
+                ones = v.new_ones(1, *graph.shapes[term.input])
+                bad = ~torch.isfinite(term.apply(ones))
+                if bad.any():
+                    at = captured.program.steps[step]
+                    where = f" ({at.source})" if at.source else ""
+                    raise CaptureError(
+                        f"the derivative of {at.target} in layer {at.layer}{where} is infinite or NaN at "
+                        f"{int(bad.sum())} of its {bad.numel()} units at this input, as that of sqrt is at 0: there "
+                        "is no affine map here. Keep its argument away from that point (sqrt(z + eps)), or move x")
+    raise CaptureError("the Jacobian's products overflow at this input: its numbers are too large for "
+                       f"{v.dtype}; use model.double() and x.double()")
+
+
+def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: _Probe, wanted: Pullback,
+            result: Agreement) -> Agreement:
+    """What central differences say where J and torch's derivative of the model differ.
+
+    They decide where torch cannot differentiate the model, or where nothing but torch's own backward functions is in
+    question.  A backward written by hand is the model's own word, which J does not keep: that is refused.
+    """
+    program = captured.program
+    measured = None
+    if result.witness == "autograd":
+        measured = difference(captured, x, v[-1])
+    with_us = measured is not None and _sides_with_us(measured, found, u, v, wanted)
+    if with_us and found.gap <= result.tolerance and not wanted.custom:
+        error = relative(found.pushed[-1], measured.value)
+        backward = _aligned(replace(found, pushed=measured.value.unsqueeze(0)), u, v[-1:], found.pulled)
+        why = f"torch could not differentiate the model ({wanted.trouble})" if wanted.trouble else (
+            "torch's own derivative of the model disagrees with central differences of its forward pass, and J agrees "
+            "with them")
+        limit = max(result.tolerance, 4 * measured.error, 1e-6 if measured.dtype is torch.float64 else 1e-2)
+        if max(error, backward) <= limit:
+            return replace(result, forward=max(found.gap, error), reverse=backward, tolerance=limit,
+                           witness="central difference", note=why)
+    rounding = f"where rounding explains {result.tolerance:.0e}"
+    if found.gap > result.tolerance:
+        at = program.steps[found.where]
+        what = (f"product with J differs from the adjoint of its product with Jᵀ by {found.gap:.1e} at layer "
+                f"{at.layer} ({at.target})")
+    elif wanted.trouble:
+        raise CaptureError(f"torch.autograd cannot differentiate the model: {wanted.trouble}. An in-place operation on "
+                           "a value that a gradient needs is the usual cause, and central differences of its forward "
+                           f"pass do not confirm J either; {REMEDY}")
+    else:
+        what = f"product with Jᵀ differs from the model's by {float(result):.1e}"
+    if measured is None:
+        side = "Central differences of the model could not be taken."
+    elif with_us:
+        side = ("Central differences of the model's forward pass side with J: the model's own backward is not its "
+                "forward's derivative")
+        side += f" ({', '.join(wanted.custom)})." if wanted.custom else "."
+    else:
+        side = "Central differences of the model's forward pass do not side with J."
+    raise CaptureError(
+        f"the captured graph's {what} (relative), {rounding}. {side} A custom autograd.Function or hook whose backward "
+        "is not its forward's derivative (a straight-through estimator), randomness in forward(), state that changes "
+        f"between calls, or an error in a rule of SpecXAI are the usual causes; {REMEDY}")
+
+
+def _sides_with_us(measured: Difference, found: _Probe, u: Tensor, v: Tensor, wanted: Pullback) -> bool:
+    ours = relative(found.pushed[-1], measured.value)
+    if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
+        return ours <= 1e-3
+    # Their J v is known along u only.
+    along = (measured.value * u.double().flatten()).sum()
+    theirs = (v[-1].double() * wanted.gradient.double()).sum()
+    size = (measured.value * u.double().flatten()).norm()
+    return ours <= 1e-2 and ours < 0.1 * ((along - theirs).abs() / size).item() if size else ours == 0

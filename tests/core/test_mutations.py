@@ -1,0 +1,138 @@
+"""`agreement` sees every fault that is planted into a rule and changes J, and without a fault it never cries."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from random_nets import random_net
+
+import specxai
+import specxai.local
+from specxai.errors import CaptureError
+from specxai.rules import LinearNode, Term
+from specxai.witness import relative
+
+NETS, CHUNK, FAULTS_A_NET = 100, 10, 8  # nets for each dtype
+
+
+def scaled(term: Term, by: float | torch.Tensor, sides: str = "both") -> Term:
+    """The term with its output units multiplied, in one direction or both."""
+    return replace(term, apply=(lambda b: term.apply(b) * by) if sides != "adjoint" else term.apply,
+                   adjoint=(lambda b: term.adjoint(b * by)) if sides != "apply" else term.adjoint)
+
+
+def all_terms(change):
+    return lambda node, site: replace(node, terms=tuple(change(term, site) for term in node.terms), together=None)
+
+
+def missing(node: LinearNode, site) -> LinearNode:
+    return replace(node, terms=node.terms[1:], together=None) if len(node.terms) > 1 else None
+
+
+def transposed(term: Term, site) -> Term:
+    own, shape = _shape(term, site), site.value.shape
+    if own is None or own.numel() != shape.numel():
+        return term
+    return replace(term, apply=lambda b: term.adjoint(b.reshape(-1, *shape)).reshape(-1, *shape),
+                   adjoint=lambda b: term.apply(b.reshape(-1, *own)).reshape(-1, *own))
+
+
+def _shape(term: Term, site):
+    found = [value.shape for position, value in enumerate(site.args) if site.ref(position) == term.input]
+    return found[0] if found else None
+
+
+def without_factor(term: Term, site) -> Term:
+    """The held factor dropped where there is one: a diagonal map becomes the identity, up to broadcasting."""
+    if not isinstance(term.factor, torch.Tensor) or term.units is None:
+        return term
+    factor = torch.where(term.factor == 0, 1, term.factor).to(site.value.dtype)
+    return scaled(term, 1 / factor)
+
+
+def one_unit(term: Term, site) -> Term:
+    by = torch.ones(site.value.shape, dtype=site.value.dtype)
+    by.view(-1)[by.numel() // 2] = 1.3
+    return scaled(term, by)
+
+
+FAULTS = {
+    "slope": all_terms(lambda term, site: scaled(term, 1.3)),
+    "slope in apply": all_terms(lambda term, site: scaled(term, 1.3, "apply")),
+    "slope in adjoint": all_terms(lambda term, site: scaled(term, 1.3, "adjoint")),
+    "sign": all_terms(lambda term, site: scaled(term, -1.0)),
+    "sign in apply": all_terms(lambda term, site: scaled(term, -1.0, "apply")),
+    "missing term": missing,
+    "transposed": all_terms(transposed),
+    "transposed in adjoint": all_terms(lambda term, site: replace(term, adjoint=transposed(term, site).adjoint)),
+    "dropped factor": all_terms(without_factor),
+    "dropped factor in apply": all_terms(lambda term, site: replace(term, apply=without_factor(term, site).apply)),
+    "one unit": all_terms(one_unit),
+}
+
+
+def dense(local: specxai.local.Local) -> torch.Tensor:
+    """J by its forward products, and by its reverse ones below."""
+    m, n = local.jacobian.shape
+    eye = {"dtype": local.input.dtype}
+    return torch.cat([local.jacobian.dense.matmat(torch.eye(n, **eye)),
+                      local.jacobian.dense.rmatmat(torch.eye(m, **eye)).T])
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """plant(step, fault): every linearisation from now on has the fault at that step."""
+    original = specxai.local.linear_node
+
+    def planted(step, fault):
+        def faulty(site):
+            node = original(site)
+            at = site.step.index if not site.output else None
+            changed = fault(node, site) if fault is not None and at == step else None
+            return node if changed is None else changed
+
+        monkeypatch.setattr(specxai.local, "linear_node", faulty)
+
+    return planted
+
+
+@pytest.mark.parametrize("start", range(0, NETS, CHUNK))
+def test_every_planted_fault_is_seen(start, dtype, plant):
+    torch.set_num_threads(1)  # the tests' own fixture sets them again
+    planted = effective = caught = 0
+    missed = []
+    for seed in range(start, start + CHUNK):
+        net, x = random_net(1000 * (dtype is torch.float64) + seed, dtype)
+        captured, draw = specxai.capture(net, x, verify=False), random.Random(seed)
+        plant(None, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a warning of cancellation would be a cry, too
+            sound = captured.linearize(x, backend="reference", verify=True)
+        assert sound.agreement <= sound.agreement_details.tolerance <= 1e4 * torch.finfo(dtype).eps
+        before, steps = dense(sound), list(sound.graph.nodes)
+        for _ in range(FAULTS_A_NET):
+            step, name = draw.choice(steps), draw.choice(list(FAULTS))
+            plant(step, FAULTS[name])
+            faulty = captured.linearize(x, backend="reference", verify=False)
+            planted += 1
+            # A fault on a dead unit, or of a map that it leaves alone, changes nothing.
+            half = len(before) // 2
+            after = dense(faulty)
+            changed = max(relative(after[:half], before[:half]), relative(after[half:], before[half:]))
+            if changed <= 4 * sound.agreement_details.tolerance:
+                continue
+            effective += 1
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    got = captured.linearize(x, backend="reference", verify=True).agreement_details
+                missed.append((seed, name, captured.program.steps[step].target, changed, got))
+            except CaptureError:
+                caught += 1
+    print(f"{planted} planted, {effective} change J, {caught} caught")
+    assert not missed, missed
+    assert effective > planted // 4, "the faults are worth planting"
