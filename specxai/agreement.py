@@ -269,9 +269,13 @@ def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, t
         finite = torch.isfinite(theirs)
         rest = torch.equal(torch.where(finite, 0, ours).nan_to_num(2.0), torch.where(finite, 0, theirs).nan_to_num(2.0))
         error = relative(torch.where(finite, ours, 0), torch.where(finite, theirs, 0)) if rest else math.inf
-        if error > tolerance:  # how far rounding of x alone moves the output
+        if error > tolerance:  # how far rounding of x alone moves the output, if it is the same twice
             with torch.no_grad():
-                moved = captured.run_model(_shaken(x, SHAKE, 0)).detach()
+                again, moved = (captured.run_model(y).detach() for y in (x, _shaken(x, SHAKE, 0)))
+            if relative(torch.where(finite, again, 0), torch.where(finite, theirs, 0)) > tolerance:
+                raise CaptureError("the model's output differs from one run to the next at the same input: randomness "
+                                   "in forward(), or state that changes between calls. An affine map needs a model "
+                                   "that is the same twice: seed it or fix that state; " + REMEDY)
             tolerance = max(tolerance, ROUNDINGS * relative(torch.where(finite, moved, 0), theirs.where(finite, 0)))
         if error <= tolerance:
             return

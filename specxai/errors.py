@@ -19,5 +19,7 @@ class LayerError(SpecXAIError, ValueError):
 
 class StaleError(SpecXAIError, RuntimeError):
     """A model's weights are no longer those that a Local was made from."""
+
+
 class PrecisionWarning(UserWarning):
     """A result holds fewer digits than its dtype suggests."""

@@ -60,7 +60,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
             raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
         return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
     options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
-    captured, values = recall(model, x, output)
+    captured, values = recall(model, x, output, compare=verify is False)
     try:
         return Local(captured, x, values=values, **options)
     except CaptureError:

@@ -40,6 +40,7 @@ class Captured:
     model: nn.Module | None = field(repr=False, default=None)
     output: Selector = ()
     verify: bool = True  # does `linearize` measure its agreement with the model where it is not told?
+    source: nn.Module | None = field(repr=False, default=None)  # of which `model` is a copy, if it is one
 
     def __repr__(self) -> str:
         return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
@@ -62,7 +63,9 @@ class Captured:
 
         self.check(x)
         captured, values = self, None
-        if self.specialised and self.model is not None:
+        if self.source is not None:  # whose weights, unlike the copy's, may have changed
+            captured = replace(_captured(self.source, x, self.output), verify=self.verify)
+        elif self.specialised and self.model is not None:
             values = self.values_as_model(x)
             if values is None:
                 captured = replace(_captured(self.model, x, self.output), verify=self.verify)
@@ -72,13 +75,19 @@ class Captured:
         """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
         return _run(self.model, x, self.output)
 
-    def values_as_model(self, x: Tensor) -> list | None:
-        """Every step's value at x, where the program's output is the model's; None where it is not."""
+    def values_at(self, x: Tensor) -> list | None:
+        """Every step's value at x; None where the program cannot run there, the shapes inside being another input's."""
         with torch.inference_mode(False), torch.no_grad():
             try:
-                values = self.program.run(x.detach().clone())
-            except (RuntimeError, IndexError):  # the shapes inside are those of another input
+                return self.program.run(x.detach().clone())
+            except (RuntimeError, IndexError):
                 return None
+
+    def values_as_model(self, x: Tensor) -> list | None:
+        """Every step's value at x, where the program's output is the model's; None where it is not."""
+        if (values := self.values_at(x)) is None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
             theirs = self.run_model(x).detach()
             ours = values[self.program.output]
             if torch.equal(ours, theirs):
@@ -161,21 +170,22 @@ def _captured(model: nn.Module, example: Tensor, output: Selector) -> Captured:
             _run(own, example, output)  # where the model itself fails, this says so
             raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
         captured = Captured(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
-        return captured if own is model else _named_as(captured, model)
+        return captured if own is model else _named_as(replace(captured, source=model), model)
 
 
 # model -> (shape, dtype, device, output) -> (what the model was then, what forward() changes of it, its capture)
 _RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Captured]]] = WeakKeyDictionary()
 
 
-def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = False) -> tuple[Captured, list | None]:
+def recall(model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool = False,
+           compare: bool = True) -> tuple[Captured, list | None]:
     """The capture made for an input like x before, if the model is as it was then, with every step's value at x; else a
     new one, kept, and None.
 
-    renew   make a new one in any case: for a caller who found that the old one is not the model's any more
+    renew     make a new one in any case: for a caller who found that the old one is not the model's any more
+    compare   the output at x too, by a pass of the model; not needed where the caller measures the agreement
 
-    Modules, their code and settings, which tensors they hold, and the output at x are compared: one pass of the model
-    and the one of the program that the values cost anyway.
+    Modules, their code and settings, and which tensors they hold are compared.
     """
     model = checks.unwrap(model)
     checks.check_model(model)
@@ -188,7 +198,8 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, renew: bool = F
             selector = output if callable(output) else captured.output
             captured = replace(captured, model=checks.plain(model), output=selector)
             captured.check(x)
-            if (values := captured.values_as_model(x)) is not None:
+            values = captured.values_as_model(x) if compare else captured.values_at(x)
+            if values is not None and not torch.isnan(values[captured.program.output]).any():  # else: which weight is?
                 return captured, values
             now = snapshot(model)
         captured = _captured(model, x, output)

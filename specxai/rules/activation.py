@@ -95,7 +95,8 @@ def smooth(site: Site) -> LinearNode | None:
     return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
 
 
-@rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default")
+@rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
+      "_safe_softmax.default")
 def softmax(site: Site) -> LinearNode | None:
     """p = softmax(z): z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
     z, axis = site.args[0].detach(), site.arg(1, "dim")

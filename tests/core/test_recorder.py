@@ -290,7 +290,7 @@ class N(nn.Module):
 model, x = N().eval(), torch.ones(1, 6)
 captured = specxai.capture(model, x)
 torch.set_default_dtype(torch.float64); torch.set_default_device("meta")
-local = captured.linearize(x)
+local = captured.linearize(x, verify=False)  # the model itself cannot run under these
 print(local.output.dtype, local.output.device, torch.allclose(local.jacobian.to_dense(), model.h.weight))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
