@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from specxai import regions
-from specxai.agreement import Agreement, certify
+from specxai.agreement import Agreement, certify, cotangent
 from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
+from specxai.held import held_pull_back
 from specxai.operators import LinearOperator
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.target import resolve_target
+from specxai.witness import Pullback
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
@@ -32,7 +34,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
                  shape, dtype and device, and again when it has changed
     x            the model's input, shape (1, ...)
-    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
+    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
     backend      "auto", "reference", "native"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
@@ -280,7 +282,11 @@ class Local:
         def nearby(x: Tensor) -> Graph:
             return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
 
-        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby)
+        def held(x: Tensor) -> Pullback:
+            return held_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
+
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby,
+                       held if self.gates == "frozen" else None)
 
     def _values(self) -> list:
         """Every step's value at x, for the weights as they are now."""
