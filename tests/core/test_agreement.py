@@ -66,7 +66,7 @@ def test_every_local_is_measured_not_the_capture_alone():
     model[0] = copy.deepcopy(model[0])
     with torch.no_grad():
         model[0].weight[0] *= 1.5
-    with pytest.raises(CaptureError, match="output differs from the model's .* A setting that changed"):
+    with pytest.raises(CaptureError, match=r"output differs from the model's .* A setting that changed"):
         captured.linearize(x)
 
 
@@ -208,7 +208,8 @@ def test_reductions_of_a_constant(name, value):
 
 
 @pytest.mark.parametrize("layout", ["coo", "csr"])
-@pytest.mark.parametrize("product", [lambda A, z: A @ z[0], lambda A, z: z[0].T @ A, lambda A, z: torch.sparse.mm(A, z[0])])
+@pytest.mark.parametrize("product", [lambda A, z: A @ z[0], lambda A, z: z[0].T @ A,
+                                     lambda A, z: torch.sparse.mm(A, z[0])])
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_sparse_constants(layout, product):
     class Graph(nn.Module):

@@ -241,17 +241,6 @@ def test_what_cannot_be_captured(function, message, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_model_that_autograd_cannot_differentiate():
-    class Overwritten(nn.Module):
-        def forward(self, x):
-            y = torch.sigmoid(x)
-            return y.mul_(2) + torch.tanh(y).mul_(3)
-
-    with pytest.raises(CaptureError, match=r"cannot differentiate the model: .*in-place"):
-        specxai.capture(Overwritten().eval(), torch.randn(1, 3))
-    specxai.capture(Overwritten().eval(), torch.randn(1, 3), verify=False)
-
-
 def test_verification_may_be_skipped():
     model = Wrapped(Lying.apply).eval()
     assert specxai.capture(model, torch.randn(1, 3), verify=False).layers == ["first"]
@@ -305,7 +294,7 @@ def test_a_factor_that_changed_a_little():
     assert torch.equal(specxai.linearize(model, x).output, model(x))
 
 
-def test_a_further_input_costs_one_pass_of_each():
+def test_a_further_input_costs_one_pass_of_the_graph_and_one_more_of_the_model_for_its_agreement():
     passes = []
 
     class Counts(nn.Linear):
@@ -321,4 +310,4 @@ def test_a_further_input_costs_one_pass_of_each():
         patch.setattr(type(captured.program), "run", lambda *a, **k: runs.append(1) or run(*a, **k))
         passes.clear()
         specxai.linearize(model, torch.randn(1, 3))
-    assert (len(passes), len(runs)) == (1, 1)
+    assert (len(passes), len(runs)) == (2, 1)
