@@ -14,17 +14,19 @@ from specxai._fork import survive_fork
 from specxai._kept import Kept
 from specxai._once import once
 from specxai._text import printable
-from specxai.agreement import Agreement, certify
+from specxai.agreement import Agreement, certify, cotangent
 from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
 from specxai.capture.program import Program, is_getitem, references, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
+from specxai.held import held_pull_back
 from specxai.operators import LinearOperator, plain
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.snapshot import Snapshot
 from specxai.target import resolve_target
+from specxai.witness import Pullback
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
@@ -39,7 +41,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
                  shape, dtype and device, and again when it has changed
     x            the model's input, shape (1, ...)
-    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": σ(z)/z, no offset (14)
+    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
     backend      "auto", "reference", "native"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`
@@ -345,7 +347,11 @@ class Local:
         def nearby(x: Tensor) -> Graph:
             return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
 
-        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby)
+        def held(x: Tensor) -> Pullback:
+            return held_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
+
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby,
+                       held if self.gates == "frozen" else None)
 
     def _values(self) -> list:
         """Every step's value at x."""

@@ -78,7 +78,8 @@ def hardsigmoid(site: Site) -> LinearNode:
       "pow.Tensor_Scalar", "reciprocal.default", "erf.default", "selu.default", "log_sigmoid.default", "celu.default",
       "sin.default", "cos.default")
 def smooth(site: Site) -> LinearNode | None:
-    """tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope σ(z)/z, no offset, where z is not 0."""
+    """tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
+    tangent.  σ(0) counts as 0 where it is not finite."""
     if not site.only(0):
         return None
     z = site.args[0].detach()
@@ -89,9 +90,10 @@ def smooth(site: Site) -> LinearNode | None:
     value = value.detach()
     offset: Tensor | None = value - slope * finite(z)
     if site.policy == "frozen":
-        at_zero = z == 0  # no ratio there: the tangent
-        slope = torch.where(at_zero, slope, value / z)
-        offset = torch.where(at_zero, offset, 0) if at_zero.any() else None
+        at_zero = finite(site.step.target(torch.zeros_like(z), *site.args[1:], **site.kwargs))
+        slope = torch.where(z == 0, slope, (value - at_zero) / z)
+        offset = torch.where(z == 0, offset, at_zero)
+        offset = offset if offset.any() else None
     return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
 
 

@@ -54,17 +54,20 @@ def mul(site: Site) -> LinearNode | None:
         return LinearNode((scaled(site, position, _constant(site, 1 - position)),))
     left, right = site.args[0].detach(), site.args[1].detach()
     curved = left.is_floating_point() and right.is_floating_point()  # a mask only changes where a comparison does
-    if site.policy == "frozen":
+    if site.policy == "frozen" and curved:
         held = [site.ref(p) in site.gated for p in (0, 1)]
-        if any(held):
-            # Where both went through a non-linearity, the left factor is the one held.
+        if held[0] != held[1]:
             position = 1 if held[0] else 0
             return LinearNode((scaled(site, position, site.args[1 - position].detach()),), curved=curved)
+        # Both factors are gates, or neither: each takes half.
+        return LinearNode((scaled(site, 0, right / 2), scaled(site, 1, left / 2)), curved=curved)
     return LinearNode((scaled(site, 0, right), scaled(site, 1, left)), offset=-site.value, curved=curved)
 
 
 @rule("div.Tensor", "div.Scalar")
 def div(site: Site) -> LinearNode | None:
+    if site.ref(1) is not None and site.policy == "frozen" and site.ref(0) is not None:
+        return LinearNode((scaled(site, 0, 1 / site.args[1].detach()),), curved=True)  # the denominator is held
     if site.ref(1) is not None:
         return None
     return LinearNode((scaled(site, 0, 1 / _constant(site, 1)),))

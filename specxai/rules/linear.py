@@ -73,6 +73,8 @@ def _sparse(site: Site) -> LinearNode | None:
 def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:
     """y = W z + b over the last axis; weight is (out, in)."""
     own, shape = site.args[position].shape, site.value.shape
+    if weight.numel() == 0:  # from no units, or to none: a constant
+        return LinearNode((), offset=None if bias is None else bias.detach().expand(shape), resets=True)
 
     def apply(block: Tensor) -> Tensor:
         return (block @ weight.mT).reshape(block.shape[0], *shape)

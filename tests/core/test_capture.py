@@ -317,7 +317,7 @@ def test_a_factor_that_changed_a_little():
     assert torch.equal(specxai.linearize(model, x).output, model(x))
 
 
-def test_a_further_input_costs_one_pass_of_each():
+def test_a_further_input_costs_one_pass_of_the_graph_and_one_more_of_the_model_for_its_agreement():
     passes = []
 
     class Counts(nn.Linear):

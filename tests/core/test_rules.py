@@ -164,13 +164,32 @@ def test_generic_node_is_right_and_named(name):
     assert all(node in local.report() for node in local.generic_nodes)
 
 
-@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, F.gelu, F.silu, torch.relu, F.leaky_relu])
-def test_frozen_policy_has_no_offset(function):
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, F.gelu, F.silu, torch.relu, F.leaky_relu, torch.exp])
+def test_frozen_policy_has_no_offset_but_the_value_at_zero(function):
     model, x = build(function, VECTOR)
     local = specxai.linearize(model, x, gates="frozen")
-    assert set(local.bias_contributions()) == {"before"}
+    at_zero = function(torch.zeros(6, dtype=torch.float64))
+    parts = local.bias_contributions()
+    assert set(parts) == ({"before"} if not at_zero.any() else {"before", next(n for n in parts if n != "before")})
+    z = model.before(x).detach()
+    slope = (function(z) - at_zero) / z
+    expected = slope.flatten()[:, None] * model.before.weight.detach()
+    assert (local.jacobian.to_dense() - expected).norm() <= 1e-14 * expected.norm()
     assert local.exactness <= 1e-14
-    assert (local.output - local.bias - (local.jacobian @ x.flatten()).view_as(local.output)).norm() <= 1e-14
+    assert local.agreement <= 1e-14
+    assert local.agreement_details.witness == "held factors"
+
+
+@pytest.mark.parametrize("function", [lambda z: z * z.flip(1), lambda z: z.sigmoid() * z.flip(1).tanh()])
+def test_frozen_factors_of_one_kind_take_half_each(function):
+    model, x = build(function, VECTOR)
+    frozen, tangent = (specxai.linearize(model, x, gates=gates) for gates in ("frozen", "tangent"))
+    assert frozen.agreement <= 1e-14
+    assert frozen.exactness <= 1e-14
+    z = torch.nn.functional.linear(x, model.before.weight, model.before.bias).detach()
+    if function(torch.ones(1, 6)).max() == 1:  # a plain product: half of the derivative
+        assert torch.allclose(frozen.jacobian.to_dense(), tangent.jacobian.to_dense() / 2, rtol=1e-13)
+        assert torch.allclose(frozen.bias, function(z) - frozen.jacobian.matvec(x.flatten()), atol=1e-14)
 
 
 def test_frozen_product_holds_the_activated_factor():
