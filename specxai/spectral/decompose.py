@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from specxai.backends.used import used
+from specxai.errors import SpecXAIError
 from specxai.operators import as_integer
 from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
@@ -183,9 +184,10 @@ def joined(names: set[str], local) -> str:
 def _solve(local, split, request: Request, progress, start) -> Decomposition:
     # Under autocast the output's dtype need not be the operators'.
     flat_x = local.input.flatten().to(split.right.dtype)
-    image = split.right.matvec(flat_x)
+    image = _reference_image(split.right, flat_x)
     with used() as names:
         svd = _svd(split.right, request, progress, start)
+    _check_backend(svd, image, flat_x, split.layer, local.backend)
     # Always a copy, since the signs are fixed in place; `contiguous` alone would alias the solver's for k = 1.
     right, left = (t.detach().cpu().T.clone(memory_format=torch.contiguous_format) for t in (svd.V, svd.U))
     x, s = host(flat_x), svd.S.detach().cpu().double()
@@ -199,6 +201,30 @@ def _solve(local, split, request: Request, progress, start) -> Decomposition:
         agreement=_agreement(local), backends={"decomposition": joined(names, local)},
         settings=_settings(local, request, svd, s),
     )
+
+
+def _reference_image(right, x: torch.Tensor) -> torch.Tensor:
+    """R x by the reference, whatever backend decomposes R: the one product of its that the results are held against."""
+    dense = getattr(right, "dense", None)
+    return right.matvec(x) if dense is None else dense.matmat(x[:, None])[:, 0]
+
+
+def _check_backend(svd, image: torch.Tensor, x: torch.Tensor, layer: str, backend: str) -> None:
+    """Raise SpecXAIError where u_k·(R x) by the reference is not λ_k (v_k·x), which residuals of the right R bound.
+
+    Solvers certify with the products of the backend that they are given; this tells whether those are R's.
+    """
+    if not len(svd.S):
+        return
+    U, S, V = (t.double() for t in (svd.U, svd.S, svd.V))
+    size = x.double().norm()
+    gap = (U.mT @ image.double() - S * (V.mT @ x.double())).abs()
+    allowed = 2 * svd.residuals.to(gap).double() + 16 * getattr(svd, "floor", 0.0)
+    if (gap > allowed * size).any():
+        worst = float((gap / size).max() / S[0])
+        raise SpecXAIError(f"the {backend} backend's products at layer {layer!r} are not those of the reference: "
+                           f"u·Rx and λ v·x differ by {worst:.1e} λ₁ |x|, more than residuals explain. This is an error "
+                           "of SpecXAI's; backend='reference' goes round it, and a report of the model would help")
 
 
 def _svd(right, request: Request, progress, start):
