@@ -30,8 +30,7 @@ FAULTS = {
 
 @needs_native
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("rank", [5, None])
-@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize(("rank", "backend"), [(5, "auto"), (None, "native")])
 def test_a_wrong_weight_of_the_fast_path_alone_is_seen(fault, rank, backend):
     local = specxai.linearize(net(), torch.randn(1, 3, 12, 12), backend=backend)
     right = specxai.explain(local, layer="3", rank=rank)
