@@ -194,7 +194,7 @@ def capture(subject: Subject):
 
 
 def export(subject: Subject):
-    """What a capture cannot do without: a bare torch.export, decomposed into the ATen ops that the rules know."""
+    """What other tools pay for a graph: a bare torch.export, decomposed into the ATen ops that the rules know."""
     return torch.export.export(subject.model, (subject.x,), strict=False).run_decompositions({})
 
 

@@ -222,9 +222,9 @@ def _check_backend(svd, image: torch.Tensor, x: torch.Tensor, layer: str, backen
     allowed = 2 * svd.residuals.to(gap).double() + 16 * getattr(svd, "floor", 0.0)
     if (gap > allowed * size).any():
         worst = float((gap / size).max() / S[0])
-        raise SpecXAIError(f"the {backend} backend's products at layer {layer!r} are not those of the reference: "
-                           f"u·Rx and λ v·x differ by {worst:.1e} λ₁ |x|, more than residuals explain. This is an error "
-                           "of SpecXAI's; backend='reference' goes round it, and a report of the model would help")
+        raise SpecXAIError(f"the {backend} backend's products at layer {layer!r} are not those of the reference: u·Rx "
+                           f"and λ v·x differ by {worst:.1e} λ₁ |x|, more than residuals explain. This is an error of "
+                           "SpecXAI's; backend='reference' goes round it, and a report of the model would help")
 
 
 def _svd(right, request: Request, progress, start):

@@ -176,7 +176,7 @@ def test_all_triplets_serve_every_rank_but_no_tolerance(local, columns):
 
 
 def test_what_has_not_converged_serves_only_its_own_request(local, columns):
-    options = {"method": "krylov", "tol": 1e-15, "max_products": 40}
+    options = {"method": "krylov", "tol": 1e-15, "max_products": 40, "block_size": 4}
     assert not decompose(local, "relu", rank=8, **options).converged
     columns.clear()
     decompose(local, "relu", rank=8, **options)
