@@ -87,12 +87,13 @@ def check_example(model: nn.Module, example: Tensor) -> None:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Weights are finite; buffers may hold infinities, as masks do."""
+    """Weights and a norm's statistics are finite; other buffers may hold infinities, as masks do."""
     for name, tensor in tensors(model):
         # The sum tells at a fraction of the cost, but for finite numbers that overflow together.
         if not tensor.is_floating_point() or torch.isfinite(tensor.sum()):
             continue
-        if torch.isnan(tensor).any() or (name.startswith("parameter") and not torch.isfinite(tensor).all()):
+        mask = name.startswith("buffer") and not name.endswith(("running_mean", "running_var"))
+        if torch.isnan(tensor).any() or not (mask or torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds NaN or infinity; load weights that are finite")
 
 

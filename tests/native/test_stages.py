@@ -262,7 +262,7 @@ def test_row_sum(dtype):
         stage.run(X.T, out, 4)
     with pytest.raises(ValueError, match="the output has 3 rows"):
         stage.run(X, out[:3], 7)
-    with pytest.raises(ValueError, match="narrower than the probes"):
+    with pytest.raises(ValueError, match="n_probes=9: the input holds 7 a row, the output 16"):
         stage.run(X, out, 9)
     with pytest.raises(ValueError, match="to spans -1 to 3, but must lie in 0"):
         native.RowSum(to=i32([3, -1, 1]), source=source, dtype=dtype)
