@@ -48,7 +48,10 @@ def settings() -> dict:
     backends = torch.backends
     precision = [switch.fp32_precision for switch in (
         backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)]
-    return {"precision": precision, "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+    cuda = backends.cuda
+    attention = [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()]
+    return {"precision": precision, "attention": attention, "grad": torch.is_grad_enabled(),
+            "inference": torch.is_inference_mode_enabled(),
             "dtype": torch.get_default_dtype(), "device": torch.get_default_device(), "gc": gc.isenabled(),
             "threads": torch.get_num_threads(), "stdout": sys.stdout, "stderr": sys.stderr,
             "filters": list(warnings.filters), "seed": torch.initial_seed(),

@@ -20,6 +20,7 @@ from torch import Tensor
 from specxai.backends import Graph
 from specxai.capture.captured import Captured
 from specxai.errors import CaptureError, PrecisionWarning
+from specxai.operators import LinearOperator as Operator
 from specxai.rules import Term
 from specxai.svd.precision import full_precision
 from specxai.witness import Difference, Pullback, difference, probe, pull_back, relative
@@ -29,6 +30,7 @@ SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel
 SHAKES = NEARBY = 3
 HALVES = 8
 FEW_DIGITS = 1e-4  # rounding above this is worth a warning
+CERTAIN = 0.1  # a tolerance above this tells nothing any more: float64 is asked
 MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents are as cheap as one
 # torch's own derivative holds a single-precision constant: 1/6.
 INEXACT = {torch.ops.aten.hardsigmoid.default: 1e-7}
@@ -42,7 +44,8 @@ class Agreement:
     forward        J v: the largest disagreement of a node's apply with its adjoint, or of J v with the witness
     reverse        Jᵀu against the witness
     tolerance      what rounding explains at this x
-    witness        "autograd", "central difference", or "held factors" for frozen gates
+    witness        "autograd", "held factors" for frozen gates, "central difference" where torch's own derivative is in
+                   doubt, or "float64", the model's copy, where sums cancel or numbers are too small for the dtype
     cancellation   how much larger than the result the terms are that cancel in it; 1.0 where nothing made us ask
     note           what else there is to know
     """
@@ -69,12 +72,15 @@ class _Probe:
 
 
 def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
-            nearby: Callable[[Tensor], Graph], held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
+            nearby: Callable[[Tensor], Graph], in_double: Callable[[], tuple[Operator, float] | None],
+            held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
     """The agreement of the graph's Jacobian with the model at x.
 
     output   of the program at x
     dtypes   of the values at x
     nearby   the graph at another input
+    in_double   J of the model's copy in float64, and its own agreement; None where there is no such copy or where it
+             disagrees
     held     where gates are frozen: what the model with held factors makes of an input
 
     Raises CaptureError where rounding explains neither the output nor J.
@@ -100,9 +106,19 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     result, found = _cancelling(captured, graph, path, result, found, u, v,
                          [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
                           for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient)
-    if float(result) > result.tolerance:
-        result = _decide(captured, graph, x, u, v, found, wanted, result)
-    lost = max(lost, result.tolerance) if result.witness != "central difference" else 0.0
+    limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
+    if float(result) > result.tolerance or result.tolerance > limit:
+        twin = in_double() if x.dtype is not torch.float64 else None
+        if twin is not None:
+            result = _against(twin, result, found, u, v)
+        elif float(result) > result.tolerance:
+            result = _decide(captured, graph, x, u, v, found, wanted, result)
+        else:
+            raise CaptureError(
+                f"J cannot be certified here: the terms of its products cancel to the last digit of {x.dtype}, "
+                "and the model's copy in float64 does not confirm it. Explain a value before the saturated softmax, "
+                "sigmoid or norm (the logits), or use model.double() and x.double(); " + REMEDY)
+    lost = {"float64": float(result), "central difference": 0.0}.get(result.witness, max(lost, result.tolerance))
     if lost > FEW_DIGITS and _accurate(x.dtype):
         warnings.warn(
             "cancellation: the derivative at this input is what is left of much larger terms, as behind a saturated "
@@ -110,6 +126,14 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
             "the logits instead of the probabilities, or use model.double() and x.double()", PrecisionWarning,
             stacklevel=2)
     return result
+
+
+def _against(twin: tuple[Operator, float], result: Agreement, found: _Probe, u: Tensor, v: Tensor) -> Agreement:
+    """The result with J in float64, which agrees with the model's copy there, as the witness: what rounding costs."""
+    J, agreement = twin
+    pulled, pushed = J.rmatvec(u.double().flatten()), J.matvec(v[-1].double().flatten())
+    return replace(result, forward=relative(found.pushed[-1], pushed), reverse=relative(found.pulled, pulled),
+                   witness="float64", note=f"in float64 J and the model agree to {agreement:.0e}")
 
 
 def cotangent(output: Tensor) -> Tensor:
@@ -311,15 +335,17 @@ def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, f
             result: Agreement) -> Agreement:
     """What central differences say where J and torch's derivative of the model differ.
 
-    They decide where torch cannot differentiate the model, or where nothing but torch's own backward functions is in
-    question.  A backward written by hand is the model's own word, which J does not keep: that is refused.
+    They decide where torch cannot differentiate the model, and where its own backward may be wrong, which is known of
+    batch norm.  A backward written by hand, or changed by a hook, is the model's own word, which J does not keep: that
+    is refused.
     """
     program = captured.program
     measured = None
     if result.witness == "autograd":
         measured = difference(captured, x, v[-1])
     with_us = measured is not None and _sides_with_us(measured, found, u, v, wanted)
-    if with_us and found.gap <= result.tolerance and not wanted.custom:
+    doubtful = wanted.trouble or any("batch_norm" in str(step.target) for step in program.steps)
+    if with_us and doubtful and found.gap <= result.tolerance and not wanted.custom:
         error = relative(found.pushed[-1], measured.value)
         backward = _aligned(replace(found, pushed=measured.value.unsqueeze(0)), u, v[-1:], found.pulled)
         why = f"torch could not differentiate the model ({wanted.trouble})" if wanted.trouble else (

@@ -102,8 +102,10 @@ class Split:
 class Local:
     """The affine map at one input; made by `specxai.linearize`.
 
-    It is a snapshot: once a weight of the model has changed, by whatever means, products, bias and all else that would
-    mix old and new raise StaleError, which names the weight.  Several threads may use one Local.
+    It is a snapshot: once a weight of the model has changed, products, bias and all else that would mix old and new
+    raise StaleError, which names the weight.  Solvers and explanations read all weights before and after; a product by
+    itself reads the large ones in parts, so that a few numbers written through `.data` may show a few products later.
+    Several threads may use one Local.
 
     Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program,
     `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
@@ -125,7 +127,7 @@ class Local:
             values = None  # they were made where autograd, which generic nodes need, can never see them
         with torch.inference_mode(False), torch.no_grad():
             # A copy: the values at x may be computed again when the caller has changed x.
-            self.input = plain(x).clone(memory_format=torch.contiguous_format)
+            self.input = plain(x).clone()
             values = captured.program.run(self.input) if values is None else values
             nodes = _linear_nodes(captured, values, gates)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -339,6 +341,7 @@ class Local:
 
     def __deepcopy__(self, memo: dict) -> Local:
         return self
+
     def _certify(self) -> Agreement | None:
         """The agreement with the model that was captured, None where that is no longer at hand."""
         if self.captured.model is None:
@@ -347,10 +350,18 @@ class Local:
         def nearby(x: Tensor) -> Graph:
             return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
 
+        def in_double() -> tuple[LinearOperator, float] | None:
+            try:
+                twin = self.captured.in_double(self.input)
+                local = twin.linearize(self.input.double(), gates=self.gates, backend="reference", verify=True)
+            except (CaptureError, ValueError):
+                return None
+            return local.jacobian, local.agreement
+
         def held(x: Tensor) -> Pullback:
             return held_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
 
-        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby,
+        return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby, in_double,
                        held if self.gates == "frozen" else None)
 
     def _values(self) -> list:

@@ -113,7 +113,8 @@ def _label(position: int, shape: torch.Size) -> str:
 
 
 def _weights(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
-    weights = torch.as_tensor(target).detach().to(dtype=output.dtype, device=output.device)
+    given = target if isinstance(target, torch.Tensor) else torch.as_tensor(target, device="cpu")
+    weights = given.detach().to(dtype=output.dtype, device=output.device)
     own = without_batch(output.shape)
     allowed = {(output.numel(),), tuple(output.shape), tuple(own)}
     if tuple(weights.shape) not in allowed:

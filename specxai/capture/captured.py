@@ -96,6 +96,15 @@ class Captured:
                 return values
         return None
 
+    def in_double(self, x: Tensor) -> Captured:
+        """The capture of a copy of the model in float64.  Raises CaptureError where there is none."""
+        try:
+            return _captured(copy.deepcopy(self.model).double(), x.detach().double(), self.output)
+        except CaptureError:
+            raise
+        except Exception as error:  # whatever a model may raise in a dtype that it was not written for
+            raise CaptureError(f"{self.model_name} does not run in float64: {first_line(error)}") from error
+
     def check(self, x: Tensor) -> None:
         """Raise ValueError where x is not what the model was captured for."""
         if not isinstance(x, Tensor):
@@ -173,7 +182,8 @@ def _captured(model: nn.Module, example: Tensor, output: Selector) -> Captured:
         return captured if own is model else _named_as(replace(captured, source=model), model)
 
 
-# model -> (shape, dtype, device, output) -> (what the model was then, what forward() changes of it, its capture)
+KEPT_CAPTURES = 8  # of one model: the last kinds of input
+# model -> (shape, strides, dtype, device, output) -> (what the model was then, what forward() changes, its capture)
 _RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Captured]]] = WeakKeyDictionary()
 
 
@@ -190,7 +200,8 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool 
     model = checks.unwrap(model)
     checks.check_model(model)
     checks.check_example(model, x)
-    key = x.shape, x.dtype, x.device, id(output) if callable(output) else output
+    # Strides too: a model may ask for them.
+    key = x.shape, x.stride(), x.dtype, x.device, id(output) if callable(output) else output
     with _CAPTURING:
         now, kept = snapshot(model), _RECALLED.setdefault(model, {})
         if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
@@ -206,7 +217,10 @@ def recall(model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool 
         if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
             # A strong reference would keep the weak key alive, and so may a function of the caller's.
             forgetful = replace(captured, model=None, output=() if callable(output) else captured.output)
+            kept.pop(key, None)
             kept[key] = now, changed(now, snapshot(model)), forgetful
+            while len(kept) > KEPT_CAPTURES:
+                kept.pop(next(iter(kept)))
         return captured, None
 
 
@@ -238,7 +252,7 @@ def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:
     """The model's own output.  Raises CaptureError where it fails."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x if x.requires_grad else x.detach()
-        given = x.clone(memory_format=torch.contiguous_format)  # a forward() may write to its input
+        given = x.clone()  # a forward() may write to its input
         try:
             found = model(given)
         except Exception as error:

@@ -22,7 +22,7 @@ def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Progr
     recorder = Recorder(names)
     with torch.inference_mode(False), torch.enable_grad():
         # Not the leaf itself: an in-place first layer may write to it.
-        given = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_().clone()
+        given = x.detach().clone().requires_grad_().clone()
         recorder.start(given)
         # The decompositions in Python take recurrent layers and upsampling apart.
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from specxai.capture.program import Ref, references
@@ -47,9 +46,7 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
         """A fresh leaf in the place of value `index`, and the op's result at it."""
         leaf = z.clone(memory_format=torch.contiguous_format).requires_grad_()
         args, kwargs = _with(template, (site.args, site.kwargs), index, leaf)
-        # Fused attention has no second derivative; its plain form does.
-        with sdpa_kernel(SDPBackend.MATH):
-            result = site.step.target(*args, **kwargs)
+        result = site.step.target(*args, **kwargs)
         return leaf, result[site.output] if isinstance(result, (list, tuple)) else result
 
     def rows(value: Tensor | None, leaf: Tensor, block: Tensor, shape: torch.Size) -> Tensor:

@@ -108,23 +108,21 @@ def decomposed(local, split, request: Request, progress=None, start=None) -> Dec
     """The decomposition at a split, the Local's kept one where it has it."""
     getattr(split.right, "ensure_current", lambda: None)()  # also where what is kept needs no product
 
-    def make() -> tuple[Decomposition, tuple]:
-        found = _solve(local, split, request, progress, start)
-        return found, _versions(found)
+    def make() -> Decomposition:
+        return _solve(local, split, request, progress, start)
 
-    def serves(key, value) -> bool:
+    def serves(key, found: Decomposition) -> bool:
         layer, other = key
-        found, versions = value
-        # Tensors that were changed in place since are no longer what was found.
-        return layer == split.layer and other.serves(request, found) and _versions(found) == versions
+        return layer == split.layer and other.serves(request, found)
 
     kept = getattr(local, "decompositions", None)
-    found, _ = make() if kept is None else kept.get((split.layer, request), make, _size, serves)
+    found = make() if kept is None else kept.get((split.layer, request), make, _size, serves)
     if request.rank is not None and len(found) > request.rank:
         found = found[:request.rank]
         found = replace(found, settings={**found.settings, "rank": request.rank})
-    # Kept without the Local: the two would hold each other, and a Local is large.
-    return replace(found, local=local)
+    # Kept without the Local, as the two would hold each other, and handed out as a copy, which its owner may change.
+    return replace(found, local=local, **{
+        name: value.clone() for name, value in vars(found).items() if isinstance(value, torch.Tensor)})
 
 
 def find_local(caller: str, model, x, layer, **own):
@@ -277,12 +275,8 @@ def _agreement(local) -> float | None:
     return None if found is None else float(found)
 
 
-def _versions(found: Decomposition) -> tuple:
-    return tuple(None if t.is_inference() else t._version for t in (found.U, found.S, found.V, found.image, found.x))
-
-
-def _size(value) -> int:
-    return sum(t.numel() * t.itemsize for t in vars(value[0]).values() if isinstance(t, torch.Tensor))
+def _size(found: Decomposition) -> int:
+    return sum(t.numel() * t.itemsize for t in vars(found).values() if isinstance(t, torch.Tensor))
 
 
 def _some(names, limit: int = 20) -> str:

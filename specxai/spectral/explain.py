@@ -15,7 +15,6 @@ from specxai.target import resolve_target, without_batch
 
 __all__ = ["explain"]
 
-SAME_IMAGE = 1e-2  # relative difference of R x from which a Local's weights are not those of a decomposition
 
 
 def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
@@ -129,7 +128,8 @@ def _local_of(d: Decomposition, local):
     right = local.split(d.layer).right
     image = right.matvec(d.x.reshape(-1).to(right.device, right.dtype)).cpu().double()
     same = image.shape == d.image.shape
-    if not same or float((image - d.image.double()).norm()) > SAME_IMAGE * float(d.image.double().norm()):
+    if not same or float((image - d.image.double()).norm()) > torch.finfo(d.image.dtype).eps ** 0.5 * float(
+            d.image.double().norm()):
         raise ValueError(f"the Local's map to layer {d.layer!r} is not the decomposed one: its model has other weights")
     return local
 

@@ -1,0 +1,151 @@
+"""What `agreement` says where float32 has few digits left, and whose word counts where torch's derivative is not J."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import specxai
+from specxai.capture import captured as captured_module
+from specxai.errors import CaptureError, PrecisionWarning
+
+
+class Confident(nn.Module):
+    """A softmax that is sure: its derivative is what is left of terms a thousand times as large."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.body, self.times = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 5)), times
+
+    def forward(self, x):
+        return (self.body(x) * self.times).softmax(1)
+
+
+@pytest.mark.parametrize("times", [30, 90, 110, 200])
+@pytest.mark.parametrize("fault", [None, 1.3, -1.0])
+def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
+    from specxai import local as local_module
+
+    made = local_module.linear_node
+
+    def linear_node(site):
+        node = made(site)
+        if fault is None or "gelu" not in str(site.step.target):
+            return node
+        return _scaled(node, fault)
+
+    monkeypatch.setattr(local_module, "linear_node", linear_node)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, x = Confident(times).eval(), torch.randn(1, 8)
+        truth = torch.func.jacrev(Confident.forward, argnums=1)(_double(model), x.double()).reshape(5, 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrecisionWarning)
+            if fault is None:
+                local = specxai.linearize(model, x)
+                J = local.jacobian.to_dense().double()
+                assert (J - truth).norm() <= max(4 * local.agreement, 1e-5) * truth.norm() + 1e-30
+            elif truth.norm() > 1e-30:
+                with pytest.raises(CaptureError):
+                    specxai.linearize(model, x)
+
+
+def _scaled(node, factor):
+    from dataclasses import replace
+
+    return replace(node, terms=tuple(
+        replace(t, apply=lambda b, t=t: factor * t.apply(b), adjoint=lambda b, t=t: factor * t.adjoint(b))
+        for t in node.terms))
+
+
+def _double(model):
+    import copy
+
+    return copy.deepcopy(model).double()
+
+
+def test_slopes_that_underflow_are_no_fault():
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(module for _ in range(200) for module in (nn.Linear(8, 8), nn.Tanh()))).eval()
+    with pytest.warns(PrecisionWarning):
+        local = specxai.linearize(deep, torch.randn(1, 8))
+    assert local.agreement_details.witness == "float64"
+    faint = nn.Sequential(nn.Linear(8, 8), _Softplus()).eval()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        assert specxai.linearize(faint, torch.randn(1, 8)).agreement < 1e-3
+
+
+class _Softplus(nn.Module):
+    def forward(self, x):
+        return nn.functional.softplus(x - 90)
+
+
+@pytest.mark.parametrize("hook", [lambda g: -g, lambda g: 3 * g])
+def test_a_hook_that_changes_gradients_is_the_models_word(hook):
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.linear(x)
+            if y.requires_grad:
+                y.register_hook(hook)
+            return y.tanh()
+
+    with pytest.raises(CaptureError, match="hook"):
+        specxai.linearize(Reversed().double().eval(), torch.randn(1, 4, dtype=torch.float64))
+
+
+class AsksForStrides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x):
+        if x.is_contiguous():
+            return self.head(x.flatten(1))
+        return self.head(x.permute(0, 2, 3, 1).view(1, -1)) * 2
+
+
+def test_strides_of_the_input_are_the_models_to_ask_for():
+    model, x = AsksForStrides().double().eval(), torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    last = x.to(memory_format=torch.channels_last)
+    for given in (x, last, x, last):
+        local = specxai.linearize(model, given)
+        want = torch.autograd.functional.jacobian(model, given).reshape(3, 48)
+        torch.testing.assert_close(local.jacobian.to_dense(), want)
+        torch.testing.assert_close(local.output, model(given))
+
+
+def test_captures_of_many_shapes_are_not_all_kept():
+    model = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(8, 2)).eval()
+    for size in range(5, 25):
+        specxai.linearize(model, torch.randn(1, 2, size))
+    assert len(captured_module._RECALLED[model]) <= captured_module.KEPT_CAPTURES
+
+
+def test_threads_leave_attention_settings_alone():
+    class Distances(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, x).flatten(1)
+
+    def flags():
+        cuda = torch.backends.cuda
+        return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+
+    before = flags()
+    local = specxai.linearize(Distances().eval(), torch.randn(1, 6, 3), backend="reference")
+    V = torch.randn(18, 2)
+    threads = [threading.Thread(target=lambda: [local.jacobian @ V for _ in range(20)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    seen = {flags() for _ in range(200)}
+    for thread in threads:
+        thread.join()
+    assert seen | {flags()} == {before}
