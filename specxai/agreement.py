@@ -111,6 +111,9 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
         twin = in_double() if x.dtype is not torch.float64 else None
         if twin is not None:
             result = _against(twin, result, found, u, v)
+        elif (strict := _node_by_node(captured, graph, path, u, v, result)) is not None and strict <= tolerance:
+            result = replace(result, forward=strict, tolerance=tolerance,
+                             note="⟨J v, u⟩ is lost to cancellation: J v was held against Jᵀu node by node only")
         elif float(result) > result.tolerance:
             result = _decide(captured, graph, x, u, v, found, wanted, result)
         else:
@@ -126,6 +129,17 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
             "the logits instead of the probabilities, or use model.double() and x.double()", PrecisionWarning,
             stacklevel=2)
     return result
+
+
+def _node_by_node(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor,
+                  result: Agreement) -> float | None:
+    """The largest of the reverse disagreement and the nodes' own, relative to their terms before they cancel.
+
+    A saturated softmax loses the same digits here and in torch: Jᵀu agrees to the last while ⟨J v, u⟩ has none left.
+    """
+    if result.witness == "central difference" or not math.isfinite(result.reverse):
+        return None
+    return max(result.reverse, _run(captured, graph, path, u, v, [graph], 0.0, determined=True).gap)
 
 
 def _against(twin: tuple[Operator, float], result: Agreement, found: _Probe, u: Tensor, v: Tensor) -> Agreement:
@@ -155,11 +169,12 @@ def _tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None)
 
 
 def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
-         weight: float = 0.0) -> _Probe:
+         weight: float = 0.0, determined: bool = False) -> _Probe:
     """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
 
     near, weight   where given, the size of the terms is that before they cancel, and `weight` times what the same node
                    of each of these graphs makes otherwise of the same blocks
+    determined     leave out nodes without digits of their own: whose product of a block is not that of its halves
     """
     source, target = graph.input, captured.program.output
     taps: dict[int, list[Tensor]] = {step: [] for step in path}
@@ -174,6 +189,8 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
             z = v if term.input == source else taps[term.input][0] if taps.get(term.input) else None
             if z is None:
                 continue
+            if determined and relative(_halves(term.apply, z, 0), term.apply(z)) > FEW_DIGITS:
+                return
             other, other_size = _inner(z, part)
             value, size = value - other, size + other_size ** 2
             if near:

@@ -43,8 +43,8 @@ def _output(recorder: Recorder, output: object, selector: Selector, name: str) -
         active = [(keys, tensor) for keys, tensor in found
                   if tensor.is_floating_point() and recorder.knows(tensor) and _step(recorder, tensor) is not None]
         if not active and any(tensor.is_complex() for _, tensor in found):
-            raise CaptureError(f"{name} returns complex numbers, which have no rules here; give the model real and "
-                               "imaginary parts as channels")
+            raise CaptureError(f"{name} returns complex numbers (they have no rules here); give the model "
+                               "real and imaginary parts as channels")
         if not active:
             raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point "
                                f"tensor that depends on its input{_lost(recorder)}")

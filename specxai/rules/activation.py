@@ -106,11 +106,8 @@ def softmax(site: Site) -> LinearNode | None:
         return None
     along, logarithm = axis % z.ndim + 1, "log" in str(site.step.target)
     p = site.value.detach().exp() if logarithm else site.value.detach()
-    largest = p.argmax(along - 1, keepdim=True)
 
     def apply(block: Tensor) -> Tensor:
-        # From the largest on: where p is nearly 1 the rest of the sum keeps its digits.
-        block = block - block.gather(along, largest.expand(len(block), *largest.shape))
         centred = block - (block * p).sum(along, keepdim=True)
         return centred if logarithm else p * centred
 

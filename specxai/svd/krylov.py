@@ -28,7 +28,7 @@ __all__ = ["krylov"]
 
 # The projected SVD is repeated when the products since cost this many times as much, then after this part of the way
 # that the last two residuals foretell, and at the latest when the basis has grown by this factor.
-CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.3
+CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.12
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
 SOUGHT = 1.2  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further

@@ -80,7 +80,6 @@ def svd(
     max_basis = _checked(operator, rank, tol, method, seed, block_size, max_basis, max_products, start)
     rank, seed = None if rank is None else int(rank), int(seed)
     survive_fork()
-    operator.ensure_current()
     target = (DEFAULT_TOLERANCE if rank is not None else 0.0) if tol is None else tol
     if 0 in operator.shape:  # there is nothing to probe
         choice, blocks = Choice("exact", "an empty operator"), Blocks(block_size or 1, False, 0.0)
@@ -97,7 +96,7 @@ def svd(
     try:
         with full_precision(operator.device):
             result = _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed)
-            operator.ensure_current()
+            operator.ensure_current()  # products ask for the least; what they may have missed shows here
             return _unscaled(result, counted.scale or 1.0)
     finally:
         bar.close()

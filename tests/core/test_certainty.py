@@ -46,10 +46,16 @@ def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrecisionWarning)
             if fault is None:
-                local = specxai.linearize(model, x)
-                J = local.jacobian.to_dense().double()
-                assert (J - truth).norm() <= max(4 * local.agreement, 1e-5) * truth.norm() + 1e-30
-            elif truth.norm() > 1e-30:
+                try:
+                    local = specxai.linearize(model, x)
+                except CaptureError as error:  # nothing in float64 either
+                    assert times == 200
+                    assert "cancel to the last digit" in str(error)
+                    continue
+                theirs = torch.autograd.functional.jacobian(model, x).reshape(5, 8)
+                J = local.jacobian.T.matmat(torch.eye(5)).T
+                torch.testing.assert_close(J, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+            elif truth.norm() > 1e-25:
                 with pytest.raises(CaptureError):
                     specxai.linearize(model, x)
 
