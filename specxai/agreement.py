@@ -97,10 +97,10 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     if float(result) <= tolerance:
         return result
     lost = float(result)
+    coarsest = max((dtypes[step] for step in path), key=lambda dtype: torch.finfo(dtype).eps, default=x.dtype)
     result, found = _cancelling(captured, graph, path, result, found, u, v,
                          [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
-                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient,
-                                max((dtypes[step] for step in path), key=lambda d: torch.finfo(d).eps, default=x.dtype))
+                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     if float(result) > result.tolerance:
         result = _decide(captured, graph, x, u, v, found, wanted, result)
     lost = max(lost, result.tolerance) if result.witness != "central difference" else 0.0

@@ -190,7 +190,8 @@ def test_inside_an_outer_autocast(backend):
 
 def test_products_of_a_plain_map_ignore_an_outer_autocast():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(60, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 40)).eval(), torch.randn(1, 60)
+    model = nn.Sequential(nn.Linear(60, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 40)).eval()
+    x = torch.randn(1, 60)
     local = specxai.linearize(model, x)
     outside = local.jacobian.to_dense(), local.bias_contributions(0), local.run_tail("1", torch.ones(64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
