@@ -90,8 +90,8 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     path = graph.between([graph.input], [captured.program.output])
     tolerance = _tolerance(captured, path, dtypes, x.dtype)
     _check_output(captured, x, output, theirs.output, tolerance)
-    u = cotangent(output)
-    v = _tangents(graph, path, x, wanted.gradient)
+    u = cotangent(output).to(graph.dtype)
+    v = _tangents(graph, path, x, wanted.gradient).to(graph.dtype)
     found = _run(captured, graph, path, u, v)
     _check_finite(captured, graph, path, found, v)
     name = "autograd" if held is None else "held factors"
@@ -103,9 +103,10 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     if float(result) <= tolerance:
         return result
     lost = float(result)
+    coarsest = max((dtypes[step] for step in path), key=lambda dtype: torch.finfo(dtype).eps, default=x.dtype)
     result, found = _cancelling(captured, graph, path, result, found, u, v,
                          [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
-                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient)
+                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
     if float(result) > result.tolerance or result.tolerance > limit:
         twin = in_double() if x.dtype is not torch.float64 else None
@@ -254,27 +255,28 @@ def _halves(product: Callable[[Tensor], Tensor], block: Tensor, draw: int) -> Te
     return product(block * mask) + product(block * ~mask)
 
 
-def _shaken(block: Tensor, times: float, seed: int) -> Tensor:
-    """The block with every number moved by `times` a rounding, up or down."""
-    noise = min(times * torch.finfo(block.dtype).eps, 0.25)
+def _shaken(block: Tensor, times: float, seed: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The block with every number moved by `times` a rounding, of another dtype where one is given, up or down."""
+    noise = min(times * torch.finfo(dtype or block.dtype).eps, 0.25)
     return torch.where(probe(block.shape, 1, 3 + seed, block)[0] < 0, block * (1 - noise), block * (1 + noise))
 
 
 def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: _Probe, u: Tensor,
-                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None
-               ) -> tuple[Agreement, _Probe]:
+                v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None,
+                coarsest: torch.dtype) -> tuple[Agreement, _Probe]:
     """The result and the probe with the tolerance that the cancellation at this x calls for.
 
     Between nodes, rounding acts like noise on every block that a term reads or makes; such noise, a few times as large,
     shows what it does to Jᵀu.  Inside a node, and in torch's own backward functions, the digits that are lost to
     cancellation come out otherwise at an x one rounding away, and where a block is taken in two halves.
 
-    near   (the graph, the witness's gradient) at such inputs
+    near       (the graph, the witness's gradient) at such inputs
+    coarsest   dtype of the values at x: the witness rounds to it, J does not
     """
     count, target = iter(range(1, 1 << 40)), captured.program.output
 
     def noisy(block: Tensor) -> Tensor:
-        return _shaken(block, SHAKE, next(count))
+        return _shaken(block, SHAKE, next(count), coarsest)
 
     def with_noise(term: Term) -> Term:
         return replace(term, adjoint=lambda block: noisy(term.adjoint(noisy(block))))
@@ -285,7 +287,7 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
 
     def changed(change: Callable[[Term], Term]) -> Graph:
         return Graph({step: replace(node, terms=tuple(map(change, node.terms)), together=None)
-                      for step, node in graph.nodes.items()}, graph.shapes, graph.input)
+                      for step, node in graph.nodes.items()}, graph.shapes, graph.input, graph.dtype)
 
     with torch.no_grad(), full_precision(v.device):
         pulled = changed(with_noise).reverse({target: torch.stack([u] * SHAKES)}, [graph.input])[0]

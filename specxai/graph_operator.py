@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from specxai.backends.used import note
 from specxai.liveness import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
 from specxai.snapshot import Snapshot
+from specxai.svd.precision import full_precision
 
 MOST_COLUMNS = 4096  # of one product, whatever the memory
 
@@ -26,6 +28,7 @@ class LocalOperator(LinearOperator):
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
     max_memory         bytes that one product may hold; wider blocks run in chunks of `block_size` columns
+    dtype              of the blocks given and returned; between, products run in the graph's
     snapshot           what products ask whether the weights are still those that the graph was made from
 
     Products may run in several threads.
@@ -46,29 +49,32 @@ class LocalOperator(LinearOperator):
     @once
     def _products(self) -> Products:
         self._check()
-        with torch.inference_mode(False), torch.no_grad():
-            return self._graph.products(self._sources, self._targets, self._held, self.dtype, self._columns,
-                                        self._rows)
+        with full_precision(self.device):
+            return self._graph.products(self._sources, self._targets, self._held, self._columns, self._rows)
 
     @once
     def dense(self) -> DenseProducts:
         """The reference's products, through whole values."""
-        return DenseProducts(self._graph, self._sources, self._targets, self._held, self.dtype, self._columns,
-                             self._rows)
+        return DenseProducts(self._graph, self._sources, self._targets, self._held, self._columns, self._rows)
 
     def _for(self, columns: int) -> Products:
         """What runs so many columns: the backend's products, the reference's where few are not worth a plan."""
         if columns < self._graph.plan_from:
-            if "_products" not in self.__dict__ or self._products.product_bytes(columns) > self.max_memory:
+            if "_products" not in self.__dict__ or self._bytes(self._products, columns) > self.max_memory:
                 return self.dense
-        elif self._graph.plan_from and self._products.product_bytes(1) > self.max_memory:
+        elif self._graph.plan_from and self._bytes(self._products, 1) > self.max_memory:
             return self.dense
         return self._products
+
+    def _bytes(self, products: Products, columns: int) -> int:
+        """Bytes of a product, with the block and the result in the operator's dtype too where the graph has another."""
+        outside = 0 if self._graph.dtype is self.dtype else sum(self.shape) * self.dtype.itemsize
+        return products.product_bytes(columns) + outside * columns
 
     @property
     def product_bytes(self) -> int:
         """Bytes that the product with one column takes."""
-        return self._for(1).product_bytes(1)
+        return self._bytes(self._for(1), 1)
 
     @property
     def block_size(self) -> int:
@@ -81,7 +87,7 @@ class LocalOperator(LinearOperator):
 
     def _chunk(self, columns: int) -> int:
         most = min(columns, MOST_COLUMNS if self._block_size is None else self._block_size)
-        needed = self._for(columns).product_bytes
+        needed = partial(self._bytes, self._for(columns))
         if needed(most) <= self.max_memory:
             return most
         # The largest count that fits: bytes never fall as columns are added.
@@ -125,8 +131,8 @@ class LocalOperator(LinearOperator):
         if self._columns is not None or self._rows is not None:
             return None
         self._check()
-        with torch.inference_mode(False), torch.no_grad():
-            return narrowest(self._graph, self._sources, self._targets, self._held, self.dtype, self.device)
+        with full_precision(self.device):
+            return narrowest(self._graph, self._sources, self._targets, self._held, self.device)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""
@@ -148,10 +154,10 @@ class LocalOperator(LinearOperator):
     def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
         self._check(self._seconds)
         start = time.perf_counter()
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(self.device):
             products = self._for(block.shape[1])
             note(products.backend)
-            result = getattr(products, product)(block, rough)
+            result = getattr(products, product)(block.to(self._graph.dtype), rough).to(self.dtype)
         self._seconds = time.perf_counter() - start
         return result
 

@@ -30,7 +30,7 @@ def held_pull_back(program: Program, nodes: dict[int, LinearNode], x: Tensor,
     nodes   say where a value has gone through a non-linearity since the last weighted layer
     """
     gated: set[int] = set()
-    with differentiating():
+    with differentiating(), torch.autocast(x.device.type, enabled=False):  # the program has its conversions written out
         leaf = x.detach().clone().requires_grad_()
         values: list[Any] = [None] * len(program.steps)
         for step in program.steps:

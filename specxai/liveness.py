@@ -26,7 +26,7 @@ class LiveCut:
 
 
 def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-              dtype: torch.dtype, device: torch.device) -> LiveCut | None:
+              device: torch.device) -> LiveCut | None:
     """The set of steps with the fewest live units that every path from the sources to the targets passes.
 
     A minimum vertex cut: each step is an edge of capacity = its live units, found by maximum flow.
@@ -38,7 +38,7 @@ def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held
     path = graph.between(sources, targets, held)
     if not path:
         return None
-    masks = graph.live_units(sources, targets, held, dtype, device)
+    masks = graph.live_units(sources, targets, held, device)
     steps = [*sources, *path]
     place = {step: i for i, step in enumerate(steps)}
     widths = np.array([int(masks[s].sum()) for s in steps], dtype=np.int64)

@@ -24,7 +24,9 @@ from specxai.graph_operator import LocalOperator
 from specxai.held import held_pull_back
 from specxai.operators import LinearOperator, plain
 from specxai.rules import Gate, LinearNode, Site, linear_node
+from specxai.rules.dtypes import converted, widest
 from specxai.snapshot import Snapshot
+from specxai.svd.precision import full_precision
 from specxai.target import resolve_target
 from specxai.witness import Pullback
 
@@ -119,19 +121,20 @@ class Local:
             raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
         self.captured, self.gates = captured, gates
         self.decompositions = Kept(DECOMPOSITIONS, DECOMPOSITION_BYTES)
-        self.backend, graph = choose(backend, x.device, x.dtype)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         survive_fork()
         self._snapshot = Snapshot(captured.program, captured.model)  # before anything is read
         if torch.is_inference_mode_enabled():
             values = None  # they were made where autograd, which generic nodes need, can never see them
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(x.device):
             # A copy: the values at x may be computed again when the caller has changed x.
             self.input = plain(x).clone()
             values = captured.program.run(self.input) if values is None else values
-            nodes = _linear_nodes(captured, values, gates)
+            dtype = widest(captured.program, values)
+            self.backend, graph = choose(backend, x.device, dtype)
+            nodes = _linear_nodes(captured, values, gates, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
-            self.graph = graph(nodes, shapes, captured.program.input)
+            self.graph = graph(nodes, shapes, captured.program.input, dtype)
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
@@ -219,7 +222,7 @@ class Local:
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
         weights, _ = resolve_target(target, self.output)
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(self.input.device):
             weights = plain(weights)
             self.graph.reverse({self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
         return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
@@ -273,7 +276,7 @@ class Local:
         as in a max-pool over a constant background, whose ties a step breaks.
         """
         self.ensure_current()
-        with torch.inference_mode(False):
+        with full_precision(self.input.device):
             return regions.first_flip(self.graph, self.named_gates(), plain(direction), self.input, self._values())
 
     def named_gates(self) -> list[tuple[str, Gate]]:
@@ -387,7 +390,7 @@ class Local:
         if combined:
             rows = [[index for ids in rows for index in ids]]
         parts, width = [], max(1, self.max_memory // self.jacobian.dense.product_bytes(1))
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(self.input.device):
             for start in range(0, len(rows), width):
                 inject = {index: (row, self.graph.nodes[index].offset)
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
@@ -408,7 +411,8 @@ def _decisions(program: Program, values: list) -> list[tuple[str, Gate]]:
     return found
 
 
-def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, LinearNode]:
+def _linear_nodes(captured: Captured, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
+    """step -> its node, with all numbers in one dtype."""
     program, nodes, gated = captured.program, {}, set()
     for step in program.steps:
         if step.index not in program.active or step.kind != "call":
@@ -423,8 +427,8 @@ def _linear_nodes(captured: Captured, values: list, policy: str) -> dict[int, Li
             call, output = program.steps[step.args[0].index], step.args[1]
         if not value.is_floating_point():
             continue  # indices and masks are constants of the map
-        site = Site(call, tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values), value, policy,
-                    program.active, output, frozenset(gated))
+        args, kwargs = converted((tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values)), dtype)
+        site = Site(call, args, kwargs, converted(value, dtype), policy, program.active, output, frozenset(gated))
         node = linear_node(site)
         if node.offset is not None and not torch.isfinite(node.offset).all():
             # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.

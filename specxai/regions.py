@@ -66,7 +66,7 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
         raise ValueError("direction holds NaN or infinity; give a finite one")
     if not direction.any():
         raise ValueError("direction is zero: the line does not move")
-    seed = direction.detach().reshape(1, *x.shape).to(x)
+    seed = direction.detach().reshape(1, *x.shape).to(x.device, graph.dtype)
     taps: dict[int, list[Tensor]] = {gate.input: [] for _, gate in gates}
     with torch.no_grad():
         graph.forward({graph.input: seed}, list(taps), taps=taps)
@@ -75,7 +75,7 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
         moved = seed[0] if gate.input == graph.input else taps[gate.input][0][0] if taps[gate.input] else None
         if moved is None:
             continue
-        times = gate.crossing(values[gate.input].detach(), moved).flatten()
+        times = gate.crossing(values[gate.input].detach().to(moved.dtype), moved).flatten()
         time, unit = times.min(0) if len(times) else (torch.tensor(math.inf), torch.tensor(0))
         if time.item() < best:
             best = Flip(time.item(), name, int(unit))

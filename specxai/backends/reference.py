@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from specxai.rules import LinearNode, Term
-from specxai.svd.precision import full_precision
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
 
@@ -23,13 +22,15 @@ class Graph:
     nodes       step -> its linear node, in execution order
     shapes      step -> shape of its value
     input       the step of x (it has no node)
+    dtype       of every block on the way, whatever the dtypes of the values: seeds are converted to it
     plan_from   columns from which `products` are worth making; fewer run through whole values
     """
 
     plan_from = 0
 
-    def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size], input: int) -> None:
-        self.nodes, self.shapes, self.input = nodes, shapes, input
+    def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size], input: int,
+                 dtype: torch.dtype) -> None:
+        self.nodes, self.shapes, self.input, self.dtype = nodes, shapes, input, dtype
 
     def between(self, sources: Iterable[int], targets: Iterable[int], held: Iterable[int] = (),
                 entering: Iterable[int] = ()) -> list[int]:
@@ -62,7 +63,7 @@ class Graph:
                  Without seeds, k is one more than the last row
         taps     step -> list that the step's block is appended to
         """
-        inject, taps, targets = inject or {}, taps or {}, list(targets)
+        inject, taps, targets, seeds = inject or {}, taps or {}, list(targets), self._converted(seeds)
         path = self.between(seeds, targets, held, entering=inject)
         last = self._last_use(path, targets)
         some = next(iter(seeds.values())) if seeds else next(tensor for _, tensor in inject.values())
@@ -98,7 +99,7 @@ class Graph:
 
         watch   called at each node with its step, its block, and what each of its terms makes of that
         """
-        sources, taps = list(sources), taps or {}
+        sources, taps, seeds = list(sources), taps or {}, self._converted(seeds)
         path = self.between(sources, seeds, held, entering=taps)
         reached = {*path, *sources}
         blocks: dict[int, Tensor] = dict(seeds)
@@ -114,13 +115,16 @@ class Graph:
         some = next(iter(seeds.values()))
         return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *self.shapes[s]) for s in sources]
 
-    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
-        """The map from the units of some steps to the units of others, made ready to run; a backend's own where it
-        has one."""
-        return DenseProducts(self, sources, targets, held, dtype, columns, rows)
+    def _converted(self, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {step: block.to(self.dtype) for step, block in seeds.items()}
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
+        """The map from the units of some steps to the units of others, made ready to run in the graph's dtype; a
+        backend's own where it has one."""
+        return DenseProducts(self, sources, targets, held, columns, rows)
+
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    device: torch.device) -> dict[int, Tensor]:
         """step -> mask of its live units (flat), for the sources and every step between.
 
@@ -132,7 +136,7 @@ class Graph:
         def probes(steps: Sequence[int]) -> dict[int, Tensor]:
             return {s: torch.randn(LIVE_PROBES, *self.shapes[s], generator=generator, dtype=torch.float64,
                                    device="cpu").to(
-                device, dtype) for s in steps}
+                device, self.dtype) for s in steps}
 
         tangents: dict[int, list[Tensor]] = {s: [] for s in path}
         cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
@@ -170,7 +174,8 @@ class Graph:
 
 
 class Products(Protocol):
-    """R X and Rᵀ Y of one operator, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column costs."""
+    """R X and Rᵀ Y of one operator in the graph's dtype, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column
+    costs."""
 
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
@@ -193,12 +198,12 @@ class DenseProducts:
     has_rough = False
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 dtype: torch.dtype, columns: Tensor | None, rows: Tensor | None) -> None:
+                 columns: Tensor | None, rows: Tensor | None) -> None:
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
         self._columns, self._rows = columns, rows
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
-        self._probe_bytes = 3 * dtype.itemsize * graph.peak_units(path, sources, targets)
+        self._probe_bytes = 3 * graph.dtype.itemsize * graph.peak_units(path, sources, targets)
         self.flops = sum(graph.nodes[index].flops for index in path)
 
     def product_bytes(self, columns: int) -> int:
@@ -211,14 +216,12 @@ class DenseProducts:
         return []
 
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
-        with full_precision(X.device):
-            seeds = self._seeds(X, self._sources, self._columns)
-            return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
+        seeds = self._seeds(X, self._sources, self._columns)
+        return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
-        with full_precision(Y.device):
-            seeds = self._seeds(Y, self._targets, self._rows)
-            return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
+        seeds = self._seeds(Y, self._targets, self._rows)
+        return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""

@@ -71,16 +71,17 @@ class Program:
         """
         replace = replace or {}
         values: list[Any] = [None] * len(self.steps)
-        for step in self.steps:
-            if step.index in replace:
-                values[step.index] = replace[step.index]
-            elif step.kind == "input":
-                values[step.index] = x.contiguous()
-            elif step.kind == "constant":
-                values[step.index] = self.constants[step.index]
-            else:
-                args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
-                values[step.index] = step.target(*args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):  # the conversions that it made are steps
+            for step in self.steps:
+                if step.index in replace:
+                    values[step.index] = replace[step.index]
+                elif step.kind == "input":
+                    values[step.index] = x.contiguous()
+                elif step.kind == "constant":
+                    values[step.index] = self.constants[step.index]
+                else:
+                    args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
+                    values[step.index] = step.target(*args, **kwargs)
         return values
 
     def layer(self, layer: str | torch.nn.Module) -> tuple[str, int]:

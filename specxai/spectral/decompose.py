@@ -12,6 +12,7 @@ from specxai.errors import SpecXAIError
 from specxai.operators import as_integer
 from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
+from specxai.svd.precision import full_precision
 from specxai.target import without_batch
 
 __all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
@@ -58,7 +59,7 @@ def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Lite
     sizes = {"block_size": block_size, "max_basis": max_basis, "max_products": max_products}
     request = Request.of(rank, tol, method, seed, sizes)
     local, layer = find_local("decompose", model, x, layer, gates=gates, backend=backend, output=output)
-    with local.checked(), torch.inference_mode(False), torch.no_grad():
+    with local.checked(), full_precision(local.input.device):
         return decomposed(local, local.split(layer), request, progress, start)
 
 

@@ -11,6 +11,7 @@ from specxai.spectral.contraction import project
 from specxai.spectral.decompose import Request, decomposed, find_local, host, joined
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explanation import Explanation
+from specxai.svd.precision import full_precision
 from specxai.target import resolve_target, without_batch
 
 __all__ = ["explain"]
@@ -71,7 +72,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
         local, layer = find_local("explain", model, x, layer, gates=gates, backend=backend, output=output)
     # The target is checked first: it costs nothing, the decomposition may cost minutes.
     w, label = resolve_target(target, local.output)
-    with local.checked(), torch.inference_mode(False), torch.no_grad():
+    with local.checked(), full_precision(local.input.device):
         split = local.split(layer)
         if found is None:
             found = decomposed(local, split, request, progress)

@@ -39,18 +39,15 @@ def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
         return _scaled(node, fault)
 
     monkeypatch.setattr(local_module, "linear_node", linear_node)
-    for seed in range(5):
+    for seed in range(3):
         torch.manual_seed(seed)
         model, x = Confident(times).eval(), torch.randn(1, 8)
         truth = torch.func.jacrev(Confident.forward, argnums=1)(_double(model), x.double()).reshape(5, 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrecisionWarning)
             if fault is None:
-                try:
-                    local = specxai.linearize(model, x)
-                except CaptureError as error:  # nothing in float64 either
-                    assert times == 200
-                    assert "cancel to the last digit" in str(error)
+                local = _certified(model, x, may_be_refused=times == 200)
+                if local is None:
                     continue
                 theirs = torch.autograd.functional.jacobian(model, x).reshape(5, 8)
                 J = local.jacobian.T.matmat(torch.eye(5)).T
@@ -58,6 +55,18 @@ def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
             elif truth.norm() > 1e-25:
                 with pytest.raises(CaptureError):
                     specxai.linearize(model, x)
+
+
+def _certified(model, x, may_be_refused):
+    """The Local, or None where float64 has no digits left either, and the error says so."""
+    if not may_be_refused:
+        return specxai.linearize(model, x)
+    try:
+        return specxai.linearize(model, x)
+    except CaptureError as error:
+        if "cancel to the last digit" not in str(error):
+            raise
+        return None
 
 
 def _scaled(node, factor):

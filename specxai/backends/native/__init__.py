@@ -36,29 +36,29 @@ def eligible(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
 class NativeGraph(Graph):
     """`Graph` whose operators run plans over live units."""
 
-    def __init__(self, nodes, shapes, input, plan_from: int = 0) -> None:
-        super().__init__(nodes, shapes, input)
+    def __init__(self, nodes, shapes, input, dtype: torch.dtype, plan_from: int = 0) -> None:
+        super().__init__(nodes, shapes, input, dtype)
         self.plan_from = plan_from
         self._lock = RLock()  # of all that is kept here, but for the pool, whose operations are whole by themselves
         self._structures: dict[int, Structure] = {}
         self._pool: list[Tensor] = []  # arenas that no product is using
         self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
 
-    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+    def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
         """The plan of the map from the units of some steps to the units of others."""
         with self._lock:
-            path = self._path(sources, targets, held, dtype)
+            path = self._path(sources, targets, held)
             live = self._live(path, sources, targets, held, columns, rows)
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-            return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, dtype, columns, rows,
-                        self._pool)
+            return Plan(self.nodes, self.shapes, self._structures, path, live, sources, targets, self.dtype, columns,
+                        rows, self._pool)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int], dtype: torch.dtype,
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    device: torch.device) -> dict[int, Tensor]:
         with self._lock:
-            return self._live(self._path(sources, targets, held, dtype), sources, targets, held, None, None)
+            return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
 
     def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:
@@ -72,15 +72,14 @@ class NativeGraph(Graph):
             self._last = key, live
         return live
 
-    def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-              dtype: torch.dtype) -> list[int]:
+    def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> list[int]:
         path = self.between(sources, targets, held)
         for step in path:
             if step not in self._structures:
-                self._structures[step] = self._structure(step, dtype)
+                self._structures[step] = self._structure(step)
         return path
 
-    def _structure(self, step: int, dtype: torch.dtype) -> Structure:
+    def _structure(self, step: int) -> Structure:
         node, shape = self.nodes[step], self.shapes[step]
         sites = None
         if len(node.terms) == 1:
@@ -90,4 +89,4 @@ class NativeGraph(Graph):
         if node.joined is not None:
             sizes = tuple(self.shapes[t.input].numel() for t in node.terms)
             return Structure(None, (None,) * len(node.terms), Join.of_units(node.joined(), sizes))
-        return Structure(None, tuple(pick_of(t, self.shapes[t.input], shape, dtype) for t in node.terms))
+        return Structure(None, tuple(pick_of(t, self.shapes[t.input], shape, self.dtype) for t in node.terms))
