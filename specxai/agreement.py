@@ -109,7 +109,9 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
                           for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
     if float(result) > result.tolerance or result.tolerance > limit:
-        twin = in_double() if x.dtype is not torch.float64 else None
+        # The model's copy in float64 is asked where digits are the question, as it costs another capture.
+        digits = result.tolerance > limit or _is_faint(found.pulled) or _is_faint(found.pushed)
+        twin = in_double() if digits and x.dtype is not torch.float64 else None
         if twin is not None:
             result = _against(twin, result, found, u, v)
         elif (strict := _node_by_node(captured, graph, path, u, v, result)) is not None and strict <= tolerance:
@@ -130,6 +132,11 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
             "the logits instead of the probabilities, or use model.double() and x.double()", PrecisionWarning,
             stacklevel=2)
     return result
+
+
+def _is_faint(block: Tensor) -> bool:
+    """Are all numbers so small that products on the way to them lost digits, or all?"""
+    return not block.numel() or block.abs().max().item() < 2.0**24 * torch.finfo(block.dtype).tiny
 
 
 def _node_by_node(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor,
