@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -161,16 +160,3 @@ def test_a_forked_process_goes_on():
         same = same and torch.allclose(specxai.svd(J, rank=3, progress=False).S, values)
         os._exit(0 if same and torch.allclose(specxai.linearize(model, x).jacobian @ V, wide, atol=1e-5) else 1)
     assert os.waitpid(child, 0)[1] == 0
-
-
-def _alpha(seed: int):
-    x = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
-    return specxai.explain(net(), x, layer="1", rank=2, progress=False)
-
-
-def test_explanations_leave_a_pool_of_processes():
-    here = _alpha(5)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there, = pool.map(_alpha, [5])
-    assert there.local is None
-    assert torch.allclose(there.alpha, here.alpha)
