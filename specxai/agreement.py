@@ -191,7 +191,9 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
     def watch(step: int, c: Tensor, parts: list) -> None:
         if not taps[step]:
             return
-        value, size = _inner(taps[step][0], c)
+        # All terms of the node by the same, so that their squares neither overflow nor vanish.
+        tangents, cotangents = _unit(taps[step][0]), _unit(c)
+        value, size = _inner(_over(taps[step][0], tangents), _over(c, cotangents))
         size = size ** 2
         for term, part in parts:
             z = v if term.input == source else taps[term.input][0] if taps.get(term.input) else None
@@ -199,11 +201,12 @@ def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor
                 continue
             if determined and relative(_halves(term.apply, z, 0), term.apply(z)) > FEW_DIGITS:
                 return
+            z, part = _over(z, tangents), _over(part, cotangents)
             other, other_size = _inner(z, part)
             value, size = value - other, size + other_size ** 2
             if near:
                 again = [t for g in near for t in g.nodes[step].terms if t.input == term.input]
-                size = size + _before_cancelling(term, z, c, again, weight)
+                size = size + _before_cancelling(term, z, _over(c, cotangents), again, weight)
         gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
 
     with torch.no_grad(), full_precision(v.device):
@@ -230,12 +233,23 @@ def _inner(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return terms.sum(1), terms.norm(dim=1)
 
 
+def _unit(block: Tensor) -> float:
+    """The largest number of a block in float64 where its square is out of range, else 1."""
+    largest = block.abs().max().item() if block.dtype is torch.float64 and block.numel() else 1.0
+    return largest if 0 < largest < 1e-60 or 1e60 < largest < math.inf else 1.0
+
+
+def _over(block: Tensor, unit: float) -> Tensor:
+    return block if unit == 1 else block / unit
+
+
 def _aligned(found: _Probe, u: Tensor, v: Tensor, gradient: Tensor | None) -> float:
     """⟨J v, u⟩ against ⟨v, g⟩, relative to the terms."""
     if gradient is None:
         return math.inf
-    ours, ours_size = _inner(found.pushed, u.reshape(1, -1))
-    theirs, theirs_size = _inner(v, gradient.unsqueeze(0))
+    unit = _unit(found.pushed)
+    ours, ours_size = _inner(_over(found.pushed, unit), u.reshape(1, -1))
+    theirs, theirs_size = _inner(v, _over(gradient.unsqueeze(0), unit))
     size = (ours_size ** 2 + theirs_size ** 2).sqrt()
     return torch.where(size > 0, (ours - theirs).abs() / size, 0.0).max().item()
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 from torch._ops import OpOverload
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -118,6 +119,11 @@ class Recorder(TorchDispatchMode):
         """The step of a tensor's value now, with its gradient stopped where autograd stops it."""
         held = self._current(tensor)
         step = held.step
+        if step in self.constants and self.specialised and isinstance(tensor.grad_fn, BackwardCFunction):
+            raise CaptureError(
+                f"the custom autograd.Function {type(tensor.grad_fn).__name__.removesuffix('Backward')} computed its "
+                f"result outside of torch, from values that left it at {', '.join(self.specialised)}: its derivative "
+                "is not in what was recorded. Write its forward() with torch operators instead of NumPy")
         if step not in self.active or step in self.cut or not self._is_stopped(held):
             return step
         if step not in self._stopped:

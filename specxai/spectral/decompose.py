@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -76,6 +77,10 @@ class Request:
     @classmethod
     def of(cls, rank, tol, method, seed, sizes: dict | None = None) -> Request:
         """Raises ValueError for a number out of range; the solver checks the rest."""
+        if tol is not None and (isinstance(tol, bool) or not isinstance(tol, Real)):
+            raise TypeError(f"tol={tol!r} is no number: give a relative error such as 1e-3, or None for the default")
+        if not isinstance(method, str):
+            raise TypeError(f"method={method!r} is no name: give 'auto', 'exact', 'krylov' or 'subspace'")
         if tol is not None and not tol > 0:
             raise ValueError(f"tol={tol!r}: give a positive relative error; for an exact run leave both rank and tol "
                              "None")

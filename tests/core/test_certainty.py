@@ -164,3 +164,64 @@ def test_threads_leave_attention_settings_alone():
     for thread in threads:
         thread.join()
     assert seen | {flags()} == {before}
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-100, 1.0, 1e100, 1e150])
+@pytest.mark.parametrize("sides", ["apply", "adjoint"])
+def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
+    from dataclasses import replace
+
+    from specxai import local as local_module
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x))) * scale
+
+    model, x = Scaled().double().eval(), torch.randn(1, 6, dtype=torch.float64)
+    assert specxai.linearize(model, x).agreement < 1e-12
+    made = local_module.linear_node
+
+    def linear_node(site):
+        node = made(site)
+        if "tanh" not in str(site.step.target):
+            return node
+        return replace(node, terms=tuple(replace(t, **{sides: _wrong(getattr(t, sides))}) for t in node.terms))
+
+    monkeypatch.setattr(local_module, "linear_node", linear_node)
+    with pytest.raises(CaptureError):
+        specxai.linearize(model, x)
+
+
+def _wrong(product):
+    return lambda block: -1.3 * product(block)
+
+
+class Outside(torch.autograd.Function):
+    """Squares by NumPy, with the right derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(x.detach().numpy() ** 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_function_computed_outside_of_torch_is_named(verify):
+    class Squares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return Outside.apply(self.linear(x)) + x
+
+    with pytest.raises(CaptureError, match=r"Function Outside computed its result outside of torch.*\.py:\d+"):
+        specxai.linearize(Squares().eval(), torch.randn(1, 4), verify=verify)
