@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from specxai.backends import Graph
 from specxai.capture.captured import Captured
 from specxai.errors import CaptureError, PrecisionWarning
 from specxai.operators import LinearOperator as Operator
+from specxai.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
 from specxai.rules import Term
 from specxai.svd.precision import full_precision
 from specxai.witness import Difference, Pullback, difference, probe, pull_back, relative
@@ -28,10 +29,7 @@ from specxai.witness import Difference, Pullback, difference, probe, pull_back, 
 ROUNDINGS = 8.0  # tolerance, in roundings of the nodes added up as independent errors
 SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel
 SHAKES = NEARBY = 3
-HALVES = 8
-FEW_DIGITS = 1e-4  # rounding above this is worth a warning
 CERTAIN = 0.1  # a tolerance above this tells nothing any more: float64 is asked
-MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents are as cheap as one
 # torch's own derivative holds a single-precision constant: 1/6.
 INEXACT = {torch.ops.aten.hardsigmoid.default: 1e-7}
 REMEDY = "linearize(..., verify=False) goes on regardless"
@@ -61,16 +59,6 @@ class Agreement:
         return max(self.forward, self.reverse)
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """J v and Jᵀu through the nodes: `pushed` (k, m), `pulled` (n,), the forward gap and the step where it is."""
-
-    pushed: Tensor
-    pulled: Tensor
-    gap: float
-    where: int | None
-
-
 def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
             nearby: Callable[[Tensor], Graph], in_double: Callable[[], tuple[Operator, float] | None],
             held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
@@ -91,22 +79,22 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     tolerance = _tolerance(captured, path, dtypes, x.dtype)
     _check_output(captured, x, output, theirs.output, tolerance)
     u = cotangent(output).to(graph.dtype)
-    v = _tangents(graph, path, x, wanted.gradient).to(graph.dtype)
-    found = _run(captured, graph, path, u, v)
+    v = tangents(graph, path, x, wanted.gradient).to(graph.dtype)
+    found = run_probe(captured, graph, path, u, v)
     _check_finite(captured, graph, path, found, v)
     name = "autograd" if held is None else "held factors"
     if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
         reverse = math.inf
     else:
         reverse = relative(found.pulled, wanted.gradient)
-    result = Agreement(max(found.gap, _aligned(found, u, v, wanted.gradient)), reverse, tolerance, name)
+    result = Agreement(max(found.gap, aligned(found, u, v, wanted.gradient)), reverse, tolerance, name)
     if float(result) <= tolerance:
         return result
     lost = float(result)
     coarsest = max((dtypes[step] for step in path), key=lambda dtype: torch.finfo(dtype).eps, default=x.dtype)
     result, found = _cancelling(captured, graph, path, result, found, u, v,
                          [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
-                          for y in (_shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
+                          for y in (shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
     if float(result) > result.tolerance or result.tolerance > limit:
         # The model's copy in float64 is asked where digits are the question, as it costs another capture.
@@ -147,10 +135,10 @@ def _node_by_node(captured: Captured, graph: Graph, path: list[int], u: Tensor, 
     """
     if result.witness == "central difference" or not math.isfinite(result.reverse):
         return None
-    return max(result.reverse, _run(captured, graph, path, u, v, [graph], 0.0, determined=True).gap)
+    return max(result.reverse, run_probe(captured, graph, path, u, v, [graph], 0.0, determined=True).gap)
 
 
-def _against(twin: tuple[Operator, float], result: Agreement, found: _Probe, u: Tensor, v: Tensor) -> Agreement:
+def _against(twin: tuple[Operator, float], result: Agreement, found: Probe, u: Tensor, v: Tensor) -> Agreement:
     """The result with J in float64, which agrees with the model's copy there, as the witness: what rounding costs."""
     J, agreement = twin
     pulled, pushed = J.rmatvec(u.double().flatten()), J.matvec(v[-1].double().flatten())
@@ -164,96 +152,6 @@ def cotangent(output: Tensor) -> Tensor:
     return torch.where(torch.isfinite(output), u, 0)
 
 
-def _tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) -> Tensor:
-    """v, (k, *S): random, and with a part along the gradient in the first, so that ⟨J v, u⟩ is never near zero."""
-    units = sum(graph.shapes[step].numel() for step in path)
-    v = probe(x.shape, max(1, min(4, MOST_PROBED_UNITS // max(units, 1))), 1, x)
-    if gradient is not None and torch.isfinite(gradient).all():
-        g = gradient.double()
-        g = g / (g.abs().max().item() or 1.0)
-        if size := g.norm().item():
-            v[0] += (g * (v[0].double().norm().item() / size)).to(v.dtype)
-    return v
-
-
-def _run(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
-         weight: float = 0.0, determined: bool = False) -> _Probe:
-    """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
-
-    near, weight   where given, the size of the terms is that before they cancel, and `weight` times what the same node
-                   of each of these graphs makes otherwise of the same blocks
-    determined     leave out nodes without digits of their own: whose product of a block is not that of its halves
-    """
-    source, target = graph.input, captured.program.output
-    taps: dict[int, list[Tensor]] = {step: [] for step in path}
-    gaps: dict[int, float] = {}
-
-    def watch(step: int, c: Tensor, parts: list) -> None:
-        if not taps[step]:
-            return
-        # All terms of the node by the same, so that their squares neither overflow nor vanish.
-        tangents, cotangents = _unit(taps[step][0]), _unit(c)
-        value, size = _inner(_over(taps[step][0], tangents), _over(c, cotangents))
-        size = size ** 2
-        for term, part in parts:
-            z = v if term.input == source else taps[term.input][0] if taps.get(term.input) else None
-            if z is None:
-                continue
-            if determined and relative(_halves(term.apply, z, 0), term.apply(z)) > FEW_DIGITS:
-                return
-            z, part = _over(z, tangents), _over(part, cotangents)
-            other, other_size = _inner(z, part)
-            value, size = value - other, size + other_size ** 2
-            if near:
-                again = [t for g in near for t in g.nodes[step].terms if t.input == term.input]
-                size = size + _before_cancelling(term, z, _over(c, cotangents), again, weight)
-        gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
-
-    with torch.no_grad(), full_precision(v.device):
-        pushed = graph.forward({source: v}, [target], taps=taps)[0]
-        pulled = graph.reverse({target: u.unsqueeze(0)}, [source], watch=watch)[0][0]
-    where = max(gaps, key=gaps.get, default=None)
-    return _Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where)
-
-
-def _before_cancelling(term: Term, z: Tensor, c: Tensor, again: Sequence[Term], weight: float) -> Tensor:
-    """The squared size of a term's sums before they cancel, and `weight` times what they make otherwise."""
-    pushed, pulled = term.apply(z), term.adjoint(c)
-    size = _inner(term.apply(_signs(z)), c)[1] ** 2 + _inner(z, term.adjoint(_signs(c)))[1] ** 2
-    others = [(other.apply(z), other.adjoint(c)) for other in again]
-    others += [(_halves(term.apply, z, draw), _halves(term.adjoint, c, draw)) for draw in range(HALVES)]
-    for one, two in others:
-        size = size + weight ** 2 * (_inner(one - pushed, c)[1] ** 2 + _inner(z, two - pulled)[1] ** 2)
-    return size
-
-
-def _inner(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """⟨z_i, c⟩ of every row, and √Σ(z_i c)², both in float64."""
-    terms = (z.double() * c.double()).reshape(len(z), -1)
-    return terms.sum(1), terms.norm(dim=1)
-
-
-def _unit(block: Tensor) -> float:
-    """The largest number of a block in float64 where its square is out of range, else 1."""
-    largest = block.abs().max().item() if block.dtype is torch.float64 and block.numel() else 1.0
-    return largest if 0 < largest < 1e-60 or 1e60 < largest < math.inf else 1.0
-
-
-def _over(block: Tensor, unit: float) -> Tensor:
-    return block if unit == 1 else block / unit
-
-
-def _aligned(found: _Probe, u: Tensor, v: Tensor, gradient: Tensor | None) -> float:
-    """⟨J v, u⟩ against ⟨v, g⟩, relative to the terms."""
-    if gradient is None:
-        return math.inf
-    unit = _unit(found.pushed)
-    ours, ours_size = _inner(_over(found.pushed, unit), u.reshape(1, -1))
-    theirs, theirs_size = _inner(v, _over(gradient.unsqueeze(0), unit))
-    size = (ours_size ** 2 + theirs_size ** 2).sqrt()
-    return torch.where(size > 0, (ours - theirs).abs() / size, 0.0).max().item()
-
-
 def _tolerance(captured: Captured, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
     """Rounding of every node on the path, as independent errors, and the constants that torch itself rounds."""
     rounding = math.sqrt(sum(torch.finfo(dtypes[step]).eps ** 2 for step in path) + torch.finfo(dtype).eps ** 2)
@@ -265,26 +163,9 @@ def _accurate(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).eps < 1e-5
 
 
-def _signs(block: Tensor) -> Tensor:
-    """The block with random signs: what is made of it is as large as its terms, not as their sum."""
-    return torch.where(probe(block.shape[1:], len(block), 2, block) < 0, -block, block)
-
-
-def _halves(product: Callable[[Tensor], Tensor], block: Tensor, draw: int) -> Tensor:
-    """The product of the block as the sum of those of two random halves of its units."""
-    mask = probe(block.shape[1:], 1, 100 + draw, block) < 0
-    return product(block * mask) + product(block * ~mask)
-
-
-def _shaken(block: Tensor, times: float, seed: int, dtype: torch.dtype | None = None) -> Tensor:
-    """The block with every number moved by `times` a rounding, of another dtype where one is given, up or down."""
-    noise = min(times * torch.finfo(dtype or block.dtype).eps, 0.25)
-    return torch.where(probe(block.shape, 1, 3 + seed, block)[0] < 0, block * (1 - noise), block * (1 + noise))
-
-
-def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: _Probe, u: Tensor,
+def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: Probe, u: Tensor,
                 v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None,
-                coarsest: torch.dtype) -> tuple[Agreement, _Probe]:
+                coarsest: torch.dtype) -> tuple[Agreement, Probe]:
     """The result and the probe with the tolerance that the cancellation at this x calls for.
 
     Between nodes, rounding acts like noise on every block that a term reads or makes; such noise, a few times as large,
@@ -297,14 +178,14 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
     count, target = iter(range(1, 1 << 40)), captured.program.output
 
     def noisy(block: Tensor) -> Tensor:
-        return _shaken(block, SHAKE, next(count), coarsest)
+        return shaken(block, SHAKE, next(count), coarsest)
 
     def with_noise(term: Term) -> Term:
         return replace(term, adjoint=lambda block: noisy(term.adjoint(noisy(block))))
 
     def in_halves(draw: int) -> Callable[[Term], Term]:
-        return lambda term: replace(term, apply=lambda block: _halves(term.apply, block, draw),
-                                    adjoint=lambda block: _halves(term.adjoint, block, draw))
+        return lambda term: replace(term, apply=lambda block: halves(term.apply, block, draw),
+                                    adjoint=lambda block: halves(term.adjoint, block, draw))
 
     def changed(change: Callable[[Term], Term]) -> Graph:
         return Graph({step: replace(node, terms=tuple(map(change, node.terms)), together=None)
@@ -313,9 +194,9 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
     with torch.no_grad(), full_precision(v.device):
         pulled = changed(with_noise).reverse({target: torch.stack([u] * SHAKES)}, [graph.input])[0]
         noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
-        for halves in (changed(in_halves(draw)) for draw in range(HALVES)):
-            noise = max(noise, relative(halves.reverse({target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
-                        relative(halves.forward({graph.input: v}, [target])[0], found.pushed))
+        for cut in (changed(in_halves(draw)) for draw in range(HALVES)):
+            noise = max(noise, relative(cut.reverse({target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
+                        relative(cut.forward({graph.input: v}, [target])[0], found.pushed))
         for other, moved in near:
             again = other.reverse({target: u.unsqueeze(0)}, [graph.input])[0]
             noise = max(noise, relative(again, found.pulled))
@@ -323,8 +204,8 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
                 noise = max(noise, relative(moved, gradient))
     tolerance = max(result.tolerance, ROUNDINGS * min(noise, 1.0))
     if found.gap > result.tolerance:
-        found = _run(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
-    forward = max(found.gap, _aligned(found, u, v, gradient))
+        found = run_probe(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
+    forward = max(found.gap, aligned(found, u, v, gradient))
     return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
 
 
@@ -335,7 +216,7 @@ def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, t
         error = relative(torch.where(finite, ours, 0), torch.where(finite, theirs, 0)) if rest else math.inf
         if error > tolerance:  # how far rounding of x alone moves the output, if it is the same twice
             with torch.no_grad():
-                again, moved = (captured.run_model(y).detach() for y in (x, _shaken(x, SHAKE, 0)))
+                again, moved = (captured.run_model(y).detach() for y in (x, shaken(x, SHAKE, 0)))
             if relative(torch.where(finite, again, 0), torch.where(finite, theirs, 0)) > tolerance:
                 raise CaptureError("the model's output differs from one run to the next at the same input: randomness "
                                    "in forward(), or state that changes between calls. An affine map needs a model "
@@ -351,7 +232,7 @@ def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, t
                        + REMEDY)
 
 
-def _check_finite(captured: Captured, graph: Graph, path: list[int], found: _Probe, v: Tensor) -> None:
+def _check_finite(captured: Captured, graph: Graph, path: list[int], found: Probe, v: Tensor) -> None:
     """Raise CaptureError at the first node whose derivative is not finite."""
     if torch.isfinite(found.pulled).all() and torch.isfinite(found.pushed).all():
         return
@@ -371,7 +252,7 @@ def _check_finite(captured: Captured, graph: Graph, path: list[int], found: _Pro
                        f"{v.dtype}; use model.double() and x.double()")
 
 
-def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: _Probe, wanted: Pullback,
+def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
             result: Agreement) -> Agreement:
     """What central differences say where J and torch's derivative of the model differ.
 
@@ -387,7 +268,7 @@ def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, f
     doubtful = wanted.trouble or any("batch_norm" in str(step.target) for step in program.steps)
     if with_us and doubtful and found.gap <= result.tolerance and not wanted.custom:
         error = relative(found.pushed[-1], measured.value)
-        backward = _aligned(replace(found, pushed=measured.value.unsqueeze(0)), u, v[-1:], found.pulled)
+        backward = aligned(replace(found, pushed=measured.value.unsqueeze(0)), u, v[-1:], found.pulled)
         why = f"torch could not differentiate the model ({wanted.trouble})" if wanted.trouble else (
             "torch's own derivative of the model disagrees with central differences of its forward pass, and J agrees "
             "with them")
@@ -420,7 +301,7 @@ def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, f
         f"between calls, or an error in a rule of SpecXAI are the usual causes; {REMEDY}")
 
 
-def _sides_with_us(measured: Difference, found: _Probe, u: Tensor, v: Tensor, wanted: Pullback) -> bool:
+def _sides_with_us(measured: Difference, found: Probe, u: Tensor, v: Tensor, wanted: Pullback) -> bool:
     ours = relative(found.pushed[-1], measured.value)
     if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
         return ours <= 1e-3

@@ -13,16 +13,16 @@ from specxai import regions
 from specxai._fork import survive_fork
 from specxai._kept import Kept
 from specxai._once import once
-from specxai._text import printable
 from specxai.agreement import Agreement, certify, cotangent
 from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
-from specxai.capture.program import Program, is_getitem, references, substitute
+from specxai.capture.program import is_getitem, substitute
 from specxai.errors import CaptureError
 from specxai.graph_operator import LocalOperator
 from specxai.held import held_pull_back
 from specxai.operators import LinearOperator, plain
+from specxai.report import report
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.rules.dtypes import converted, widest
 from specxai.snapshot import Snapshot
@@ -138,7 +138,7 @@ class Local:
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
-        self._decisions = _decisions(captured.program, values)
+        self._decisions = regions.decisions(captured.program, values)
         size = sum(values[i].numel() * values[i].itemsize for i in shapes)
         self._kept = values if size <= KEPT_VALUES else None
         # J's path holds every other operator's.
@@ -295,41 +295,7 @@ class Local:
 
     def report(self) -> str:
         """What was captured and how it runs, in a few lines of text."""
-        generic = self.generic_nodes
-        smooth = sorted({name for name, gate in self.named_gates() if gate.pattern is None})
-        stopped = [self.captured.program.steps[i].layer for i, n in self.graph.nodes.items() if not n.terms]
-        lines = [
-            f"{self.model_name}: {tuple(self.input.shape)} -> {tuple(self.output.shape)}, {self.input.dtype}, "
-            f"{self.input.device}",
-            f"{len(self.graph.nodes)} linear nodes, {len(self.layers)} layers, gates {self.gates}, "
-            f"backend {self.backend}",
-            f"exactness {self.exactness:.1e}",
-            f"one probe: {self.jacobian.flops / 1e9:.3g} GFLOP, {self.jacobian.product_bytes / 2**20:.3g} MiB",
-            "generic nodes (no rule, torch differentiates them one probe at a time): "
-            + (", ".join(generic) if generic else "none"),
-        ]
-        if smooth:
-            lines.append(f"smooth gates (linear to first order only): {', '.join(smooth[:8])}"
-                         + (f" and {len(smooth) - 8} more" if len(smooth) > 8 else ""))
-        if stopped:
-            lines.append(f"gradient stopped (held at their value): {', '.join(stopped)}")
-        if self.captured.specialised:
-            lines.append(f"decided by the input, and captured again where that differs: "
-                         f"{', '.join(self.captured.specialised)}")
-        lines += self._live_table()
-        return "\n".join(map(printable, lines))
-
-    def _live_table(self) -> list[str]:
-        """Live against all units and operations of one column, weighted layer by weighted layer."""
-        rows = [(self.captured.program.steps[step].layer, live, self.graph.shapes[step].numel(), work / 1e6,
-                 self.graph.nodes[step].flops / 1e6) for step, live, work in self.jacobian.costs()]
-        if not rows:
-            return []
-        rows.append(("sum", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
-        width = max(len(row[0]) for row in rows)
-        return ["live of all units, MFLOP a column of live of all:",
-                *(f"  {name:<{width}}  {live:>9,} of {units:>9,}   {work:>9,.4g} of {dense:>9,.4g}"
-                  for name, live, units, work, dense in rows)]
+        return report(self)
 
     def __repr__(self) -> str:
         return (f"Local({self.model_name}, {tuple(self.input.shape)} -> {tuple(self.output.shape)}, "
@@ -396,19 +362,6 @@ class Local:
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
                 parts.append(self.graph.forward({}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
-
-
-def _decisions(program: Program, values: list) -> list[tuple[str, Gate]]:
-    """Masks and indices computed from the input: constant on a linear region, so a gate's pattern each."""
-    found = []
-    for step in program.steps:
-        value = values[step.index]
-        if step.kind != "call" or not isinstance(value, Tensor) or value.is_floating_point():
-            continue
-        source = next((i for i in references((step.args, dict(step.kwargs))) if i in program.active), None)
-        if source is not None:
-            found.append((step.layer, Gate(source, value, None)))
-    return found
 
 
 def _linear_nodes(captured: Captured, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:

@@ -6,8 +6,6 @@ spectral layer) sees only the interface below.  A block of k vectors is a matrix
 
 from __future__ import annotations
 
-import operator
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,42 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from specxai._blocks import identity_blocks, require_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-__all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator", "as_integer"]
-
-# Identity blocks of `to_dense` are this wide at most, so that no second matrix of full size is ever held.
-IDENTITY_BLOCK = 256
-
-
-def as_integer(value) -> int | None:
-    """An integer of any kind (int, NumPy's, a 0-d tensor) as an int; None for anything else, True and False too.
-
-    >>> import numpy
-    >>> as_integer(numpy.int64(3)), as_integer(3.0), as_integer(True)
-    (3, None, None)
-    """
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """MemoryError that says how much is needed where the device's free memory does not hold `needed` bytes."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # all: caches give way
-    else:
-        return
-    if needed > free:
-        raise MemoryError(f"{what} needs {needed / 2**30:,.1f} GiB, and there are {free / 2**30:,.1f}; {remedy}")
+__all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator"]
 
 
 @dataclass(frozen=True)
@@ -440,11 +410,3 @@ class AdjointOperator(LinearOperator):
         return None if cut is None else Cut(cut.width, cut.right.T, cut.left.T)
 
 
-def identity_blocks(size: int, dtype: torch.dtype, device: torch.device, width: int | None = None):
-    """Yield (start, stop, E[:, start:stop]) over the identity E (size, size), `width` columns at a time."""
-    width = width or IDENTITY_BLOCK
-    for start in range(0, size, width):
-        stop = min(start + width, size)
-        block = torch.zeros(size, stop - start, dtype=dtype, device=device)
-        block[start:stop].fill_diagonal_(1)
-        yield start, stop, block

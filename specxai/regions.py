@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from specxai.backends.reference import Graph
+from specxai.capture.program import Program, references
+from specxai.rules import Gate
 
 
 class Flip(float):
@@ -80,3 +82,16 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
         if time.item() < best:
             best = Flip(time.item(), name, int(unit))
     return best
+
+
+def decisions(program: Program, values: list) -> list[tuple[str, Gate]]:
+    """Masks and indices computed from the input: constant on a linear region, so a gate's pattern each."""
+    found = []
+    for step in program.steps:
+        value = values[step.index]
+        if step.kind != "call" or not isinstance(value, Tensor) or value.is_floating_point():
+            continue
+        source = next((i for i in references((step.args, dict(step.kwargs))) if i in program.active), None)
+        if source is not None:
+            found.append((step.layer, Gate(source, value, None)))
+    return found

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import svds
 
 import specxai
-from specxai import operators
+from specxai import _blocks
 from specxai.operators import AdjointOperator, ComposedOperator, DenseOperator, LinearOperator
 from tolerances import RELATIVE, assert_close
 
@@ -108,7 +108,7 @@ def test_block_size_set_later_reaches_the_adjoint():
 
 
 def test_to_dense_in_several_blocks(monkeypatch, dtype):
-    monkeypatch.setattr(operators, "IDENTITY_BLOCK", 3)
+    monkeypatch.setattr(_blocks, "IDENTITY_BLOCK", 3)
     for shape in ((7, 11), (11, 7)):
         matrix = torch.randn(shape, dtype=dtype)
         assert_close(DenseOperator(matrix).to_dense(), matrix)

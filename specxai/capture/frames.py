@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-_INNER = (__file__, str(Path(__file__).with_name("recorder.py")), str(Path(__file__).with_name("storage.py")))
+_INNER = (__file__, *(str(Path(__file__).with_name(name)) for name in ("reads.py", "recorder.py", "storage.py")))
 _FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 aten = torch.ops.aten
@@ -67,3 +68,27 @@ def pinned(func: OpOverload, kwargs: dict[str, Any], result: torch.Tensor) -> di
     """Keyword arguments of a call that makes a tensor from none, with the dtype and device that it had, which otherwise
     follow torch's defaults of the moment."""
     return {**kwargs, **{name: getattr(result, name) for name in _fillers(func)}}
+
+
+def argument_of(func: OpOverload, name: str, args: tuple, kwargs: dict) -> Any:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            return args[position] if position < len(args) else kwargs.get(name, argument.default_value)
+    return None
+
+
+def is_eval(func: OpOverload, args: tuple, kwargs: dict) -> bool:
+    """Does a call that is random in training, dropout say, do nothing here?"""
+    return False in (argument_of(func, "train", args, kwargs), argument_of(func, "training", args, kwargs))
+
+
+def writes_nothing(func: OpOverload, args: tuple, kwargs: dict) -> bool:
+    """Batch norm and rrelu leave their statistics and noise alone in eval mode, whatever their schemas say."""
+    return not func._schema.name.endswith("_") and argument_of(func, "training", args, kwargs) is False
+
+
+def is_by_value(func: OpOverload, args: tuple) -> bool:
+    """Does the shape of the result depend on values?"""
+    if func is aten.index.Tensor:
+        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags

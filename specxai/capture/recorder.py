@@ -17,11 +17,20 @@ from torch import Tensor
 from torch._C._dynamo import eval_frame
 from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specxai.capture.frames import frames, in_function, source
-from specxai.capture.functional import functional, is_composite, is_random, is_view_in_place, pinned, written
+from specxai.capture.functional import (
+    functional,
+    is_by_value,
+    is_composite,
+    is_eval,
+    is_random,
+    is_view_in_place,
+    pinned,
+    writes_nothing,
+    written,
+)
 from specxai.capture.program import Ref, Step, references
 from specxai.capture.storage import Held, Storage, address, place_of
 from specxai.errors import CaptureError
@@ -54,21 +63,6 @@ _ATTENTION = {getattr(aten, name).default for name in (
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable") if hasattr(aten, name)}
-
-
-class Reads(TorchFunctionMode):
-    """Sees values leave torch for Python, which no ATen call tells."""
-
-    _NAMES = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__})
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self._NAMES:
-            self._recorder.read(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):
@@ -238,7 +232,7 @@ class Recorder(TorchDispatchMode):
             return self._alias(func, args, kwargs)
         if func in _ATTENTION:
             return self._attention(func, args, kwargs)
-        if func._schema.is_mutable and not _writes_nothing(func, args, kwargs):
+        if func._schema.is_mutable and not writes_nothing(func, args, kwargs):
             return self._mutation(func, args, kwargs)
         if func is aten.as_strided.default:
             return self._as_strided(func, args, kwargs)
@@ -257,7 +251,7 @@ class Recorder(TorchDispatchMode):
             for position, item in enumerate(result):
                 if isinstance(item, Tensor) and not (position == 0 and func in _FIRST):
                     self._hold(item, self._emit(operator.getitem, (Ref(call), position), value=item))
-        if _is_by_value(func, args) or (not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA):
+        if is_by_value(func, args) or (not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA):
             self._specialise(*references(given))
         return result
 
@@ -382,7 +376,7 @@ class Recorder(TorchDispatchMode):
         if not used and isinstance(result, Tensor):
             kwargs = pinned(func, kwargs, result)
         step = self._emit(func, args, kwargs, value=result)
-        if is_random(func) and not _is_eval(func, args, kwargs):
+        if is_random(func) and not is_eval(func, args, kwargs):
             self.random[step] = f"{func} at {self._where()}"
         return step
 
@@ -426,25 +420,3 @@ def _floating(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _argument(func: OpOverload, name: str, args: tuple, kwargs: dict) -> Any:
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.name == name:
-            return args[position] if position < len(args) else kwargs.get(name, argument.default_value)
-    return None
-
-
-def _is_eval(func: OpOverload, args: tuple, kwargs: dict) -> bool:
-    """Does a call that is random in training, dropout say, do nothing here?"""
-    return False in (_argument(func, "train", args, kwargs), _argument(func, "training", args, kwargs))
-
-
-def _writes_nothing(func: OpOverload, args: tuple, kwargs: dict) -> bool:
-    """Batch norm and rrelu leave their statistics and noise alone in eval mode, whatever their schemas say."""
-    return not func._schema.name.endswith("_") and _argument(func, "training", args, kwargs) is False
-
-
-def _is_by_value(func: OpOverload, args: tuple) -> bool:
-    """Does the shape of the result depend on values?"""
-    if func is aten.index.Tensor:
-        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return torch.Tag.dynamic_output_shape in func.tags

@@ -9,7 +9,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from specxai.capture.names import Calls, followed, module_names
 from specxai.capture.outputs import Selector, leaves, select
 from specxai.capture.program import Program, Ref, Step, references
-from specxai.capture.recorder import Reads, Recorder
+from specxai.capture.reads import Reads
+from specxai.capture.recorder import Recorder
 from specxai.errors import CaptureError
 
 
@@ -26,7 +27,7 @@ def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Progr
         recorder.start(given)
         # The decompositions in Python take recurrent layers and upsampling apart.
         try:
-            with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder), recorder:
+            with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder.read), recorder:
                 output = model(given)
         finally:
             recorder.finish()

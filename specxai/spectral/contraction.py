@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from specxai.operators import as_integer
+from specxai._blocks import as_integer
 
 __all__ = ["contract", "normalise_dims"]
 

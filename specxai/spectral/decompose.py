@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
+from specxai._blocks import as_integer
 from specxai.backends.used import used
 from specxai.errors import SpecXAIError
-from specxai.operators import as_integer
 from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
 from specxai.svd.precision import full_precision

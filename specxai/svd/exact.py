@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specxai.operators import Cut, LinearOperator, identity_blocks, require_memory
+from specxai._blocks import identity_blocks, require_memory
+from specxai.operators import Cut, LinearOperator
 from specxai.svd.certify import (
     COLUMNS,
     FLOORS,

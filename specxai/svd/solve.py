@@ -9,8 +9,9 @@ from numbers import Real
 from torch import Tensor
 
 from specxai import native
+from specxai._blocks import as_integer
 from specxai._fork import survive_fork
-from specxai.operators import LinearOperator, as_integer
+from specxai.operators import LinearOperator
 from specxai.svd.auto import BLOCKS, Blocks, Choice, choose, choose_blocks, default_basis
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
