@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import svds
 
 import specxai
-from specxai import _blocks
+from specxai import _blocks, operators
 from specxai.operators import AdjointOperator, ComposedOperator, DenseOperator, LinearOperator
 from tolerances import RELATIVE, assert_close
 
