@@ -31,7 +31,7 @@ __all__ = ["krylov"]
 CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.12
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
-SOUGHT = 1.2  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
+SOUGHT = 1.5  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
 
 
 def krylov(
