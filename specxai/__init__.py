@@ -19,9 +19,9 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported on first use, so that `import specxai` stays light.
 _EXPORTS = {
-    "linearize": "specxai.local",
-    "Local": "specxai.local",
-    "LocalOperator": "specxai.graph_operator",
+    "linearize": "specxai.affine.local",
+    "Local": "specxai.affine.local",
+    "LocalOperator": "specxai.affine.operator",
     "LinearOperator": "specxai.operators",
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from specxai._vision import import_vision
-from specxai.squares.data import squares
-from specxai.squares.model import SquaresNet
+from specxai.experiments.squares.data import squares
+from specxai.experiments.squares.model import SquaresNet
 from specxai.svd.certify import HELD_OUT
 from specxai.svd.solve import DEFAULT_TOLERANCE
 from specxai.zoo.digits import LAST_CONV_LAYER, digits_data, load_digits_net

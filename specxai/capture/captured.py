@@ -59,7 +59,7 @@ class Captured:
     def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None,
                   verify: bool | None = None):
         """The affine map at x; see `specxai.linearize`."""
-        from specxai.local import Local
+        from specxai.affine.local import Local
 
         self.check(x)
         captured, values = self, None

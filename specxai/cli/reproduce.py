@@ -10,7 +10,7 @@ from specxai.cli.settings import ReproduceSettings
 
 def run(settings: ReproduceSettings) -> None:
     """Train, draw, and write figures, weights, numbers and settings to `settings.out`."""
-    from specxai.squares import reproduce_squares
+    from specxai.experiments.squares import reproduce_squares
 
     with staged(settings.out) as folder:
         reproduce_squares(folder, seed=settings.seed, epochs=settings.epochs)

@@ -1,7 +1,8 @@
 """The spectral method (paper section 4): contributions α, reduction, contraction, symbolic form, surgery.
 
-`decompose` finds the components of the map to a layer, `explain` reads an output from them.  Knows `specxai.local` only
-by the interface of a Local (see `explain`), nothing of capture and rules, and of backends only the names.
+`decompose` finds the components of the map to a layer, `explain` reads an output from them.  Knows
+`specxai.affine.local` only by the interface of a Local (see `explain`), nothing of capture and rules, and of backends
+only the names.
 """
 
 from specxai.spectral.contraction import contract

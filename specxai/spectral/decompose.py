@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 
 from specxai._blocks import as_integer
+from specxai.affine.target import without_batch
 from specxai.backends.used import used
 from specxai.errors import SpecXAIError
+from specxai.precision import full_precision
 from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
-from specxai.svd.precision import full_precision
-from specxai.target import without_batch
 
 __all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
 
@@ -151,7 +151,7 @@ def find_local(caller: str, model, x, layer, **own):
     else:
         if x is None and is_module:
             raise TypeError(f"{caller} needs x=, one input of shape (1, ...), to linearise the model at")
-        from specxai.local import linearize
+        from specxai.affine.local import linearize
 
         local = linearize(model, x, **{name: value for name, value in own.items() if value is not None})
     if layer is None:

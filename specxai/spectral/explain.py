@@ -6,13 +6,13 @@ from typing import Literal
 
 import torch
 
+from specxai.affine.target import resolve_target, without_batch
 from specxai.backends.used import used
+from specxai.precision import full_precision
 from specxai.spectral.contraction import project
 from specxai.spectral.decompose import Request, decomposed, find_local, host, joined
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explanation import Explanation
-from specxai.svd.precision import full_precision
-from specxai.target import resolve_target, without_batch
 
 __all__ = ["explain"]
 

@@ -12,10 +12,10 @@ from specxai import native
 from specxai._blocks import as_integer
 from specxai._fork import survive_fork
 from specxai.operators import LinearOperator
+from specxai.precision import full_precision
 from specxai.svd.auto import BLOCKS, Blocks, Choice, choose, choose_blocks, default_basis
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
-from specxai.svd.precision import full_precision
 from specxai.svd.products import Counted, ProgressBar
 from specxai.svd.result import SVDResult
 from specxai.svd.subspace import subspace

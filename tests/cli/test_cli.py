@@ -317,7 +317,7 @@ def test_reproduce_writes_settings_beside_the_results(tmp_path, capsys, monkeypa
     def draw(out, seed, epochs):
         (out / "figure8.png").write_text(f"{seed} {epochs}")
 
-    monkeypatch.setattr("specxai.squares.reproduce_squares", draw)
+    monkeypatch.setattr("specxai.experiments.squares.reproduce_squares", draw)
     assert main(["reproduce", "squares", "--out", str(tmp_path / "s"), "--epochs", "2", "--seed", "5"]) == 0
     assert (tmp_path / "s" / "figure8.png").read_text() == "5 2"
     stored = json.loads((tmp_path / "s" / "settings.json").read_text())

@@ -28,7 +28,7 @@ class Confident(nn.Module):
 @pytest.mark.parametrize("times", [30, 90, 110, 200])
 @pytest.mark.parametrize("fault", [None, 1.3, -1.0])
 def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
-    from specxai import local as local_module
+    from specxai.affine import local as local_module
 
     made = local_module.linear_node
 
@@ -171,7 +171,7 @@ def test_threads_leave_attention_settings_alone():
 def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
     from dataclasses import replace
 
-    from specxai import local as local_module
+    from specxai.affine import local as local_module
 
     class Scaled(nn.Module):
         def __init__(self):

@@ -247,7 +247,7 @@ def test_a_tolerance_alone_decides_the_rank():
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr("specxai.local.KEPT_VALUES", 0)
+    monkeypatch.setattr("specxai.affine.local.KEPT_VALUES", 0)
 
 
 def test_values_that_are_not_kept_are_found_again(nothing_kept):

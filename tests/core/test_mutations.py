@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import specxai
-import specxai.local
+import specxai.affine.local
 from random_nets import random_net
+from specxai.affine.witness import relative
 from specxai.errors import CaptureError
 from specxai.rules import LinearNode, Term
-from specxai.witness import relative
 
 NETS, CHUNK, FAULTS_A_NET = 100, 10, 8  # nets for each dtype
 
@@ -75,7 +75,7 @@ FAULTS = {
 }
 
 
-def dense(local: specxai.local.Local) -> torch.Tensor:
+def dense(local: specxai.affine.local.Local) -> torch.Tensor:
     """J by its forward products, and by its reverse ones below."""
     m, n = local.jacobian.shape
     eye = {"dtype": local.input.dtype}
@@ -86,7 +86,7 @@ def dense(local: specxai.local.Local) -> torch.Tensor:
 @pytest.fixture
 def plant(monkeypatch):
     """plant(step, fault): every linearisation from now on has the fault at that step."""
-    original = specxai.local.linear_node
+    original = specxai.affine.local.linear_node
 
     def planted(step, fault):
         def faulty(site):
@@ -95,7 +95,7 @@ def plant(monkeypatch):
             changed = fault(node, site) if fault is not None and at == step else None
             return node if changed is None else changed
 
-        monkeypatch.setattr(specxai.local, "linear_node", faulty)
+        monkeypatch.setattr(specxai.affine.local, "linear_node", faulty)
 
     return planted
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import specxai
 from nets import NETS, build
-from specxai.regions import Flip
+from specxai.affine.regions import Flip
 
 
 class Call(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import specxai
-from specxai import snapshot
+from specxai.affine import snapshot
 from specxai.errors import StaleError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specxai.target import resolve_target
+from specxai.affine.target import resolve_target
 
 table = torch.arange(32.0).reshape(4, 8)
 row = torch.tensor([[1.0, 5.0, 2.0]])

@@ -16,7 +16,7 @@ from torch import nn
 
 import specxai
 from specxai._once import once
-from specxai.svd.precision import full_precision
+from specxai.precision import full_precision
 
 STRESS = Path(__file__).parents[2] / "benchmarks" / "stress.py"
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import specxai
-from specxai.graph_operator import LocalOperator
+from specxai.affine.operator import LocalOperator
 from specxai.spectral import Decomposition, Explanation, decompose, explain
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import specxai
+from specxai.experiments.squares.model import SquaresNet
 from specxai.operators import DenseOperator
 from specxai.spectral import fix_signs
-from specxai.squares.model import SquaresNet
 
 
 @dataclass(frozen=True)

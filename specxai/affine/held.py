@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specxai.affine.witness import Pullback
 from specxai.capture.program import Program, Ref, is_getitem, substitute
 from specxai.rules import LinearNode
 from specxai.rules.base import differentiating
-from specxai.witness import Pullback
 
 aten = torch.ops.aten
 SMOOTH = {getattr(aten, name).default for name in (

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from specxai.squares.data import SIZE
+from specxai.experiments.squares.data import SIZE
 
 WIDTHS = (256, 64, 32, 8)  # hidden layers down to the bottleneck; the decoder mirrors them
 

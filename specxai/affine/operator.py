@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.affine.snapshot import Snapshot
 from specxai.backends.reference import DenseProducts, Graph, Products
 from specxai.backends.used import note
-from specxai.liveness import LiveCut, narrowest
+from specxai.graph.cut import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
-from specxai.snapshot import Snapshot
-from specxai.svd.precision import full_precision
+from specxai.precision import full_precision
 
 MOST_COLUMNS = 4096  # of one product, whatever the memory
 

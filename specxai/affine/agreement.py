@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specxai.affine.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
+from specxai.affine.witness import Difference, Pullback, difference, probe, pull_back, relative
 from specxai.backends import Graph
 from specxai.capture.captured import Captured
 from specxai.errors import CaptureError, PrecisionWarning
 from specxai.operators import LinearOperator as Operator
-from specxai.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
+from specxai.precision import full_precision
 from specxai.rules import Term
-from specxai.svd.precision import full_precision
-from specxai.witness import Difference, Pullback, difference, probe, pull_back, relative
 
 ROUNDINGS = 8.0  # tolerance, in roundings of the nodes added up as independent errors
 SHAKE = 16.0  # times rounding: the noise that shows how far sums cancel

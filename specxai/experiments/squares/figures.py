@@ -9,7 +9,7 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from specxai.squares.analysis import Analysis, Spectrum
+from specxai.experiments.squares.analysis import Analysis, Spectrum
 
 COLUMNS = 4
 SHOWN = 40  # values of the data's spectrum that are drawn

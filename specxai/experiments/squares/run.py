@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from specxai._files import replacing
-from specxai.squares import figures
-from specxai.squares.analysis import Analysis, Spectrum, analyse, data_spectrum
-from specxai.squares.data import split
-from specxai.squares.train import LEARNING_RATE, WEIGHT_DECAY, Settings, Trained, load, save, train
+from specxai.experiments.squares import figures
+from specxai.experiments.squares.analysis import Analysis, Spectrum, analyse, data_spectrum
+from specxai.experiments.squares.data import split
+from specxai.experiments.squares.train import LEARNING_RATE, WEIGHT_DECAY, Settings, Trained, load, save, train
 
 
 def reproduce_squares(out: str | os.PathLike, epochs: int = 60, seed: int = 0, images: int = 2000,
@@ -30,7 +30,7 @@ def reproduce_squares(out: str | os.PathLike, epochs: int = 60, seed: int = 0, i
         progress: True or False forces the bar; None shows it on terminals.
         sample: which test image is explained.
         reuse: take the checkpoints of an earlier run with the same settings instead of training again.
-        settings: others of `specxai.squares.train.Settings`: test, batch, size, side, widths.
+        settings: others of `specxai.experiments.squares.train.Settings`: test, batch, size, side, widths.
 
     Returns:
         Paths under "figure8", "figure9", "numbers", "without_bias", "with_bias", and the matplotlib figures as a

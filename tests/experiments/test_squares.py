@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from specxai.squares import reproduce
-from specxai.squares.analysis import analyse, data_spectrum
-from specxai.squares.data import rotated_squares, split, squares
-from specxai.squares.model import SquaresNet
+from specxai.experiments.squares import reproduce
+from specxai.experiments.squares.analysis import analyse, data_spectrum
+from specxai.experiments.squares.data import rotated_squares, split, squares
+from specxai.experiments.squares.model import SquaresNet
 from tolerances import RELATIVE
 
 TINY = {"images": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specxai.affine.witness import probe, relative
 from specxai.backends import Graph
 from specxai.capture.captured import Captured
+from specxai.precision import full_precision
 from specxai.rules import Term
-from specxai.svd.precision import full_precision
-from specxai.witness import probe, relative
 
 HALVES = 8
 FEW_DIGITS = 1e-4  # rounding above this is worth a warning

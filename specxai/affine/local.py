@@ -9,26 +9,26 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from specxai import regions
 from specxai._fork import survive_fork
 from specxai._kept import Kept
 from specxai._once import once
-from specxai.agreement import Agreement, certify, cotangent
+from specxai.affine import regions
+from specxai.affine.agreement import Agreement, certify, cotangent
+from specxai.affine.held import held_pull_back
+from specxai.affine.operator import LocalOperator
+from specxai.affine.report import report
+from specxai.affine.snapshot import Snapshot
+from specxai.affine.target import resolve_target
+from specxai.affine.witness import Pullback
 from specxai.backends import Graph, choose
 from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
 from specxai.capture.program import is_getitem, substitute
 from specxai.errors import CaptureError
-from specxai.graph_operator import LocalOperator
-from specxai.held import held_pull_back
 from specxai.operators import LinearOperator, plain
-from specxai.report import report
+from specxai.precision import full_precision
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.rules.dtypes import converted, widest
-from specxai.snapshot import Snapshot
-from specxai.svd.precision import full_precision
-from specxai.target import resolve_target
-from specxai.witness import Pullback
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them

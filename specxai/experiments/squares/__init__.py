@@ -1,10 +1,10 @@
 """The paper's section 2.3 and figures 8 and 9: autoencoders of randomly rotated squares, without and with biases.
 
->>> from specxai.squares import reproduce
+>>> from specxai.experiments.squares import reproduce
 >>> reproduce("squares")  # doctest: +SKIP
 """
 
-from specxai.squares.run import reproduce_squares
+from specxai.experiments.squares.run import reproduce_squares
 
 reproduce = reproduce_squares
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specxai._files import replacing
-from specxai.squares.data import SIDE, SIZE
-from specxai.squares.model import WIDTHS, SquaresNet
+from specxai.experiments.squares.data import SIDE, SIZE
+from specxai.experiments.squares.model import WIDTHS, SquaresNet
 
 LEARNING_RATE = 2e-3
 # Pixels that no square reaches never move their first-layer weights; decay takes that initial noise out of J.
