@@ -19,9 +19,10 @@ from torch import Tensor
 
 from specxai.affine.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
 from specxai.affine.witness import Difference, Pullback, difference, probe, pull_back, relative
-from specxai.backends import Graph
+from specxai.backends.reference import pull, push
 from specxai.capture.captured import Captured
 from specxai.errors import CaptureError, PrecisionWarning
+from specxai.graph import Graph
 from specxai.operators import LinearOperator as Operator
 from specxai.precision import full_precision
 from specxai.rules import Term
@@ -189,16 +190,16 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
 
     def changed(change: Callable[[Term], Term]) -> Graph:
         return Graph({step: replace(node, terms=tuple(map(change, node.terms)), together=None)
-                      for step, node in graph.nodes.items()}, graph.shapes, graph.input, graph.dtype)
+                      for step, node in graph.nodes.items()}, graph.shapes, graph.input, graph.dtype, graph.device)
 
     with torch.no_grad(), full_precision(v.device):
-        pulled = changed(with_noise).reverse({target: torch.stack([u] * SHAKES)}, [graph.input])[0]
+        pulled = pull(changed(with_noise), {target: torch.stack([u] * SHAKES)}, [graph.input])[0]
         noise = math.sqrt(sum(relative(row, found.pulled) ** 2 for row in pulled) / SHAKES) / SHAKE
         for cut in (changed(in_halves(draw)) for draw in range(HALVES)):
-            noise = max(noise, relative(cut.reverse({target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
-                        relative(cut.forward({graph.input: v}, [target])[0], found.pushed))
+            noise = max(noise, relative(pull(cut, {target: u.unsqueeze(0)}, [graph.input])[0], found.pulled),
+                        relative(push(cut, {graph.input: v}, [target])[0], found.pushed))
         for other, moved in near:
-            again = other.reverse({target: u.unsqueeze(0)}, [graph.input])[0]
+            again = pull(other, {target: u.unsqueeze(0)}, [graph.input])[0]
             noise = max(noise, relative(again, found.pulled))
             if moved is not None and gradient is not None:
                 noise = max(noise, relative(moved, gradient))

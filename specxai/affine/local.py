@@ -20,11 +20,13 @@ from specxai.affine.report import report
 from specxai.affine.snapshot import Snapshot
 from specxai.affine.target import resolve_target
 from specxai.affine.witness import Pullback
-from specxai.backends import Graph, choose
+from specxai.backends import PLAN_FROM, choose, make
+from specxai.backends.reference import pull, push
 from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
 from specxai.capture.program import is_getitem, substitute
 from specxai.errors import CaptureError
+from specxai.graph import Graph
 from specxai.operators import LinearOperator, plain
 from specxai.precision import full_precision
 from specxai.rules import Gate, LinearNode, Site, linear_node
@@ -44,7 +46,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
                  shape, dtype and device, and again when it has changed
     x            the model's input, shape (1, ...)
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
-    backend      "auto", "reference", "native"
+    backend      "auto", "reference", "native", "torch"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
@@ -131,10 +133,11 @@ class Local:
             self.input = plain(x).clone()
             values = captured.program.run(self.input) if values is None else values
             dtype = widest(captured.program, values)
-            self.backend, graph = choose(backend, x.device, dtype)
+            self.backend = choose(backend, x.device, dtype)
             nodes = _linear_nodes(captured, values, gates, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
-            self.graph = graph(nodes, shapes, captured.program.input, dtype)
+            self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
+            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0)
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
@@ -224,7 +227,7 @@ class Local:
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
         with full_precision(self.input.device):
             weights = plain(weights)
-            self.graph.reverse({self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
+            pull(self.graph, {self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
         return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
                           for i in ids if taps[i]) for name, ids in names.items()}
 
@@ -243,8 +246,8 @@ class Local:
 
     def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
         """The linear map between steps of the program, the steps `held` kept at zero."""
-        return LocalOperator(self.graph, sources, targets, held=held, dtype=self.input.dtype,
-                             device=self.input.device, max_memory=self.max_memory, snapshot=self._snapshot)
+        return LocalOperator(self._backend, sources, targets, held=held, dtype=self.input.dtype,
+                             max_memory=self.max_memory, snapshot=self._snapshot)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.
@@ -355,12 +358,12 @@ class Local:
             return self.output.new_zeros(1 if combined else 0, self.output.numel())
         if combined:
             rows = [[index for ids in rows for index in ids]]
-        parts, width = [], max(1, self.max_memory // self.jacobian.dense.product_bytes(1))
+        parts, width = [], max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
         with full_precision(self.input.device):
             for start in range(0, len(rows), width):
                 inject = {index: (row, self.graph.nodes[index].offset)
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
-                parts.append(self.graph.forward({}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
+                parts.append(push(self.graph, {}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from specxai._once import once
 from specxai.affine.snapshot import Snapshot
-from specxai.backends.reference import DenseProducts, Graph, Products
+from specxai.backends import Backend
+from specxai.backends.engine import Products
+from specxai.backends.reference import WholeValues
 from specxai.backends.used import note
 from specxai.graph.cut import LiveCut, narrowest
 from specxai.operators import Cut, LinearOperator
@@ -36,34 +38,35 @@ class LocalOperator(LinearOperator):
     `input_shape` and `output_shape` are those of the single source and target.
     """
 
-    def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),
-                 dtype: torch.dtype, device: torch.device, max_memory: int,
-                 columns: Tensor | None = None, rows: Tensor | None = None, snapshot: Snapshot | None = None) -> None:
+    def __init__(self, backend: Backend, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),
+                 dtype: torch.dtype, max_memory: int, columns: Tensor | None = None, rows: Tensor | None = None,
+                 snapshot: Snapshot | None = None) -> None:
         self._snapshot, self._seconds = snapshot, 0.0  # that the last product took
-        self._graph, self._sources, self._targets, self._held = graph, list(sources), list(targets), list(held)
+        self._backend, self._graph = backend, backend.graph
+        self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
-        super().__init__((m, n), dtype, device)
+        super().__init__((m, n), dtype, self._graph.device)
 
     @once
     def _products(self) -> Products:
         self._check()
         with full_precision(self.device):
-            return self._graph.products(self._sources, self._targets, self._held, self._columns, self._rows)
+            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows)
 
     @once
-    def dense(self) -> DenseProducts:
+    def reference(self) -> WholeValues:
         """The reference's products, through whole values."""
-        return DenseProducts(self._graph, self._sources, self._targets, self._held, self._columns, self._rows)
+        return WholeValues(self._graph, self._sources, self._targets, self._held, self._columns, self._rows)
 
     def _for(self, columns: int) -> Products:
         """What runs so many columns: the backend's products, the reference's where few are not worth a plan."""
-        if columns < self._graph.plan_from:
+        if columns < self._backend.plan_from:
             if "_products" not in self.__dict__ or self._bytes(self._products, columns) > self.max_memory:
-                return self.dense
-        elif self._graph.plan_from and self._bytes(self._products, 1) > self.max_memory:
-            return self.dense
+                return self.reference
+        elif self._backend.plan_from and self._bytes(self._products, 1) > self.max_memory:
+            return self.reference
         return self._products
 
     def _bytes(self, products: Products, columns: int) -> int:
@@ -118,11 +121,10 @@ class LocalOperator(LinearOperator):
         found = self._cut
         if found is None or found.width >= min(self.shape):
             return None
-        common = {"dtype": self.dtype, "device": self.device, "max_memory": self.max_memory,
-                  "snapshot": self._snapshot}
-        right = LocalOperator(self._graph, self._sources, found.steps, held=self._held, columns=self._columns,
+        common = {"dtype": self.dtype, "max_memory": self.max_memory, "snapshot": self._snapshot}
+        right = LocalOperator(self._backend, self._sources, found.steps, held=self._held, columns=self._columns,
                               rows=found.units, **common)
-        left = LocalOperator(self._graph, found.steps, self._targets, held=self._held, columns=found.units,
+        left = LocalOperator(self._backend, found.steps, self._targets, held=self._held, columns=found.units,
                              rows=self._rows, **common)
         return Cut(found.width, left, right)
 
@@ -132,7 +134,8 @@ class LocalOperator(LinearOperator):
             return None
         self._check()
         with full_precision(self.device):
-            return narrowest(self._graph, self._sources, self._targets, self._held, self.device)
+            live = self._backend.live_units(self._sources, self._targets, self._held)
+            return narrowest(self._graph, live, self._sources, self._targets, self._held)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""

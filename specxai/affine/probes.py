@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from specxai.affine.witness import probe, relative
-from specxai.backends import Graph
+from specxai.backends.reference import pull, push
 from specxai.capture.captured import Captured
+from specxai.graph import Graph
 from specxai.precision import full_precision
 from specxai.rules import Term
 
@@ -76,8 +77,8 @@ def run_probe(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: T
         gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
 
     with torch.no_grad(), full_precision(v.device):
-        pushed = graph.forward({source: v}, [target], taps=taps)[0]
-        pulled = graph.reverse({target: u.unsqueeze(0)}, [source], watch=watch)[0][0]
+        pushed = push(graph, {source: v}, [target], taps=taps)[0]
+        pulled = pull(graph, {target: u.unsqueeze(0)}, [source], watch=watch)[0][0]
     where = max(gaps, key=gaps.get, default=None)
     return Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where)
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specxai.backends.reference import Graph
+from specxai.backends.reference import push
 from specxai.capture.program import Program, references
+from specxai.graph import Graph
 from specxai.rules import Gate
 
 
@@ -71,7 +72,7 @@ def first_flip(graph: Graph, gates: list[tuple[str, Any]], direction: Tensor, x:
     seed = direction.detach().reshape(1, *x.shape).to(x.device, graph.dtype)
     taps: dict[int, list[Tensor]] = {gate.input: [] for _, gate in gates}
     with torch.no_grad():
-        graph.forward({graph.input: seed}, list(taps), taps=taps)
+        push(graph, {graph.input: seed}, list(taps), taps=taps)
     best = Flip(math.inf)
     for name, gate in gates:
         moved = seed[0] if gate.input == graph.input else taps[gate.input][0][0] if taps[gate.input] else None

@@ -1,194 +1,40 @@
 """The reference backend: plain PyTorch, dense masks, any dtype and device.  It is the meaning of every other one.
 
 Blocks of k probes run through the linear nodes forward (J) or in reverse (Jᵀ); a value is dropped after its last use.
+It shares the rules with every backend: the witness that shares nothing is torch's own derivative of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specxai.rules import LinearNode, Term
+from specxai.graph import Graph
+from specxai.rules import Term
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
 
 
-class Graph:
-    """The linear nodes of one input, with the shapes of the values between them.
+class ReferenceBackend:
+    """Products through whole values: the meaning of every other backend."""
 
-    nodes       step -> its linear node, in execution order
-    shapes      step -> shape of its value
-    input       the step of x (it has no node)
-    dtype       of every block on the way, whatever the dtypes of the values: seeds are converted to it
-    plan_from   columns from which `products` are worth making; fewer run through whole values
-    """
+    name = "reference"
+    plan_from = 0  # it makes no plan
 
-    plan_from = 0
-
-    def __init__(self, nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size], input: int,
-                 dtype: torch.dtype) -> None:
-        self.nodes, self.shapes, self.input, self.dtype = nodes, shapes, input, dtype
-
-    def between(self, sources: Iterable[int], targets: Iterable[int], held: Iterable[int] = (),
-                entering: Iterable[int] = ()) -> list[int]:
-        """Nodes on a path from a source to a target that meets no other source and no held step, in order.
-
-        entering   nodes where a path may begin too, without being replaced as a source is
-        """
-        blocked, entering, down = {*sources, *held}, set(entering), set(sources)
-        for index, node in self.nodes.items():
-            if index not in blocked and (index in entering or any(term.input in down for term in node.terms)):
-                down.add(index)
-        wanted = self.ancestors(targets, blocked)
-        return [index for index in self.nodes if index in down and index in wanted and index not in blocked]
-
-    def ancestors(self, targets: Iterable[int], blocked: Iterable[int] = ()) -> set[int]:
-        """The targets and every step that leads to one without passing a blocked step."""
-        wanted, blocked = set(targets), set(blocked)
-        for index in reversed(list(self.nodes)):
-            if index in wanted and index not in blocked:
-                wanted.update(term.input for term in self.nodes[index].terms)
-        return wanted
-
-    def forward(self, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),
-                inject: Mapping[int, tuple[int, Tensor]] | None = None, taps: Mapping[int, list] | None = None,
-                ) -> list[Tensor]:
-        """Push blocks (k, *S) at the seeds to the targets.
-
-        held     steps whose value is kept at zero
-        inject   step -> (row, tensor (*S)) added to that row of the block where the node's result is formed: offsets.
-                 Without seeds, k is one more than the last row
-        taps     step -> list that the step's block is appended to
-        """
-        inject, taps, targets, seeds = inject or {}, taps or {}, list(targets), self._converted(seeds)
-        path = self.between(seeds, targets, held, entering=inject)
-        last = self._last_use(path, targets)
-        some = next(iter(seeds.values())) if seeds else next(tensor for _, tensor in inject.values())
-        k = some.shape[0] if seeds else 1 + max(row for row, _ in inject.values())
-        blocks: dict[int, Tensor] = dict(seeds)
-        for index in path:
-            node, total = self.nodes[index], None
-            given = [blocks.get(term.input) for term in node.terms]
-            if node.together is not None and any(block is not None for block in given):
-                total = node.together(given)
-            else:
-                for term, block in zip(node.terms, given, strict=True):
-                    if block is not None:
-                        part = term.apply(block)
-                        total = part if total is None else total + part
-            for term in self.nodes[index].terms:  # after the sum: an operand may come twice
-                if last.get(term.input) == index:
-                    blocks.pop(term.input, None)
-            if index in inject:
-                row, tensor = inject[index]
-                # A copy: a view of an input may still be read elsewhere.
-                total = tensor.new_zeros(k, *self.shapes[index]) if total is None else total.clone()
-                total[row] += tensor
-            blocks[index] = total
-            if index in taps:
-                taps[index].append(total)
-        return [blocks[t] if t in blocks else some.new_zeros(k, *self.shapes[t]) for t in targets]
-
-    def reverse(self, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
-                taps: Mapping[int, list] | None = None,
-                watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
-        """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`.
-
-        watch   called at each node with its step, its block, and what each of its terms makes of that
-        """
-        sources, taps, seeds = list(sources), taps or {}, self._converted(seeds)
-        path = self.between(sources, seeds, held, entering=taps)
-        reached = {*path, *sources}
-        blocks: dict[int, Tensor] = dict(seeds)
-        for index in reversed(path):
-            block = blocks.pop(index)
-            if index in taps:
-                taps[index].append(block)
-            parts = [(term, term.adjoint(block)) for term in self.nodes[index].terms if term.input in reached]
-            for term, part in parts:
-                blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
-            if watch is not None:
-                watch(index, block, parts)
-        some = next(iter(seeds.values()))
-        return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *self.shapes[s]) for s in sources]
-
-    def _converted(self, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        return {step: block.to(self.dtype) for step, block in seeds.items()}
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
-        """The map from the units of some steps to the units of others, made ready to run in the graph's dtype; a
-        backend's own where it has one."""
-        return DenseProducts(self, sources, targets, held, columns, rows)
+                 columns: Tensor | None = None, rows: Tensor | None = None) -> WholeValues:
+        return WholeValues(self.graph, sources, targets, held, columns, rows)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                   device: torch.device) -> dict[int, Tensor]:
-        """step -> mask of its live units (flat), for the sources and every step between.
-
-        A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
-        leads there (with probability one), its cotangent exactly when one leads on.
-        """
-        generator, path = torch.Generator().manual_seed(0), self.between(sources, targets, held)
-
-        def probes(steps: Sequence[int]) -> dict[int, Tensor]:
-            return {s: torch.randn(LIVE_PROBES, *self.shapes[s], generator=generator, dtype=torch.float64,
-                                   device="cpu").to(
-                device, self.dtype) for s in steps}
-
-        tangents: dict[int, list[Tensor]] = {s: [] for s in path}
-        cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
-        with torch.no_grad():
-            self.forward(probes(sources), targets, held=held, taps=tangents)
-            back = self.reverse(probes(targets), sources, held=held, taps=cotangents)
-        masks = {s: _nonzero(block) for s, block in zip(sources, back, strict=True)}
-        for step in path:
-            if tangents[step] and cotangents[step]:
-                masks[step] = _nonzero(tangents[step][0]) & _nonzero(cotangents[step][0])
-            elif tangents[step] and step in targets:
-                masks[step] = _nonzero(tangents[step][0])
-            else:
-                masks[step] = torch.zeros(self.shapes[step].numel(), dtype=torch.bool, device=device)
-        return masks
-
-    def peak_units(self, path: list[int], sources: Iterable[int], targets: Iterable[int]) -> int:
-        """The most units alive at once when one probe runs over `path`."""
-        last = self._last_use(path, targets)
-        alive = {s: self.shapes[s].numel() for s in sources}
-        peak = sum(alive.values())
-        for index in path:
-            alive[index] = self.shapes[index].numel()
-            peak = max(peak, sum(alive.values()))
-            for term in self.nodes[index].terms:
-                if last.get(term.input) == index:
-                    alive.pop(term.input, None)
-        return max(peak, 1)
-
-    def _last_use(self, path: list[int], targets: Iterable[int]) -> dict[int, int]:
-        last = {term.input: index for index in path for term in self.nodes[index].terms}
-        for target in targets:
-            last.pop(target, None)
-        return last
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
+        return live_units(self.graph, sources, targets, held)
 
 
-class Products(Protocol):
-    """R X and Rᵀ Y of one operator in the graph's dtype, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column
-    costs."""
-
-    backend: str  # its name
-    has_rough: bool  # are there cheaper products in fewer digits?
-    @property
-    def flops(self) -> int: ...
-    def product_bytes(self, columns: int) -> int: ...
-    def column_cost(self, columns: int, rough: bool = False) -> float: ...
-    def costs(self) -> list[tuple[int, int, int]]: ...
-    def matmat(self, X: Tensor, rough: bool = False) -> Tensor: ...
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor: ...
-
-
-class DenseProducts:
+class WholeValues:
     """Products through whole values: blocks (k, *S) at every step.
 
     columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
@@ -203,7 +49,7 @@ class DenseProducts:
         self._columns, self._rows = columns, rows
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
-        self._probe_bytes = 3 * graph.dtype.itemsize * graph.peak_units(path, sources, targets)
+        self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.flops = sum(graph.nodes[index].flops for index in path)
 
     def product_bytes(self, columns: int) -> int:
@@ -217,11 +63,11 @@ class DenseProducts:
 
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(X, self._sources, self._columns)
-        return _collect(self._graph.forward(seeds, self._targets, held=self._held), self._rows)
+        return _collect(push(self._graph, seeds, self._targets, held=self._held), self._rows)
 
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(Y, self._targets, self._rows)
-        return _collect(self._graph.reverse(seeds, self._sources, held=self._held), self._columns)
+        return _collect(pull(self._graph, seeds, self._sources, held=self._held), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""
@@ -230,6 +76,118 @@ class DenseProducts:
             block = block.new_zeros(sum(sizes), block.shape[1]).index_copy_(0, live, block)
         return {s: part.reshape(-1, *self._graph.shapes[s])
                 for s, part in zip(steps, block.T.split(sizes, dim=1), strict=True)}
+
+
+def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),
+            inject: Mapping[int, tuple[int, Tensor]] | None = None, taps: Mapping[int, list] | None = None,
+            ) -> list[Tensor]:
+    """Push blocks (k, *S) at the seeds to the targets.
+
+    held     steps whose value is kept at zero
+    inject   step -> (row, tensor (*S)) added to that row of the block where the node's result is formed: offsets.
+             Without seeds, k is one more than the last row
+    taps     step -> list that the step's block is appended to
+    """
+    inject, taps, targets, seeds = inject or {}, taps or {}, list(targets), _converted(graph, seeds)
+    path = graph.between(seeds, targets, held, entering=inject)
+    last = graph.last_use(path, targets)
+    some = next(iter(seeds.values())) if seeds else next(tensor for _, tensor in inject.values())
+    k = some.shape[0] if seeds else 1 + max(row for row, _ in inject.values())
+    blocks: dict[int, Tensor] = dict(seeds)
+    for index in path:
+        node, total = graph.nodes[index], None
+        given = [blocks.get(term.input) for term in node.terms]
+        if node.together is not None and any(block is not None for block in given):
+            total = node.together(given)
+        else:
+            for term, block in zip(node.terms, given, strict=True):
+                if block is not None:
+                    part = term.apply(block)
+                    total = part if total is None else total + part
+        for term in graph.nodes[index].terms:  # after the sum: an operand may come twice
+            if last.get(term.input) == index:
+                blocks.pop(term.input, None)
+        if index in inject:
+            row, tensor = inject[index]
+            # A copy: a view of an input may still be read elsewhere.
+            total = tensor.new_zeros(k, *graph.shapes[index]) if total is None else total.clone()
+            total[row] += tensor
+        blocks[index] = total
+        if index in taps:
+            taps[index].append(total)
+    return [blocks[t] if t in blocks else some.new_zeros(k, *graph.shapes[t]) for t in targets]
+
+
+def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
+            taps: Mapping[int, list] | None = None,
+            watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
+    """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`.
+
+    watch   called at each node with its step, its block, and what each of its terms makes of that
+    """
+    sources, taps, seeds = list(sources), taps or {}, _converted(graph, seeds)
+    path = graph.between(sources, seeds, held, entering=taps)
+    reached = {*path, *sources}
+    blocks: dict[int, Tensor] = dict(seeds)
+    for index in reversed(path):
+        block = blocks.pop(index)
+        if index in taps:
+            taps[index].append(block)
+        parts = [(term, term.adjoint(block)) for term in graph.nodes[index].terms if term.input in reached]
+        for term, part in parts:
+            blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
+        if watch is not None:
+            watch(index, block, parts)
+    some = next(iter(seeds.values()))
+    return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *graph.shapes[s]) for s in sources]
+
+
+def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int],
+               held: Sequence[int]) -> dict[int, Tensor]:
+    """step -> mask of its live units (flat), for the sources and every step between.
+
+    A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
+    leads there (with probability one), its cotangent exactly when one leads on.
+    """
+    generator, path = torch.Generator().manual_seed(0), graph.between(sources, targets, held)
+
+    def probes(steps: Sequence[int]) -> dict[int, Tensor]:
+        return {s: torch.randn(LIVE_PROBES, *graph.shapes[s], generator=generator, dtype=torch.float64,
+                               device="cpu").to(
+            graph.device, graph.dtype) for s in steps}
+
+    tangents: dict[int, list[Tensor]] = {s: [] for s in path}
+    cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
+    with torch.no_grad():
+        push(graph, probes(sources), targets, held=held, taps=tangents)
+        back = pull(graph, probes(targets), sources, held=held, taps=cotangents)
+    masks = {s: _nonzero(block) for s, block in zip(sources, back, strict=True)}
+    for step in path:
+        if tangents[step] and cotangents[step]:
+            masks[step] = _nonzero(tangents[step][0]) & _nonzero(cotangents[step][0])
+        elif tangents[step] and step in targets:
+            masks[step] = _nonzero(tangents[step][0])
+        else:
+            masks[step] = torch.zeros(graph.shapes[step].numel(), dtype=torch.bool, device=graph.device)
+    return masks
+
+
+def peak_units(graph: Graph, path: list[int], sources: Iterable[int], targets: Iterable[int]) -> int:
+    """The most units alive at once when one probe runs over `path`."""
+    last = graph.last_use(path, targets)
+    alive = {s: graph.shapes[s].numel() for s in sources}
+    peak = sum(alive.values())
+    for index in path:
+        alive[index] = graph.shapes[index].numel()
+        peak = max(peak, sum(alive.values()))
+        for term in graph.nodes[index].terms:
+            if last.get(term.input) == index:
+                alive.pop(term.input, None)
+    return max(peak, 1)
+
+
+def _converted(graph: Graph, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {step: block.to(graph.dtype) for step, block in seeds.items()}
 
 
 def _collect(blocks: list[Tensor], live: Tensor | None) -> Tensor:

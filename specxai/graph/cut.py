@@ -6,14 +6,14 @@ gates of this input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specxai.backends.reference import Graph
+from specxai.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class LiveCut:
     width: int
 
 
-def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-              device: torch.device) -> LiveCut | None:
+def narrowest(graph: Graph, live: Mapping[int, Tensor], sources: Sequence[int], targets: Sequence[int],
+              held: Sequence[int]) -> LiveCut | None:
     """The set of steps with the fewest live units that every path from the sources to the targets passes.
+
+    live   step -> mask of its live units, for the sources and every step between
 
     A minimum vertex cut: each step is an edge of capacity = its live units, found by maximum flow.
     """
@@ -38,10 +40,9 @@ def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held
     path = graph.between(sources, targets, held)
     if not path:
         return None
-    masks = graph.live_units(sources, targets, held, device)
     steps = [*sources, *path]
     place = {step: i for i, step in enumerate(steps)}
-    widths = np.array([int(masks[s].sum()) for s in steps], dtype=np.int64)
+    widths = np.array([int(live[s].sum()) for s in steps], dtype=np.int64)
     unlimited = int(min(2**30, widths.sum() + 1))
     # Step i enters at node 2i and leaves at 2i + 1; source and sink come last.
     first, last = 2 * len(steps), 2 * len(steps) + 1
@@ -65,7 +66,7 @@ def narrowest(graph: Graph, sources: Sequence[int], targets: Sequence[int], held
     cut = tuple(s for s in steps if 2 * place[s] in reached and 2 * place[s] + 1 not in reached)
     offsets, units = 0, []
     for step in cut:
-        units.append(masks[step].nonzero().flatten() + offsets)
+        units.append(live[step].nonzero().flatten() + offsets)
         offsets += graph.shapes[step].numel()
     if not cut:
         return None

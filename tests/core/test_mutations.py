@@ -79,8 +79,8 @@ def dense(local: specxai.affine.local.Local) -> torch.Tensor:
     """J by its forward products, and by its reverse ones below."""
     m, n = local.jacobian.shape
     eye = {"dtype": local.input.dtype}
-    return torch.cat([local.jacobian.dense.matmat(torch.eye(n, **eye)),
-                      local.jacobian.dense.rmatmat(torch.eye(m, **eye)).T])
+    return torch.cat([local.jacobian.reference.matmat(torch.eye(n, **eye)),
+                      local.jacobian.reference.rmatmat(torch.eye(m, **eye)).T])
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from torch import nn
 import specxai
 from specxai import native
 from specxai._vision import import_vision
-from specxai.backends.native.plan import WIDE
-from specxai.backends.native.stages import DenseStage, GatherStage
+from specxai.backends.native.gather import GatherWork
+from specxai.backends.opaque import OpaqueTerms
+from specxai.backends.products import WIDE
 from tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels: {native.available()[1]}")
@@ -187,8 +188,8 @@ def test_a_plan_s_memory_is_known_before(name):
     model = getattr(import_vision("torchvision.models"), name)(weights=None).eval()
     J = specxai.linearize(model, torch.randn(1, 3, 64, 64), backend="native").jacobian
     plan = J._products
-    assert not any(isinstance(stage, DenseStage) for stage in plan._stages)
-    assert sum(isinstance(stage, GatherStage) for stage in plan._stages) == len(J.costs())
+    assert not any(isinstance(work, OpaqueTerms) for work in plan._work)
+    assert sum(isinstance(work, GatherWork) for work in plan._work) == len(J.costs())
     J.matmat(torch.randn(J.shape[1], 25))
     assert plan._pool[0].numel() == plan.arena_rows * WIDE  # of which what is not written takes no memory
     assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
@@ -218,7 +219,7 @@ def test_columns_are_read_where_they_are(kind, channels, direct, dtype):
     torch.manual_seed(0)
     model, x = Readers(kind, channels).eval().to(dtype), torch.randn(1, channels, 12, 9, dtype=dtype)
     ours, want = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
-    assert (ours._products._reader is not None) is direct
+    assert (ours._products.direct is not None) is direct
     for probes in (1, 3, 4, 16, 20, 32):
         wide, Y = (torch.randn(size, 40, dtype=dtype) for size in ours.shape[::-1])
         before = wide.clone()
@@ -234,7 +235,7 @@ def test_a_part_of_the_columns_is_read_where_it_is():
     model = nn.Sequential(nn.Conv2d(2, 4, 2, stride=3), nn.ReLU(), nn.Flatten()).eval()
     x = torch.randn(1, 2, 8, 8)
     ours, want = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
-    assert ours._products._reader is not None
+    assert ours._products.direct is not None
     dead = ~want.to_dense().any(0)
     assert 0 < int(dead.sum()) < len(dead)
     for probes in (16, 18):

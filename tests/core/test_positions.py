@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import specxai
 from specxai import native
-from specxai.backends.native.positions import Geometry, cells, gathering, scattering
-from specxai.backends.native.stages import GATHERING, SCATTERING
+from specxai.plan import Planner
+from specxai.plan.positions import Geometry, cells, gathering, scattering
+from specxai.backends.native.gather import GATHERING, SCATTERING
 from tolerances import assert_close
 
 
@@ -93,8 +94,9 @@ def test_stages_of_cells(kernel, stride, padding, form, transposed, dtype):
     conv = Conv(*((9, 3) if transposed else (3, 9)), kernel, stride, padding)
     model = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten()).eval().to(dtype)
     x = torch.randn(1, conv.in_channels, 13, 17, dtype=dtype)
-    ours, want = (specxai.linearize(model, x, backend=name).jacobian for name in ("native", "reference"))
-    sites = ours._products._stages[0]._sites
+    local = specxai.linearize(model, x, backend="native")
+    ours, want = local.jacobian, specxai.linearize(model, x, backend="reference").jacobian
+    sites = Planner(local.graph).plan([local.graph.input], [max(local.graph.nodes)], []).stages[0].sites
     assert (sites.cells.cost <= GATHERING) == (form == "both")
     assert (sites.cells.cost <= SCATTERING) == (form != "neither")
     for probes in (1, 4, 16, 50, 64):

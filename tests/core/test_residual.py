@@ -11,7 +11,7 @@ from torch import nn
 
 import specxai
 from specxai import native
-from specxai.backends.native.stages import LinkStage
+from specxai.backends.native.sums import SumWork
 from tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels: {native.available()[1]}")
@@ -90,4 +90,4 @@ BLOCK = [("conv", 0, 0), ("norm", 0, 0), ("relu", 0, 0), ("conv", 0, 0), ("norm"
 def test_which_sums_are_left(program, left, dtype):
     torch.manual_seed(0)
     local = check(Net(program).to(dtype).eval(), torch.randn(1, CHANNELS, 6, 5, dtype=dtype))
-    assert sum(isinstance(stage, LinkStage) for stage in local.jacobian._products._stages) == left
+    assert sum(isinstance(work, SumWork) for work in local.jacobian._products._work) == left

@@ -10,14 +10,14 @@ from torch import nn
 
 import specxai
 from nets import NETS, build
-from specxai.backends import Graph
+from specxai.backends.reference import live_units
 
 
 def brute_force(local: specxai.Local) -> int:
     """Fewest live units over all sets of steps whose removal separates input from output."""
     graph, program = local.graph, local.captured.program
     path = graph.between([program.input], [program.output])
-    masks = Graph.live_units(graph, [program.input], [program.output], (), local.input.device)
+    masks = live_units(graph, [program.input], [program.output], ())
     widths = {step: int(mask.sum()) for step, mask in masks.items()}
     best = min(widths[program.input], widths[program.output])
     inner = [step for step in path if step != program.output]

@@ -172,21 +172,25 @@ def _bits(dtype: torch.dtype, number: float) -> tuple[torch.dtype, int]:
     return whole, int(torch.tensor(number, dtype=dtype, device="cpu").view(whole))
 
 
-def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Pick | Mix | None:
-    """The term as an index map or as sparse entries, None where it is neither."""
+def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype,
+            device: torch.device) -> Pick | Mix | None:
+    """The term as an index map or as sparse entries, None where it is neither.
+
+    device   of the term's own numbers; what is made of them lies on the CPU
+    """
     if term.entries is not None:
-        to, unit, factor = term.entries()
+        to, unit, factor = (part.cpu() for part in term.entries())
         return Mix(to, unit, factor.to(dtype), shape.numel())
     if term.units is None:
         return None
     unit = None
     if term.units is not unchanged:
-        numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32, device="cpu").reshape(1, *own)
-        unit = term.units(numbers).reshape(-1) - 1
+        numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32, device=device).reshape(1, *own)
+        unit = term.units(numbers).cpu().reshape(-1) - 1
     partial = unit is not None and bool((unit < 0).any())
     factor = kept = None
     if isinstance(term.factor, Tensor):
-        small = term.factor.detach()
+        small = term.factor.detach().cpu()
         open_ = small if small.dtype is torch.bool else small != 0
         if small is not open_ and not bool((small.eq(1) | ~open_).all()):
             factor = small.to(dtype).expand(shape)

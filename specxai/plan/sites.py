@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specxai import native
 from specxai._once import once
-from specxai.backends.native.positions import Cells, Geometry, cells, gathering, scattering
+from specxai.plan.positions import Cells, Geometry, cells, gathering, scattering
+from specxai.plan.tables import any_neighbour
 from specxai.rules import LinearNode
 
 FEW_CHANNELS = 4  # a position, too few for a tile or a vector
@@ -81,18 +81,18 @@ class Sites:
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
-        seen = native.any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
+        seen = any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
         return self.flat((seen[:, :, None] & self._used[0]).flatten(1))
 
     def demand(self, wanted: Tensor) -> Tensor:
         """Input units (flat) that a wanted output unit reads."""
-        seen = native.any_neighbour(self._any(wanted, self.outputs), self.feeds)
+        seen = any_neighbour(self._any(wanted, self.outputs), self.feeds)
         return self.flat((seen[:, :, None] & self._used[1]).flatten(1))
 
     @once
     def _used(self) -> tuple[Tensor, Tensor]:
         """(groups, outputs) and (groups, inputs): has the unit a weight that is not zero?"""
-        used = self.weight.ne(0).any(3)
+        used = self.weight.ne(0).any(3).cpu()
         return used.any(2), used.any(1)
 
     def _any(self, units: Tensor, channels: int) -> Tensor:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specxai.backends.native.sites import Sites
-from specxai.backends.native.units import Join, Mix, Pick
+from specxai.graph import Graph
+from specxai.plan.sites import Sites, sites_of
+from specxai.plan.units import Join, Mix, Pick, pick_of
 from specxai.rules import LinearNode, Term
 
 
@@ -23,6 +24,20 @@ class Structure:
     sites: Sites | None
     picks: tuple[Pick | Mix | None, ...]
     join: Join | None = None
+
+
+def structure_of(graph: Graph, step: int) -> Structure:
+    node, shape = graph.nodes[step], graph.shapes[step]
+    sites, none = None, (None,) * len(node.terms)
+    if len(node.terms) == 1:
+        sites = sites_of(node, graph.shapes[node.terms[0].input], shape)
+    if sites is not None:
+        return Structure(sites, none)
+    if node.joined is not None:
+        sizes = tuple(graph.shapes[term.input].numel() for term in node.terms)
+        return Structure(None, none, Join.of_units(node.joined(), sizes))
+    return Structure(None, tuple(pick_of(term, graph.shapes[term.input], shape, graph.dtype, graph.device)
+                                 for term in node.terms))
 
 
 def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | Mix | None]]:
@@ -39,13 +54,13 @@ def ends(shapes: Mapping[int, torch.Size], steps: Sequence[int], chosen: Tensor 
     return dict(zip(steps, mask.split(sizes), strict=True))
 
 
-def live_units(nodes: Mapping[int, LinearNode], shapes: Mapping[int, torch.Size],
-               structures: Mapping[int, Structure], path: Sequence[int], sources: Mapping[int, Tensor],
+def live_units(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int], sources: Mapping[int, Tensor],
                targets: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """step -> mask of its live units (flat), for the sources and every step of the path.
 
     sources, targets   step -> mask of the units to start from and to reach
     """
+    nodes, shapes = graph.nodes, graph.shapes
     reach = dict(sources)
     for step in path:
         found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool, device="cpu"), structures[step].sites

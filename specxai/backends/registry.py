@@ -1,0 +1,48 @@
+"""Which backends there are, which can run where, and the one for a graph."""
+
+from __future__ import annotations
+
+import torch
+
+from specxai.backends.engine import Backend
+from specxai.backends.native import NativeEngine
+from specxai.backends.native import eligible as native_eligible
+from specxai.backends.products import PlannedBackend
+from specxai.backends.reference import ReferenceBackend
+from specxai.backends.torch import TorchEngine
+from specxai.backends.torch import eligible as torch_eligible
+from specxai.graph import Graph
+
+NAMES = ("reference", "native", "torch")
+PLAN_FROM = 16  # columns: a plan costs about as much as the reference's products with so many
+
+
+def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[tuple[str, bool, str]]:
+    """(name, eligible, reason) of every backend for models of this device and dtype."""
+    return [("reference", True, "plain PyTorch over whole values, every dtype and device"),
+            ("native", *native_eligible(device, dtype)),
+            ("torch", *torch_eligible(device, dtype))]
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs where `name` is asked for; "auto" takes native where it is eligible, else
+    the reference.
+
+    Raises ValueError for an unknown name, RuntimeError where a backend asked for by name is not eligible.
+    """
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
+    able = {known: (ok, reason) for known, ok, reason in describe(device, dtype)}
+    if name == "auto":
+        return "native" if able["native"][0] else "reference"
+    if not able[name][0]:
+        raise RuntimeError(f"backend {name!r} cannot run here: {able[name][1]}; use backend='auto' or 'reference'")
+    return name
+
+
+def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
+    """The backend of this name for one graph; fewer than `plan_from` columns are not worth its plan."""
+    if name == "reference":
+        return ReferenceBackend(graph)
+    engine = NativeEngine(graph.dtype) if name == "native" else TorchEngine(graph.dtype, graph.device)
+    return PlannedBackend(graph, engine, plan_from)

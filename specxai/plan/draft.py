@@ -1,0 +1,172 @@
+"""From linear nodes and live units to stages over rows: the first form of a plan, not yet laid out.
+
+Every value is either rows of its own, written by a stage, or a pick among the rows of others: gates, pooling, views and
+concatenation are no stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from specxai.graph import Graph
+from specxai.plan.arena import Buffer
+from specxai.plan.liveness import Structure, ends, terms
+from specxai.plan.sites import Sites
+from specxai.plan.stages import Gather, Stage, channel_constant, opaque, per_channel, sum_of
+from specxai.plan.tables import count_distinct
+from specxai.plan.units import Pick, Units, select
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Stages over rows that are numbered one buffer after the other.
+
+    begin      (buffers + 1,) int32: where each buffer's rows begin
+    counts     (stages + 1) of (buffers,): how many rows of each buffer a stage reads; the result's come last
+    sources    the row of each unit of the sources, one step after the other; the first buffers are theirs
+    at, read   unit `at` of the targets is row `read`, times `scale` (None for ones)
+    shared     the buffers that more than one stage writes
+    """
+
+    stages: tuple[Stage, ...]
+    buffers: tuple[Buffer, ...]
+    begin: Tensor
+    counts: tuple[Tensor, ...]
+    sources: Tensor
+    at: Tensor
+    read: Tensor
+    scale: Tensor | None
+    shared: frozenset[int] = frozenset()
+
+
+def draft(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int], live: Mapping[int, Tensor],
+          sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
+    """The stages of the steps of `path`, which write their live units.
+
+    rows   the only units of the targets that are wanted, numbered one step after the other; None for all
+    """
+    writer = _Writer(graph, structures, live)
+    for step in sources:
+        writer.units[step] = writer.rows_for(live[step], channels_of(graph.shapes[step]), born=-1)
+    for step in path:
+        writer.add(step)
+    return writer.finish(sources, targets, rows)
+
+
+def channels_of(shape: torch.Size) -> int:
+    return shape[1] if len(shape) > 2 and shape[0] == 1 else 1
+
+
+class _Writer:
+    """Goes through the steps in order; `units` says where the units of those behind lie."""
+
+    def __init__(self, graph: Graph, structures: Mapping[int, Structure], live: Mapping[int, Tensor]) -> None:
+        self.graph, self.structures, self.live = graph, structures, live
+        self.units: dict[int, Units] = {}
+        self.stages: list[Stage] = []
+        self.buffers: list[Buffer] = []
+        self.size = 0
+
+    def add(self, step: int) -> None:
+        live, node, structure = self.live[step], self.graph.nodes[step], self.structures[step]
+        inputs = {term.input: self.units[term.input] for term, _ in terms(node, structure, self.units)}
+        if not bool(live.any()):
+            self.units[step] = nowhere(len(live))
+        elif structure.sites is not None:
+            self.units[step] = self.gather(step, structure.sites, next(iter(inputs.values())), live)
+        elif structure.join is not None:
+            sources = [inputs.get(term.input) for term in node.terms]
+            self.units[step] = structure.join.of(sources, self.graph.dtype).among(live)
+        elif all(pick is not None for pick in structure.picks):
+            self.units[step] = self.picked(step, live)
+        else:
+            units = self.own_rows(step)
+            shapes = {i: self.graph.shapes[i] for i in inputs}
+            self.stages.append(opaque(step, node, inputs, units, shapes, self.graph.shapes[step]))
+            self.units[step] = units
+
+    def gather(self, step: int, sites: Sites, inputs: Units, live: Tensor) -> Units:
+        inputs = inputs.among(sites.demand(live))
+        reads, scale = sites.table(inputs.row, sites.inputs).contiguous(), None
+        if inputs.scale is not None:
+            table = sites.table(inputs.scale, sites.inputs)
+            if channel_constant(table, reads):
+                scale = per_channel(table, reads)
+            else:
+                inputs = self.copied(step, inputs, 1 if sites.lead else sites.inputs)
+                reads = sites.table(inputs.row, sites.inputs).contiguous()
+        units = self.rows_for(live, 1 if sites.lead else sites.outputs, born=len(self.stages))
+        writes = sites.table(units.row, sites.outputs).contiguous()
+        self.stages.append(Gather(step=step, reads=reads, writes=writes, sites=sites, input_scale=scale))
+        return units
+
+    def picked(self, step: int, live: Tensor) -> Units:
+        """A node of picks and mixes: the rows of others where that is enough, else rows of its own."""
+        found = terms(self.graph.nodes[step], self.structures[step], self.units)
+        if len(found) == 1 and isinstance(found[0][1], Pick):
+            term, pick = found[0]
+            return pick.of(self.units[term.input]).among(live)
+        units = self.own_rows(step)
+        links = []
+        for term, pick in found:
+            to, rows, factor = pick.entries(self.units[term.input], live)
+            links.append((units.row[to], rows, factor))
+        self.stages.append(sum_of(step, links))
+        return units
+
+    def copied(self, step: int, units: Units, channels: int) -> Units:
+        """A copy with the scale carried out."""
+        at, rows, scale = units.live()
+        made = self.rows_for(units.row >= 0, channels, born=len(self.stages))
+        self.stages.append(sum_of(step, [(made.row[at], rows, scale)]))
+        return made
+
+    def own_rows(self, step: int) -> Units:
+        return self.rows_for(self.live[step], channels_of(self.graph.shapes[step]), born=len(self.stages))
+
+    def rows_for(self, live: Tensor, channels: int, born: int) -> Units:
+        """Rows of their own for the live units, position by position: those of a window lie together."""
+        by_position = live.reshape(channels, -1).T.contiguous()
+        number = by_position.view(-1).cumsum(0, dtype=torch.int32)
+        count = int(number[-1]) if len(number) else 0
+        row = select(by_position, number.view(by_position.shape) + (self.size - 1), -1)
+        self.buffers.append(Buffer(self.size, count, born, born))
+        self.size += count
+        return Units(row.T.reshape(-1))
+
+    def finish(self, sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
+        begin = begins(self.buffers)
+        parts = [self.units[s] if s in self.units else nowhere(self.graph.shapes[s].numel()) for s in targets]
+        scale = None
+        if any(part.scale is not None for part in parts):
+            scale = torch.cat([torch.ones(len(part.row), dtype=self.graph.dtype, device="cpu")
+                               if part.scale is None else part.scale for part in parts])
+        wanted = ends(self.graph.shapes, targets, rows)
+        units = Units(torch.cat([part.row for part in parts]), scale).among(torch.cat([wanted[s] for s in targets]))
+        at, read, scale = units.live()
+        counts = [count_distinct(stage.reads, begin) for stage in self.stages]
+        stages = [_noted(stage, count) for stage, count in zip(self.stages, counts, strict=True)]
+        return Draft(tuple(stages), tuple(self.buffers), begin, (*counts, count_distinct(read, begin)),
+                     torch.cat([self.units[s].row for s in sources]), at, read, scale)
+
+
+def _noted(stage: Stage, counts: Tensor) -> Stage:
+    """The stage, which knows whether it reads a row twice."""
+    if not isinstance(stage, Gather) or int(counts.sum()) == int((stage.reads >= 0).sum()):
+        return stage
+    return replace(stage, repeats=True)
+
+
+def begins(buffers: Sequence[Buffer]) -> Tensor:
+    """(buffers + 1,) int32: the first row of each, and of one more."""
+    size = torch.tensor([b.size for b in buffers], dtype=torch.int32, device="cpu")
+    return torch.cat([size.new_zeros(1), size.cumsum(0, dtype=torch.int32)])
+
+
+def nowhere(units: int) -> Units:
+    """Units that are all zero."""
+    return Units(torch.full((units,), -1, dtype=torch.int32, device="cpu"))

@@ -1,0 +1,68 @@
+"""From a graph to a plan: the passes one after the other, and what they find of a graph once and for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import RLock
+
+from torch import Tensor
+
+from specxai.graph import Graph
+from specxai.plan.draft import draft
+from specxai.plan.layout import Plan, laid_out
+from specxai.plan.liveness import Structure, ends, live_units, structure_of
+from specxai.plan.residual import merged
+
+KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
+
+
+class Planner:
+    """Plans for the maps between the steps of one graph; threads may share it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._lock = RLock()
+        self._structures: dict[int, Structure] = {}
+        self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
+
+    def plan(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+             columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
+        """The plan of the map from the units of some steps to the units of others.
+
+        held            steps whose value is kept at zero
+        columns, rows   the only units of the sources and targets, numbered one step after the other; None for all
+        """
+        graph = self.graph
+        columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
+        with self._lock:
+            path = self._path(sources, targets, held)
+            live = self._live(path, sources, targets, held, columns, rows)
+            if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
+                self._last = None
+        first = draft(graph, self._structures, path, live, sources, targets, rows)
+        return laid_out(merged(first), graph, sources, targets, columns, rows)
+
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
+        """step -> mask of its live units (flat), for the sources and every step between."""
+        with self._lock:
+            return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
+
+    def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+              columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:
+        key = (tuple(sources), tuple(targets), tuple(held))
+        whole = columns is None and rows is None
+        if whole and self._last is not None and self._last[0] == key:
+            return self._last[1]
+        shapes = self.graph.shapes
+        live = live_units(self.graph, self._structures, path, ends(shapes, sources, columns),
+                          ends(shapes, targets, rows))
+        if whole:
+            self._last = key, live
+        return live
+
+    def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> list[int]:
+        path = self.graph.between(sources, targets, held)
+        for step in path:
+            if step not in self._structures:
+                self._structures[step] = structure_of(self.graph, step)
+        return path
