@@ -29,7 +29,7 @@ from specxai.errors import CaptureError
 from specxai.graph import Graph
 from specxai.operators import LinearOperator, plain
 from specxai.precision import full_precision
-from specxai.rules import Gate, LinearNode, Site, linear_node
+from specxai.rules import Call, Gate, LinearNode, linear_node
 from specxai.rules.dtypes import converted, widest
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
@@ -373,19 +373,20 @@ def _linear_nodes(captured: Captured, values: list, policy: str, dtype: torch.dt
     for step in program.steps:
         if step.index not in program.active or step.kind != "call":
             continue
-        value, call, output = values[step.index], step, 0
+        value, origin, output = values[step.index], step, 0
         if not isinstance(value, Tensor):
             continue  # a call with several results: its getitems are the nodes
         if value.is_complex():
             raise CaptureError(f"{step.layer} computes with complex numbers ({step.target}), which have no rules here; "
                                "give the model real and imaginary parts as channels")
         if is_getitem(step):
-            call, output = program.steps[step.args[0].index], step.args[1]
+            origin, output = program.steps[step.args[0].index], step.args[1]
         if not value.is_floating_point():
             continue  # indices and masks are constants of the map
-        args, kwargs = converted((tuple(substitute(call.args, values)), substitute(dict(call.kwargs), values)), dtype)
-        site = Site(call, args, kwargs, converted(value, dtype), policy, program.active, output, frozenset(gated))
-        node = linear_node(site)
+        given = tuple(substitute(origin.args, values)), substitute(dict(origin.kwargs), values)
+        args, kwargs = converted(given, dtype)
+        call = Call(origin, args, kwargs, converted(value, dtype), policy, program.active, output, frozenset(gated))
+        node = linear_node(call)
         if node.offset is not None and not torch.isfinite(node.offset).all():
             # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
             node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))

@@ -15,10 +15,10 @@ from torch import Tensor
 from specxai.graph import Graph
 from specxai.plan.arena import Buffer
 from specxai.plan.liveness import Structure, ends, terms
+from specxai.plan.rows import Pick, Rows, select
 from specxai.plan.sites import Sites
 from specxai.plan.stages import Gather, Stage, channel_constant, opaque, per_channel, sum_of
 from specxai.plan.tables import count_distinct
-from specxai.plan.units import Pick, Units, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, structures: Mapping[int, Structure], live: Mapping[int, Tensor]) -> None:
         self.graph, self.structures, self.live = graph, structures, live
-        self.units: dict[int, Units] = {}
+        self.units: dict[int, Rows] = {}
         self.stages: list[Stage] = []
         self.buffers: list[Buffer] = []
         self.size = 0
@@ -89,7 +89,7 @@ class _Writer:
             self.stages.append(opaque(step, node, inputs, units, shapes, self.graph.shapes[step]))
             self.units[step] = units
 
-    def gather(self, step: int, sites: Sites, inputs: Units, live: Tensor) -> Units:
+    def gather(self, step: int, sites: Sites, inputs: Rows, live: Tensor) -> Rows:
         inputs = inputs.among(sites.demand(live))
         reads, scale = sites.table(inputs.row, sites.inputs).contiguous(), None
         if inputs.scale is not None:
@@ -104,7 +104,7 @@ class _Writer:
         self.stages.append(Gather(step=step, reads=reads, writes=writes, sites=sites, input_scale=scale))
         return units
 
-    def picked(self, step: int, live: Tensor) -> Units:
+    def picked(self, step: int, live: Tensor) -> Rows:
         """A node of picks and mixes: the rows of others where that is enough, else rows of its own."""
         found = terms(self.graph.nodes[step], self.structures[step], self.units)
         if len(found) == 1 and isinstance(found[0][1], Pick):
@@ -118,17 +118,17 @@ class _Writer:
         self.stages.append(sum_of(step, links))
         return units
 
-    def copied(self, step: int, units: Units, channels: int) -> Units:
+    def copied(self, step: int, units: Rows, channels: int) -> Rows:
         """A copy with the scale carried out."""
         at, rows, scale = units.live()
         made = self.rows_for(units.row >= 0, channels, born=len(self.stages))
         self.stages.append(sum_of(step, [(made.row[at], rows, scale)]))
         return made
 
-    def own_rows(self, step: int) -> Units:
+    def own_rows(self, step: int) -> Rows:
         return self.rows_for(self.live[step], channels_of(self.graph.shapes[step]), born=len(self.stages))
 
-    def rows_for(self, live: Tensor, channels: int, born: int) -> Units:
+    def rows_for(self, live: Tensor, channels: int, born: int) -> Rows:
         """Rows of their own for the live units, position by position: those of a window lie together."""
         by_position = live.reshape(channels, -1).T.contiguous()
         number = by_position.view(-1).cumsum(0, dtype=torch.int32)
@@ -136,7 +136,7 @@ class _Writer:
         row = select(by_position, number.view(by_position.shape) + (self.size - 1), -1)
         self.buffers.append(Buffer(self.size, count, born, born))
         self.size += count
-        return Units(row.T.reshape(-1))
+        return Rows(row.T.reshape(-1))
 
     def finish(self, sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
         begin = begins(self.buffers)
@@ -146,7 +146,7 @@ class _Writer:
             scale = torch.cat([torch.ones(len(part.row), dtype=self.graph.dtype, device="cpu")
                                if part.scale is None else part.scale for part in parts])
         wanted = ends(self.graph.shapes, targets, rows)
-        units = Units(torch.cat([part.row for part in parts]), scale).among(torch.cat([wanted[s] for s in targets]))
+        units = Rows(torch.cat([part.row for part in parts]), scale).among(torch.cat([wanted[s] for s in targets]))
         at, read, scale = units.live()
         counts = [count_distinct(stage.reads, begin) for stage in self.stages]
         stages = [_noted(stage, count) for stage, count in zip(self.stages, counts, strict=True)]
@@ -167,6 +167,6 @@ def begins(buffers: Sequence[Buffer]) -> Tensor:
     return torch.cat([size.new_zeros(1), size.cumsum(0, dtype=torch.int32)])
 
 
-def nowhere(units: int) -> Units:
-    """Units that are all zero."""
-    return Units(torch.full((units,), -1, dtype=torch.int32, device="cpu"))
+def nowhere(units: int) -> Rows:
+    """Rows that are all zero."""
+    return Rows(torch.full((units,), -1, dtype=torch.int32, device="cpu"))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from specxai.graph import Graph
+from specxai.plan.rows import Join, Mix, Pick, pick_of
 from specxai.plan.sites import Sites, sites_of
-from specxai.plan.units import Join, Mix, Pick, pick_of
 from specxai.rules import LinearNode, Term
 
 

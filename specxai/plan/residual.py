@@ -27,7 +27,7 @@ def merged(draft: Draft) -> Draft:
 
 @dataclass(frozen=True)
 class _Operand:
-    """Units `to` of a sum take `rows`, times `scale`; `counts` says how many rows of each buffer."""
+    """Rows `to` of a sum take `rows`, times `scale`; `counts` says how many rows of each buffer."""
 
     to: Tensor
     rows: Tensor

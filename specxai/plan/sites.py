@@ -50,7 +50,7 @@ class Sites:
         return self.weight.shape[3]
 
     def table(self, units: Tensor, channels: int) -> Tensor:
-        """Units (flat) as (positions, channels)."""
+        """Rows (flat) as (positions, channels)."""
         return units.reshape(-1, channels) if self.lead else units.reshape(channels, -1).T
 
     def flat(self, table: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     """The node as sites, None where it is neither a plain convolution nor a fully connected layer."""
     if 0 in own or 0 in shape:
         return None  # nothing to compute, and how many positions have no channels cannot be told
-    if node.dense is not None:
-        weight = node.dense.weight.detach()
+    if node.fully_connected is not None:
+        weight = node.fully_connected.weight.detach()
         return Sites(weight[None, :, :, None], (own[:-1].numel(),), (shape[:-1].numel(),), None, True, True)
-    conv = node.conv
+    conv = node.convolution
     if conv is None or own[0] != 1:
         return None
     weight = conv.weight.detach().flatten(2)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specxai.plan.rows import Rows, select
 from specxai.plan.sites import Sites
 from specxai.plan.tables import map_rows
-from specxai.plan.units import Units, select
 from specxai.rules import LinearNode, Term
 
 Span = tuple[int, int]  # rows [start, stop) of the arena
@@ -164,7 +164,7 @@ class Opaque(Stage):
         return list(zip(self.operands, self.reads.split([len(o.at) for o in self.operands]), strict=True))
 
 
-def opaque(step: int, node: LinearNode, inputs: dict[int, Units], outputs: Units, shapes: dict[int, torch.Size],
+def opaque(step: int, node: LinearNode, inputs: dict[int, Rows], outputs: Rows, shapes: dict[int, torch.Size],
            shape: torch.Size) -> Opaque:
     """The node as an opaque map of those of its inputs that are given."""
     terms = [term for term in node.terms if term.input in inputs]

@@ -7,105 +7,105 @@ import math
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, differentiating, finite, one, rule
+from specxai.rules.base import Call, Gate, LinearNode, differentiating, finite, one, rule
 from specxai.rules.elementwise import diagonal, scaled
 
 
 @rule("relu.default")
-def relu(site: Site) -> LinearNode:
-    return _pieces(site, [0.0], [0.0, 1.0])
+def relu(call: Call) -> LinearNode:
+    return _pieces(call, [0.0], [0.0, 1.0])
 
 
 @rule("leaky_relu.default")
-def leaky_relu(site: Site) -> LinearNode:
-    return _pieces(site, [0.0], [site.arg(1, "negative_slope", 0.01), 1.0])
+def leaky_relu(call: Call) -> LinearNode:
+    return _pieces(call, [0.0], [call.arg(1, "negative_slope", 0.01), 1.0])
 
 
 @rule("prelu.default", "_prelu_kernel.default")
-def prelu(site: Site) -> LinearNode | None:
-    if not site.only(0):
+def prelu(call: Call) -> LinearNode | None:
+    if not call.only(0):
         return None
-    z, weight = site.args[:2]
+    z, weight = call.args[:2]
     if weight.numel() > 1 and z.ndim > 1:
         weight = weight.reshape(1, -1, *(1,) * (z.ndim - 2))
-    return _pieces(site, [0.0], [weight.detach(), 1.0])
+    return _pieces(call, [0.0], [weight.detach(), 1.0])
 
 
 @rule("relu6.default")
-def relu6(site: Site) -> LinearNode:
-    return _clipped(site, 0.0, 6.0)
+def relu6(call: Call) -> LinearNode:
+    return _clipped(call, 0.0, 6.0)
 
 
 @rule("hardtanh.default")
-def hardtanh(site: Site) -> LinearNode:
-    return _clipped(site, site.arg(1, "min_val", -1.0), site.arg(2, "max_val", 1.0))
+def hardtanh(call: Call) -> LinearNode:
+    return _clipped(call, call.arg(1, "min_val", -1.0), call.arg(2, "max_val", 1.0))
 
 
 @rule("clamp.default")
-def clamp(site: Site) -> LinearNode:
-    return _clipped(site, site.arg(1, "min"), site.arg(2, "max"), closed=True)
+def clamp(call: Call) -> LinearNode:
+    return _clipped(call, call.arg(1, "min"), call.arg(2, "max"), closed=True)
 
 
 @rule("clamp_min.default")
-def clamp_min(site: Site) -> LinearNode:
-    return _clipped(site, site.arg(1, "min"), None, closed=True)
+def clamp_min(call: Call) -> LinearNode:
+    return _clipped(call, call.arg(1, "min"), None, closed=True)
 
 
 @rule("clamp_max.default")
-def clamp_max(site: Site) -> LinearNode:
-    return _clipped(site, None, site.arg(1, "max"), closed=True)
+def clamp_max(call: Call) -> LinearNode:
+    return _clipped(call, None, call.arg(1, "max"), closed=True)
 
 
 @rule("abs.default")
-def absolute(site: Site) -> LinearNode:
+def absolute(call: Call) -> LinearNode:
     """Slope −1, 0 at z = 0 as in torch, and 1."""
-    z = site.args[0].detach()
+    z = call.args[0].detach()
 
     def crossing(z: Tensor, direction: Tensor) -> Tensor:
         time = torch.where(z * direction < 0, -z / direction, math.inf)
         return torch.where((z == 0) & (direction != 0), 0.0, time)
 
-    return diagonal(site, z.sign(), None, gate=Gate(site.ref(0), z.sign().to(torch.int8), crossing))
+    return diagonal(call, z.sign(), None, gate=Gate(call.ref(0), z.sign().to(torch.int8), crossing))
 
 
 @rule("hardsigmoid.default")
-def hardsigmoid(site: Site) -> LinearNode:
-    return _pieces(site, [-3.0, 3.0], [0.0, 1 / 6, 0.0])
+def hardsigmoid(call: Call) -> LinearNode:
+    return _pieces(call, [-3.0, 3.0], [0.0, 1 / 6, 0.0])
 
 
 @rule("sigmoid.default", "tanh.default", "silu.default", "gelu.default", "elu.default", "softplus.default",
       "hardswish.default", "mish.default", "exp.default", "log.default", "sqrt.default", "rsqrt.default",
       "pow.Tensor_Scalar", "reciprocal.default", "erf.default", "selu.default", "log_sigmoid.default", "celu.default",
       "sin.default", "cos.default")
-def smooth(site: Site) -> LinearNode | None:
+def smooth(call: Call) -> LinearNode | None:
     """tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
     tangent.  σ(0) counts as 0 where it is not finite."""
-    if not site.only(0):
+    if not call.only(0):
         return None
-    z = site.args[0].detach()
+    z = call.args[0].detach()
     with differentiating():
         leaf = z.clone().requires_grad_()
-        value = site.step.target(leaf, *site.args[1:], **site.kwargs)
+        value = call.step.target(leaf, *call.args[1:], **call.kwargs)
         slope = torch.autograd.grad(value.sum(), leaf)[0]
     value = value.detach()
     offset: Tensor | None = value - slope * finite(z)
-    if site.policy == "frozen":
-        at_zero = finite(site.step.target(torch.zeros_like(z), *site.args[1:], **site.kwargs))
+    if call.policy == "frozen":
+        at_zero = finite(call.step.target(torch.zeros_like(z), *call.args[1:], **call.kwargs))
         slope = torch.where(z == 0, slope, (value - at_zero) / z)
         offset = torch.where(z == 0, offset, at_zero)
         offset = offset if offset.any() else None
-    return diagonal(site, slope, offset, gate=Gate(site.ref(0), None, None))
+    return diagonal(call, slope, offset, gate=Gate(call.ref(0), None, None))
 
 
 @rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
       "_safe_softmax.default")
-def softmax(site: Site) -> LinearNode | None:
+def softmax(call: Call) -> LinearNode | None:
     """p = softmax(z): z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
-    z, axis = site.args[0].detach(), site.arg(1, "dim")
-    if not site.only(0) or z.ndim == 0 or z.dtype != site.value.dtype:
+    z, axis = call.args[0].detach(), call.arg(1, "dim")
+    if not call.only(0) or z.ndim == 0 or z.dtype != call.value.dtype:
         return None
-    along, logarithm = axis % z.ndim + 1, "log" in str(site.step.target)
-    p = site.value.detach().exp() if logarithm else site.value.detach()
+    along, logarithm = axis % z.ndim + 1, "log" in str(call.step.target)
+    p = call.value.detach().exp() if logarithm else call.value.detach()
 
     def apply(block: Tensor) -> Tensor:
         centred = block - (block * p).sum(along, keepdim=True)
@@ -114,24 +114,24 @@ def softmax(site: Site) -> LinearNode | None:
     def adjoint(block: Tensor) -> Tensor:
         return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
 
-    offset = site.value.detach() - apply(finite(z).unsqueeze(0))[0]
-    return one(site, apply, adjoint, offset=offset, gate=Gate(site.ref(0), None, None), flops=4 * z.numel())
+    offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
+    return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel())
 
 
-def _clipped(site: Site, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
+def _clipped(call: Call, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
     """min(max(z, low), high).  `closed`: torch's clamp passes the gradient at the bounds, hardtanh does not."""
     breaks = [-math.inf if low is None else low, math.inf if high is None else high]
     if breaks[0] > breaks[1]:  # clamp gives the upper bound then, whatever z
-        return LinearNode((scaled(site, 0, 0.0),), offset=site.value.detach())
-    return _pieces(site, breaks, [0.0, 1.0, 0.0], closed=closed)
+        return LinearNode((scaled(call, 0, 0.0),), offset=call.value.detach())
+    return _pieces(call, breaks, [0.0, 1.0, 0.0], closed=closed)
 
 
-def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = False) -> LinearNode:
+def _pieces(call: Call, breaks: list[float], slopes: list, *, closed: bool = False) -> LinearNode:
     """A piecewise-linear activation: `slopes[i]` between breaks i−1 and i.
 
     Both gate policies coincide here.  `closed`: a value on a break belongs to the inner piece.
     """
-    z, value = site.args[0].detach(), site.value.detach()
+    z, value = call.args[0].detach(), call.value.detach()
     above = [z > b for b in breaks]
     if len(breaks) == 2:
         above = [z >= breaks[0], z > breaks[1]] if closed else [z > breaks[0], z >= breaks[1]]
@@ -151,4 +151,4 @@ def _pieces(site: Site, breaks: list[float], slopes: list, *, closed: bool = Fal
         time = ((edge - z) / direction).clamp_min(0)
         return torch.where(direction == 0, math.inf, time)
 
-    return diagonal(site, slope, offset, gate=Gate(site.ref(0), pattern, crossing))
+    return diagonal(call, slope, offset, gate=Gate(call.ref(0), pattern, crossing))

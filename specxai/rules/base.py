@@ -51,7 +51,7 @@ class Term:
     apply: Block
     adjoint: Block
     flops: int = 0
-    units: Block | None = None
+    picks: Block | None = None
     factor: Tensor | float = 1.0
     entries: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
 
@@ -72,7 +72,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class DenseStage:
+class FullyConnected:
     """y = W z with z the last axis: what a compiled backend may run instead of the terms."""
 
     weight: Tensor
@@ -113,8 +113,8 @@ class LinearNode:
     terms: tuple[Term, ...]
     offset: Tensor | None = None
     gate: Gate | None = None
-    dense: DenseStage | None = None
-    conv: Convolution | None = None
+    fully_connected: FullyConnected | None = None
+    convolution: Convolution | None = None
     generic: str = ""
     resets: bool = False
     scale: Tensor | None = None
@@ -129,7 +129,7 @@ class LinearNode:
 
 
 @dataclass(frozen=True)
-class Site:
+class Call:
     """One call at one x: what a rule sees.  A node must not hold it, or it would hold the call's values;
     the generic node does, which calls again.
 
@@ -168,7 +168,7 @@ class Site:
         return self.kwargs.get(name, default)
 
 
-Rule = Callable[[Site], LinearNode | None]
+Rule = Callable[[Call], LinearNode | None]
 RULES: dict[Any, Rule] = {}
 
 
@@ -189,15 +189,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def one(site: Site, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, units: Block | None = None,
+def one(call: Call, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, picks: Block | None = None,
         entries: Callable | None = None, **node: Any) -> LinearNode:
     """A node with the single term A at argument `position`."""
-    return LinearNode((Term(site.ref(position), apply, adjoint, flops, units, entries=entries),), **node)
+    return LinearNode((Term(call.ref(position), apply, adjoint, flops, picks, entries=entries),), **node)
 
 
-def selection(site: Site, rows: Tensor) -> LinearNode:
+def selection(call: Call, rows: Tensor) -> LinearNode:
     """A node whose unit i is unit `rows[i]` of its one input."""
-    own, shape = site.args[0].shape, site.value.shape
+    own, shape = call.args[0].shape, call.value.shape
 
     def apply(block: Tensor) -> Tensor:
         return block.reshape(block.shape[0], -1).index_select(1, rows).reshape(block.shape[0], *shape)
@@ -206,7 +206,7 @@ def selection(site: Site, rows: Tensor) -> LinearNode:
         out = block.new_zeros(block.shape[0], own.numel())
         return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
 
-    return one(site, apply, adjoint, units=apply)
+    return one(call, apply, adjoint, picks=apply)
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

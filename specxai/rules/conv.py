@@ -6,40 +6,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Convolution, LinearNode, Site, one, per_axis, rule
+from specxai.rules.base import Call, Convolution, LinearNode, one, per_axis, rule
 
 
 @rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
-def convolution(site: Site) -> LinearNode | None:
-    weight = site.args[1]
+def convolution(call: Call) -> LinearNode | None:
+    weight = call.args[1]
     dims = weight.ndim - 2
-    stride = per_axis(site.arg(3, "stride", 1), dims)
-    dilation = per_axis(site.arg(5, "dilation", 1), dims)
-    padding, extra = _padding(site.arg(4, "padding", 0), weight, dilation, dims)
-    return _node(site, stride, padding, dilation, False, (0,) * dims, site.arg(6, "groups", 1), extra)
+    stride = per_axis(call.arg(3, "stride", 1), dims)
+    dilation = per_axis(call.arg(5, "dilation", 1), dims)
+    padding, extra = _padding(call.arg(4, "padding", 0), weight, dilation, dims)
+    return _node(call, stride, padding, dilation, False, (0,) * dims, call.arg(6, "groups", 1), extra)
 
 
 @rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
-def transposed(site: Site) -> LinearNode | None:
-    dims = site.args[1].ndim - 2
-    return _node(site, per_axis(site.arg(3, "stride", 1), dims), per_axis(site.arg(4, "padding", 0), dims),
-                 per_axis(site.arg(7, "dilation", 1), dims), True, per_axis(site.arg(5, "output_padding", 0), dims),
-                 site.arg(6, "groups", 1))
+def transposed(call: Call) -> LinearNode | None:
+    dims = call.args[1].ndim - 2
+    return _node(call, per_axis(call.arg(3, "stride", 1), dims), per_axis(call.arg(4, "padding", 0), dims),
+                 per_axis(call.arg(7, "dilation", 1), dims), True, per_axis(call.arg(5, "output_padding", 0), dims),
+                 call.arg(6, "groups", 1))
 
 
 @rule("convolution.default")
-def general(site: Site) -> LinearNode | None:
-    _, _, _, stride, padding, dilation, is_transposed, output_padding, groups = site.args
-    dims = site.args[1].ndim - 2
-    return _node(site, *(per_axis(v, dims) for v in (stride, padding, dilation)), is_transposed,
+def general(call: Call) -> LinearNode | None:
+    _, _, _, stride, padding, dilation, is_transposed, output_padding, groups = call.args
+    dims = call.args[1].ndim - 2
+    return _node(call, *(per_axis(v, dims) for v in (stride, padding, dilation)), is_transposed,
                  per_axis(output_padding, dims), groups)
 
 
-def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, groups, extra=None):
-    if not site.only(0):
+def _node(call: Call, stride, padding, dilation, is_transposed, output_padding, groups, extra=None):
+    if not call.only(0):
         return None  # a kernel that depends on x is bilinear
-    weight, bias = site.args[1], site.arg(2, "bias")
-    own, shape, dims = site.args[0].shape, site.value.shape, weight.ndim - 2
+    weight, bias = call.args[1], call.arg(2, "bias")
+    own, shape, dims = call.args[0].shape, call.value.shape, weight.ndim - 2
     # `extra` is the asymmetric part of padding="same" with an even kernel.
     inner = own[-dims - 1:] if extra is None else torch.Size(
         [own[-dims - 1], *(n + before + after for n, (before, after) in zip(own[-dims:], extra, strict=True))])
@@ -68,8 +68,9 @@ def _node(site: Site, stride, padding, dilation, is_transposed, output_padding, 
     batched = len(own) == dims + 2
     sites = (own if is_transposed else shape)[-dims:].numel() * (own[0] if batched else 1)
     plain = extra is None and batched
-    conv = Convolution(weight, stride, padding, dilation, groups, is_transposed) if plain else None
-    return one(site, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True, conv=conv)
+    convolution = Convolution(weight, stride, padding, dilation, groups, is_transposed) if plain else None
+    return one(call, apply, adjoint, offset=offset, flops=2 * weight.numel() * sites, resets=True,
+               convolution=convolution)
 
 
 def _padding(padding, weight: Tensor, dilation, dims: int):

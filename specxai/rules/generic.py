@@ -12,42 +12,42 @@ from torch.utils._pytree import tree_map_only
 from specxai.capture.program import Ref, references
 from specxai.errors import CaptureError
 from specxai.operators import plain
-from specxai.rules.base import Gate, LinearNode, Site, Term, differentiating, finite
+from specxai.rules.base import Call, Gate, LinearNode, Term, differentiating, finite
 
 ROWS = 256  # of a Jacobian at once
 
 
-def generic(site: Site) -> LinearNode:
+def generic(call: Call) -> LinearNode:
     """One term per input that depends on x: vjp of the op, and jvp as the vjp's own adjoint.
 
     A transposed vjp needs no forward mode, which fused attention, cdist and recurrent layers do not have.  Probes run
     one by one: correct for every op, and slow.  Treated as smooth: its offset is f(z) − Σ J_i z_i.
     """
-    template = (site.step.args, dict(site.step.kwargs))
+    template = (call.step.args, dict(call.step.kwargs))
     # Weights made in inference mode are nothing that autograd can save.
-    site = replace(site, **{name: tree_map_only(Tensor, plain, getattr(site, name)) for name in ("args", "kwargs")})
-    values = dict(_pairs(template, (site.args, site.kwargs)))
-    inputs = sorted({i for i in references(template) if i in site.active and values[i].is_floating_point()})
-    terms = tuple(_term(site, template, i, values[i].detach()) for i in inputs)
-    name = str(site.step.target).removesuffix(".default")
-    offset = site.value.detach().clone()
+    call = replace(call, **{name: tree_map_only(Tensor, plain, getattr(call, name)) for name in ("args", "kwargs")})
+    values = dict(_pairs(template, (call.args, call.kwargs)))
+    inputs = sorted({i for i in references(template) if i in call.active and values[i].is_floating_point()})
+    terms = tuple(_term(call, template, i, values[i].detach()) for i in inputs)
+    name = str(call.step.target).removesuffix(".default")
+    offset = call.value.detach().clone()
     try:
         for term in terms:
             offset -= term.apply(finite(values[term.input].detach()).unsqueeze(0))[0]
     except (RuntimeError, NotImplementedError) as error:
-        raise CaptureError(f"{site.step.layer}: {name} has no rule here and torch cannot differentiate it "
+        raise CaptureError(f"{call.step.layer}: {name} has no rule here and torch cannot differentiate it "
                            f"({str(error).splitlines()[0]}); replace it by differentiable operations") from error
     gate = Gate(inputs[0], None, None) if inputs else None
     return LinearNode(terms, offset=offset, gate=gate, generic=name)
 
 
-def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
-    def call() -> tuple[Tensor, Tensor]:
+def _term(call: Call, template: Any, index: int, z: Tensor) -> Term:
+    def again() -> tuple[Tensor, Tensor]:
         """A fresh leaf in the place of value `index`, and the op's result at it."""
         leaf = z.clone(memory_format=torch.contiguous_format).requires_grad_()
-        args, kwargs = _with(template, (site.args, site.kwargs), index, leaf)
-        result = site.step.target(*args, **kwargs)
-        return leaf, result[site.output] if isinstance(result, (list, tuple)) else result
+        args, kwargs = _with(template, (call.args, call.kwargs), index, leaf)
+        result = call.step.target(*args, **kwargs)
+        return leaf, result[call.output] if isinstance(result, (list, tuple)) else result
 
     def rows(value: Tensor | None, leaf: Tensor, block: Tensor, shape: torch.Size) -> Tensor:
         """Each row of the block pulled from `value` back to `leaf`; zero where nothing connects them.
@@ -62,12 +62,12 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
 
     def adjoint(block: Tensor) -> Tensor:
         with differentiating():
-            leaf, value = call()
+            leaf, value = again()
             return rows(value, leaf, block, z.shape).detach()
 
     def apply(block: Tensor) -> Tensor:
         with differentiating():
-            leaf, value = call()
+            leaf, value = again()
             dummy = torch.zeros(value.shape, dtype=value.dtype, device=value.device).requires_grad_()
             pulled = None
             if value.requires_grad:
@@ -81,7 +81,7 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
 
     def by_rows(block: Tensor) -> Tensor:
         """The Jacobian itself, some rows at a time."""
-        size, shape = site.value.numel(), site.value.shape
+        size, shape = call.value.numel(), call.value.shape
         parts = []
         for start in range(0, size, ROWS):
             unit = torch.zeros(min(ROWS, size - start), size, dtype=z.dtype, device=z.device)
@@ -89,7 +89,7 @@ def _term(site: Site, template: Any, index: int, z: Tensor) -> Term:
             parts.append(block.flatten(1) @ adjoint(unit.reshape(-1, *shape)).flatten(1).mT)
         return torch.cat(parts, 1).reshape(block.shape[0], *shape)
 
-    return Term(index, apply, adjoint, flops=4 * site.value.numel())
+    return Term(index, apply, adjoint, flops=4 * call.value.numel())
 
 
 def _pairs(template: Any, value: Any):

@@ -5,37 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specxai.rules.base import DenseStage, LinearNode, Site, expand_to, one, rule, sum_to
+from specxai.rules.base import Call, FullyConnected, LinearNode, expand_to, one, rule, sum_to
 
 
 @rule("linear.default")
-def linear(site: Site) -> LinearNode | None:
-    if not site.only(0):
+def linear(call: Call) -> LinearNode | None:
+    if not call.only(0):
         return None
-    weight = site.args[1]
-    return _dense(site, 0, weight, site.arg(2, "bias"))
+    weight = call.args[1]
+    return _fully_connected(call, 0, weight, call.arg(2, "bias"))
 
 
 @rule("addmm.default")
-def addmm(site: Site) -> LinearNode | None:
-    bias, _, matrix = site.args[:3]
-    if not site.only(1) or site.kwargs.get("beta", 1) != 1 or site.kwargs.get("alpha", 1) != 1:
+def addmm(call: Call) -> LinearNode | None:
+    bias, _, matrix = call.args[:3]
+    if not call.only(1) or call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
         return None
-    return _dense(site, 1, matrix.mT, bias)
+    return _fully_connected(call, 1, matrix.mT, bias)
 
 
 @rule("mm.default", "matmul.default", "bmm.default", "mv.default", "_sparse_mm.default")
-def matmul(site: Site) -> LinearNode | None:
-    left, right = site.args[:2]
+def matmul(call: Call) -> LinearNode | None:
+    left, right = call.args[:2]
     if any(part.layout is not torch.strided for part in (left, right)):
-        return _sparse(site)
-    if site.only(0) and right.ndim == 2:
-        return _dense(site, 0, right.mT, None)
-    if not (site.only(0) or site.only(1)) or min(left.ndim, right.ndim) < 2:
+        return _sparse(call)
+    if call.only(0) and right.ndim == 2:
+        return _fully_connected(call, 0, right.mT, None)
+    if not (call.only(0) or call.only(1)) or min(left.ndim, right.ndim) < 2:
         return None  # both sides depend on x: attention, bilinear layers
-    position = 0 if site.only(0) else 1
+    position = 0 if call.only(0) else 1
     own, constant = (left.shape, right) if position == 0 else (right.shape, left)
-    shape = site.value.shape
+    shape = call.value.shape
 
     def apply(block: Tensor) -> Tensor:
         lifted = _lift(block, len(shape))
@@ -47,17 +47,17 @@ def matmul(site: Site) -> LinearNode | None:
         return sum_to(out, own)
 
     flops = 2 * shape.numel() * own[-1 if position == 0 else -2]
-    return one(site, apply, adjoint, position=position, flops=flops, resets=True)
+    return one(call, apply, adjoint, position=position, flops=flops, resets=True)
 
 
-def _sparse(site: Site) -> LinearNode | None:
+def _sparse(call: Call) -> LinearNode | None:
     """A product with a constant sparse matrix of any layout, which stays sparse."""
-    position = 0 if site.only(0) else 1
-    own, constant = site.args[position], site.args[1 - position]
-    if not site.only(position) or constant.ndim != 2 or own.layout is not torch.strided:
+    position = 0 if call.only(0) else 1
+    own, constant = call.args[position], call.args[1 - position]
+    if not call.only(position) or constant.ndim != 2 or own.layout is not torch.strided:
         return None
     matrix = (constant if position == 1 else constant.to_sparse().mT).detach().to_sparse().coalesce()
-    back, shape, own, axis = matrix.mT.coalesce(), site.value.shape, own.shape, -1 if position == 0 else -2
+    back, shape, own, axis = matrix.mT.coalesce(), call.value.shape, own.shape, -1 if position == 0 else -2
     axis = -1 if len(own) == 1 else axis
 
     def along(matrix: Tensor, block: Tensor) -> Tensor:
@@ -65,14 +65,14 @@ def _sparse(site: Site) -> LinearNode | None:
         moved = block.movedim(axis, 0)
         return (matrix @ moved.reshape(moved.shape[0], -1)).reshape(-1, *moved.shape[1:]).movedim(0, axis)
 
-    return one(site, lambda block: along(matrix, block).reshape(len(block), *shape),
+    return one(call, lambda block: along(matrix, block).reshape(len(block), *shape),
                lambda block: along(back, block).reshape(len(block), *own), position=position,
                flops=2 * matrix.indices().shape[1] * (own.numel() // max(own[axis], 1)), resets=True)
 
 
-def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:
+def _fully_connected(call: Call, position: int, weight: Tensor, bias: Tensor | None) -> LinearNode:
     """y = W z + b over the last axis; weight is (out, in)."""
-    own, shape = site.args[position].shape, site.value.shape
+    own, shape = call.args[position].shape, call.value.shape
     if weight.numel() == 0:  # from no units, or to none: a constant
         return LinearNode((), offset=None if bias is None else bias.detach().expand(shape), resets=True)
 
@@ -84,8 +84,8 @@ def _dense(site: Site, position: int, weight: Tensor, bias: Tensor | None) -> Li
 
     offset = None if bias is None else bias.detach().expand(shape)
     flops = 2 * own.numel() * weight.shape[0]
-    return one(site, apply, adjoint, position=position, offset=offset, flops=flops, resets=True,
-               dense=DenseStage(weight))
+    return one(call, apply, adjoint, position=position, offset=offset, flops=flops, resets=True,
+               fully_connected=FullyConnected(weight))
 
 
 def _lift(block: Tensor, ndim: int) -> Tensor:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specxai.rules.base import LinearNode, Site, rule
+from specxai.rules.base import Call, LinearNode, rule
 from specxai.rules.elementwise import diagonal
 
 
 @rule("_native_batch_norm_legit_no_training.default", "batch_norm.default", "_native_batch_norm_legit.default",
       "native_batch_norm.default", "cudnn_batch_norm.default")
-def batch_norm(site: Site) -> LinearNode | None:
-    if not site.only(0) or site.output != 0:
+def batch_norm(call: Call) -> LinearNode | None:
+    if not call.only(0) or call.output != 0:
         return None
-    z, weight, bias, mean, variance = site.args[:5]
-    if "no_training" in str(site.step.target):
-        eps = site.args[6]
-    elif site.args[5] is False:
-        eps = site.args[7]
+    z, weight, bias, mean, variance = call.args[:5]
+    if "no_training" in str(call.step.target):
+        eps = call.args[6]
+    elif call.args[5] is False:
+        eps = call.args[7]
     else:
         return None  # batch statistics depend on x
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    return diagonal(site, _channels(scale, z).detach(), _channels(shift, z).detach().expand(z.shape))
+    return diagonal(call, _channels(scale, z).detach(), _channels(shift, z).detach().expand(z.shape))
 
 
 def _channels(vector: Tensor, z: Tensor) -> Tensor:

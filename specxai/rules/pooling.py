@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Gate, LinearNode, Site, differentiating, one, per_axis, rule
+from specxai.rules.base import Call, Gate, LinearNode, differentiating, one, per_axis, rule
 
 LARGEST_PLANE = 4096  # points of a plane whose pooling is written out as a matrix
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -16,16 +16,16 @@ _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 @rule("max_pool1d.default", "max_pool2d.default", "max_pool3d.default", "max_pool2d_with_indices.default",
       "max_pool3d_with_indices.default", "max_pool1d_with_indices.default")
-def max_pool(site: Site) -> LinearNode | None:
-    if site.output != 0:
+def max_pool(call: Call) -> LinearNode | None:
+    if call.output != 0:
         return None
-    z = site.args[0].detach()
-    dims = int(str(site.step.target).split("max_pool")[1][0])
-    kernel = per_axis(site.args[1], dims)
-    stride = per_axis(site.arg(2, "stride") or kernel, dims)
-    padding, dilation = (per_axis(site.arg(at, name, default), dims) for at, name, default in
+    z = call.args[0].detach()
+    dims = int(str(call.step.target).split("max_pool")[1][0])
+    kernel = per_axis(call.args[1], dims)
+    stride = per_axis(call.arg(2, "stride") or kernel, dims)
+    padding, dilation = (per_axis(call.arg(at, name, default), dims) for at, name, default in
                          ((3, "padding", 0), (4, "dilation", 1)))
-    ceil_mode = bool(site.arg(5, "ceil_mode", False))
+    ceil_mode = bool(call.arg(5, "ceil_mode", False))
     _, winners = _WITH_INDICES[dims](z, kernel, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=True)
 
     winners = winners.int()  # a plane has fewer than 2^31 points, and every gate is kept
@@ -33,21 +33,21 @@ def max_pool(site: Site) -> LinearNode | None:
     def crossing(z: Tensor, direction: Tensor) -> Tensor:
         return _pool_crossing(z, direction, kernel, stride, padding, dilation, winners)
 
-    return _select(site, winners, dims, Gate(site.ref(0), winners, crossing if dims < 3 else None))
+    return _select(call, winners, dims, Gate(call.ref(0), winners, crossing if dims < 3 else None))
 
 
 @rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def adaptive_max_pool(site: Site) -> LinearNode | None:
-    if site.output != 0:
+def adaptive_max_pool(call: Call) -> LinearNode | None:
+    if call.output != 0:
         return None
-    dims = int(str(site.step.target).split("max_pool")[1][0])
-    winners = site.step.target(site.args[0].detach(), *site.args[1:])[1].int()
-    return _select(site, winners, dims, Gate(site.ref(0), winners, None))
+    dims = int(str(call.step.target).split("max_pool")[1][0])
+    winners = call.step.target(call.args[0].detach(), *call.args[1:])[1].int()
+    return _select(call, winners, dims, Gate(call.ref(0), winners, None))
 
 
-def _select(site: Site, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
+def _select(call: Call, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
     """Row selection: output unit p of a plane is the plane's input unit `winners[p]`."""
-    own, shape = site.args[0].shape, site.value.shape
+    own, shape = call.args[0].shape, call.value.shape
     rows = winners.reshape(1, -1, shape[-dims:].numel())
 
     def apply(block: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _select(site: Site, winners: Tensor, dims: int, gate: Gate) -> LinearNode:
         out = block.new_zeros(block.shape[0], rows.shape[1], own[-dims:].numel())
         return out.scatter_add_(2, rows.long().expand(block.shape[0], -1, -1), planes).reshape(block.shape[0], *own)
 
-    return one(site, apply, adjoint, gate=gate, flops=site.value.numel(), units=apply)
+    return one(call, apply, adjoint, gate=gate, flops=call.value.numel(), picks=apply)
 
 
 def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilation, winners: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilati
 @rule("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default", "adaptive_avg_pool1d.default",
       "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default", "_adaptive_avg_pool2d.default",
       "_adaptive_avg_pool3d.default")
-def average_pool(site: Site) -> LinearNode:
-    own, shape = site.args[0].shape, site.value.shape
-    dims = int(str(site.step.target).split("avg_pool")[1][0])
+def average_pool(call: Call) -> LinearNode:
+    own, shape = call.args[0].shape, call.value.shape
+    dims = int(str(call.step.target).split("avg_pool")[1][0])
 
-    call, arguments, options, dtype = site.step.target, site.args[1:], site.kwargs, site.value.dtype
+    pooling, arguments, options, dtype = call.step.target, call.args[1:], call.kwargs, call.value.dtype
 
     def pool(planes: Tensor) -> Tensor:
-        return call(planes, *arguments, **options)
+        return pooling(planes, *arguments, **options)
 
     def apply(block: Tensor) -> Tensor:
         return pool(block.reshape(-1, *own[-dims - 1:])).reshape(block.shape[0], *shape)
@@ -122,4 +122,4 @@ def average_pool(site: Site) -> LinearNode:
                 matrix[inner, outer].repeat(planes))
 
     sparse = entries if own[-dims:].numel() <= LARGEST_PLANE else None
-    return one(site, apply, adjoint, flops=site.args[0].numel(), entries=sparse)
+    return one(call, apply, adjoint, flops=call.args[0].numel(), entries=sparse)

@@ -9,32 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specxai.capture.program import Ref
-from specxai.rules.base import LinearNode, Site, Term, expand_to, one, rule, selection, sum_to, unchanged
+from specxai.rules.base import Call, LinearNode, Term, expand_to, one, rule, selection, sum_to, unchanged
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
       "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "_reshape_alias.default",
       "view_copy.default")
-def reshape(site: Site) -> LinearNode:
-    own, shape = site.args[0].shape, site.value.shape
-    return one(site, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), units=unchanged,
+def reshape(call: Call) -> LinearNode:
+    own, shape = call.args[0].shape, call.value.shape
+    return one(call, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), picks=unchanged,
                view=True)
 
 
 @rule("permute.default", "transpose.int", "t.default", "numpy_T.default", "mT.default", "movedim.int",
       "movedim.intlist", "swapaxes.default")
-def permute(site: Site) -> LinearNode:
+def permute(call: Call) -> LinearNode:
     # The call itself, on an array that numbers its axes, tells where each axis goes.
-    shape = site.args[0].shape
-    order = _axis_order(site, len(shape))
+    shape = call.args[0].shape
+    order = _axis_order(call, len(shape))
     inverse = [order.index(axis) for axis in range(len(order))]
     forward, back = [0, *(a + 1 for a in order)], [0, *(a + 1 for a in inverse)]
-    return one(site, lambda b: b.permute(forward), lambda b: b.permute(back), units=lambda b: b.permute(forward))
+    return one(call, lambda b: b.permute(forward), lambda b: b.permute(back), picks=lambda b: b.permute(forward))
 
 
-def _axis_order(site: Site, ndim: int) -> list[int]:
+def _axis_order(call: Call, ndim: int) -> list[int]:
     sizes = torch.empty(tuple(range(2, 2 + ndim)), device="meta")
-    return [size - 2 for size in site.step.target(sizes, *site.args[1:], **site.kwargs).shape]
+    return [size - 2 for size in call.step.target(sizes, *call.args[1:], **call.kwargs).shape]
 
 
 @rule("select.int", "slice.Tensor", "narrow.default", "split.Tensor", "split_with_sizes.default", "chunk.default",
@@ -42,34 +42,34 @@ def _axis_order(site: Site, ndim: int) -> list[int]:
       "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
       "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
       "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default")
-def gather(site: Site) -> LinearNode | None:
+def gather(call: Call) -> LinearNode | None:
     """Every output is one of the inputs: the call on the inputs' numbers says which."""
-    if not site.only(0):
+    if not call.only(0):
         return None
-    own = site.args[0]
+    own = call.args[0]
     numbers = torch.arange(own.numel(), device=own.device).reshape(own.shape)
-    rows = site.step.target(numbers, *site.args[1:], **site.kwargs)
-    return selection(site, (rows[site.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1))
+    rows = call.step.target(numbers, *call.args[1:], **call.kwargs)
+    return selection(call, (rows[call.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1))
 
 
 @rule("cat.default", "stack.default")
-def concatenate(site: Site) -> LinearNode:
+def concatenate(call: Call) -> LinearNode:
     """Eq. (13): each part is written to its own rows; parts that do not depend on x are the offset."""
-    parts, templates = site.args[0], site.step.args[0]
-    stacked = "stack" in str(site.step.target)
-    axis = site.arg(1, "dim", 0) % site.value.ndim
+    parts, templates = call.args[0], call.step.args[0]
+    stacked = "stack" in str(call.step.target)
+    axis = call.arg(1, "dim", 0) % call.value.ndim
     offset, start, terms, numbers, units = None, 0, [], [], 0
     for part, template in zip(parts, templates, strict=True):
         if part.numel() == 0 and not stacked:
             continue
         size = 1 if stacked else part.shape[axis]
-        if isinstance(template, Ref) and template.index in site.active:
-            terms.append(_part(template.index, part.shape, site.value.shape, axis, start, size))
+        if isinstance(template, Ref) and template.index in call.active:
+            terms.append(_part(template.index, part.shape, call.value.shape, axis, start, size))
             numbers.append((part.shape, units))
             units += part.numel()
         else:
             numbers.append((part.shape, None))
-            offset = torch.zeros_like(site.value) if offset is None else offset
+            offset = torch.zeros_like(call.value) if offset is None else offset
             offset.narrow(axis, start, size).copy_(part.detach().reshape(offset.narrow(axis, start, size).shape))
         start += size
 
@@ -106,24 +106,24 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
 
 @rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
       "as_strided_scatter.default")
-def overwrite(site: Site) -> LinearNode:
+def overwrite(call: Call) -> LinearNode:
     """Assignment to a slice: every output is a unit of what was there or of what is written.
 
     The call on the numbers of one operand, zeros in the other's place, says which.
     """
-    old, new = (part.detach() for part in site.args[:2])
+    old, new = (part.detach() for part in call.args[:2])
     terms, offset = [], None
     for position, part in enumerate((old, new)):
-        if site.ref(position) is None:
+        if call.ref(position) is None:
             operands = (part, torch.zeros_like(new)) if position == 0 else (torch.zeros_like(old), part)
-            constant = site.step.target(*operands, *site.args[2:], **site.kwargs).expand(site.value.shape)
+            constant = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape)
             offset = constant if offset is None else offset + constant
             continue
         numbers = torch.arange(1, part.numel() + 1, device=part.device).reshape(part.shape)
         operands = (numbers, torch.zeros_like(new, dtype=numbers.dtype)) if position == 0 else (
             torch.zeros_like(old, dtype=numbers.dtype), numbers)
-        rows = site.step.target(*operands, *site.args[2:], **site.kwargs).expand(site.value.shape).reshape(-1) - 1
-        terms.append(_placed(site.ref(position), part.shape, site.value.shape, rows))
+        rows = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape).reshape(-1) - 1
+        terms.append(_placed(call.ref(position), part.shape, call.value.shape, rows))
     return LinearNode(tuple(terms), offset=offset)
 
 
@@ -140,39 +140,39 @@ def _placed(index: int, own, shape, rows: Tensor) -> Term:
         taken = block.reshape(block.shape[0], -1).masked_fill(zero, 0)
         return out.index_add_(1, rows.clamp_min(0), taken).reshape(block.shape[0], *own)
 
-    return Term(index, apply, adjoint, units=apply)
+    return Term(index, apply, adjoint, picks=apply)
 
 
 @rule("constant_pad_nd.default")
-def constant_pad(site: Site) -> LinearNode:
-    return _constant_pad(site, site.arg(2, "value", 0))
+def constant_pad(call: Call) -> LinearNode:
+    return _constant_pad(call, call.arg(2, "value", 0))
 
 
 @rule("pad.default")
-def pad(site: Site) -> LinearNode:
-    if site.arg(2, "mode", "constant") == "constant":
-        return _constant_pad(site, site.arg(3, "value"))
-    return copy_pad(site)
+def pad(call: Call) -> LinearNode:
+    if call.arg(2, "mode", "constant") == "constant":
+        return _constant_pad(call, call.arg(3, "value"))
+    return copy_pad(call)
 
 
-def _constant_pad(site: Site, value: float | None) -> LinearNode:
-    own, pads = site.args[0], list(site.args[1])
+def _constant_pad(call: Call, value: float | None) -> LinearNode:
+    own, pads = call.args[0], list(call.args[1])
     back = [-amount for amount in pads]
     offset = F.pad(torch.zeros_like(own), pads, value=value) if value else None
-    return one(site, lambda b: F.pad(b, pads), lambda b: F.pad(b, back), offset=offset, units=lambda b: F.pad(b, pads))
+    return one(call, lambda b: F.pad(b, pads), lambda b: F.pad(b, back), offset=offset, picks=lambda b: F.pad(b, pads))
 
 
 @rule("reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
       "replication_pad2d.default")
-def copy_pad(site: Site) -> LinearNode:
+def copy_pad(call: Call) -> LinearNode:
     """Reflection, replication, circular: the call on the inputs' numbers says which one each output is."""
-    own = site.args[0]
+    own = call.args[0]
     # These calls take floating-point numbers only; float64 counts exactly to 2^53.
     numbers = torch.arange(own.numel(), device=own.device, dtype=torch.float64).reshape(own.shape)
-    return selection(site, site.step.target(numbers, *site.args[1:], **site.kwargs).long().reshape(-1))
+    return selection(call, call.step.target(numbers, *call.args[1:], **call.kwargs).long().reshape(-1))
 
 
 @rule("expand.default", "broadcast_to.default", "expand_copy.default")
-def expand(site: Site) -> LinearNode:
-    own, shape = site.args[0].shape, site.value.shape
-    return one(site, lambda b: expand_to(b, shape), lambda b: sum_to(b, own), units=lambda b: expand_to(b, shape))
+def expand(call: Call) -> LinearNode:
+    own, shape = call.args[0].shape, call.value.shape
+    return one(call, lambda b: expand_to(b, shape), lambda b: sum_to(b, own), picks=lambda b: expand_to(b, shape))

@@ -32,9 +32,9 @@ def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
 
     made = local_module.linear_node
 
-    def linear_node(site):
-        node = made(site)
-        if fault is None or "gelu" not in str(site.step.target):
+    def linear_node(call):
+        node = made(call)
+        if fault is None or "gelu" not in str(call.step.target):
             return node
         return _scaled(node, fault)
 
@@ -134,7 +134,7 @@ def test_strides_of_the_input_are_the_models_to_ask_for():
     for given in (x, last, x, last):
         local = specxai.linearize(model, given)
         want = torch.autograd.functional.jacobian(model, given).reshape(3, 48)
-        torch.testing.assert_close(local.jacobian.to_dense(), want)
+        torch.testing.assert_close(local.jacobian.to_fully_connected(), want)
         torch.testing.assert_close(local.output, model(given))
 
 
@@ -185,9 +185,9 @@ def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
     assert specxai.linearize(model, x).agreement < 1e-12
     made = local_module.linear_node
 
-    def linear_node(site):
-        node = made(site)
-        if "tanh" not in str(site.step.target):
+    def linear_node(call):
+        node = made(call)
+        if "tanh" not in str(call.step.target):
             return node
         return replace(node, terms=tuple(replace(t, **{sides: _wrong(getattr(t, sides))}) for t in node.terms))
 

@@ -45,7 +45,7 @@ def test_random_nets(start, dtype):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             allowed = 4 * max(1.0, captured.linearize(x, verify=True).agreement_details.cancellation)
-        for name, J in found.items():
+        for J in found.values():
             assert_rows_close(J, torch.cat([own, own]), allowed)
             assert_rows_close(J, found["reference"], allowed)
         layer = random.Random(seed).choice(locals_["torch"].layers[:-1])
@@ -123,5 +123,5 @@ def test_what_runs_where_is_said():
     assert known["torch"] == (True, "plans in plain PyTorch, on cuda")
     assert not known["native"][0]
     assert "run on the CPU" in known["native"][1]
-    with pytest.raises(RuntimeError, match="'torch' cannot run here: .* the model is torch.bfloat16"):
+    with pytest.raises(RuntimeError, match=r"the model is torch\.bfloat16; use backend="):
         backends.choose("torch", "cpu", torch.bfloat16)

@@ -26,51 +26,51 @@ def scaled(term: Term, by: float | torch.Tensor, sides: str = "both") -> Term:
 
 
 def all_terms(change):
-    return lambda node, site: replace(node, terms=tuple(change(term, site) for term in node.terms), together=None)
+    return lambda node, call: replace(node, terms=tuple(change(term, call) for term in node.terms), together=None)
 
 
-def missing(node: LinearNode, site) -> LinearNode:
+def missing(node: LinearNode, call) -> LinearNode:
     return replace(node, terms=node.terms[1:], together=None) if len(node.terms) > 1 else None
 
 
-def transposed(term: Term, site) -> Term:
-    own, shape = _shape(term, site), site.value.shape
+def transposed(term: Term, call) -> Term:
+    own, shape = _shape(term, call), call.value.shape
     if own is None or own.numel() != shape.numel():
         return term
     return replace(term, apply=lambda b: term.adjoint(b.reshape(-1, *shape)).reshape(-1, *shape),
                    adjoint=lambda b: term.apply(b.reshape(-1, *own)).reshape(-1, *own))
 
 
-def _shape(term: Term, site):
-    found = [value.shape for position, value in enumerate(site.args) if site.ref(position) == term.input]
+def _shape(term: Term, call):
+    found = [value.shape for position, value in enumerate(call.args) if call.ref(position) == term.input]
     return found[0] if found else None
 
 
-def without_factor(term: Term, site) -> Term:
+def without_factor(term: Term, call) -> Term:
     """The held factor dropped where there is one: a diagonal map becomes the identity, up to broadcasting."""
-    if not isinstance(term.factor, torch.Tensor) or term.units is None:
+    if not isinstance(term.factor, torch.Tensor) or term.picks is None:
         return term
-    factor = torch.where(term.factor == 0, 1, term.factor).to(site.value.dtype)
+    factor = torch.where(term.factor == 0, 1, term.factor).to(call.value.dtype)
     return scaled(term, 1 / factor)
 
 
-def one_unit(term: Term, site) -> Term:
-    by = torch.ones(site.value.shape, dtype=site.value.dtype)
+def one_unit(term: Term, call) -> Term:
+    by = torch.ones(call.value.shape, dtype=call.value.dtype)
     by.view(-1)[by.numel() // 2] = 1.3
     return scaled(term, by)
 
 
 FAULTS = {
-    "slope": all_terms(lambda term, site: scaled(term, 1.3)),
-    "slope in apply": all_terms(lambda term, site: scaled(term, 1.3, "apply")),
-    "slope in adjoint": all_terms(lambda term, site: scaled(term, 1.3, "adjoint")),
-    "sign": all_terms(lambda term, site: scaled(term, -1.0)),
-    "sign in apply": all_terms(lambda term, site: scaled(term, -1.0, "apply")),
+    "slope": all_terms(lambda term, call: scaled(term, 1.3)),
+    "slope in apply": all_terms(lambda term, call: scaled(term, 1.3, "apply")),
+    "slope in adjoint": all_terms(lambda term, call: scaled(term, 1.3, "adjoint")),
+    "sign": all_terms(lambda term, call: scaled(term, -1.0)),
+    "sign in apply": all_terms(lambda term, call: scaled(term, -1.0, "apply")),
     "missing term": missing,
     "transposed": all_terms(transposed),
-    "transposed in adjoint": all_terms(lambda term, site: replace(term, adjoint=transposed(term, site).adjoint)),
+    "transposed in adjoint": all_terms(lambda term, call: replace(term, adjoint=transposed(term, call).adjoint)),
     "dropped factor": all_terms(without_factor),
-    "dropped factor in apply": all_terms(lambda term, site: replace(term, apply=without_factor(term, site).apply)),
+    "dropped factor in apply": all_terms(lambda term, call: replace(term, apply=without_factor(term, call).apply)),
     "one unit": all_terms(one_unit),
 }
 
@@ -89,10 +89,10 @@ def plant(monkeypatch):
     original = specxai.affine.local.linear_node
 
     def planted(step, fault):
-        def faulty(site):
-            node = original(site)
-            at = site.step.index if not site.output else None
-            changed = fault(node, site) if fault is not None and at == step else None
+        def faulty(call):
+            node = original(call)
+            at = call.step.index if not call.output else None
+            changed = fault(node, call) if fault is not None and at == step else None
             return node if changed is None else changed
 
         monkeypatch.setattr(specxai.affine.local, "linear_node", faulty)

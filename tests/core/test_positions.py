@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import specxai
 from specxai import native
+from specxai.backends.native.gather import GATHERING, SCATTERING
 from specxai.plan import Planner
 from specxai.plan.positions import Geometry, cells, gathering, scattering
-from specxai.backends.native.gather import GATHERING, SCATTERING
 from tolerances import assert_close
 
 

@@ -40,11 +40,11 @@ class Pick:
         asked = self.unit[wanted & (self.unit >= 0)] if self.partial else self.unit[wanted]
         return found.index_fill_(0, asked.long(), True)
 
-    def entries(self, source: Units, live: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def entries(self, source: Rows, live: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(live output units, rows that they take, factors)."""
         return self.of(source).among(live).live()
 
-    def of(self, source: Units) -> Units:
+    def of(self, source: Rows) -> Rows:
         """The output's units, given the input's."""
         row, scale = source.row, source.scale
         if self.unit is not None:
@@ -55,7 +55,7 @@ class Pick:
         if self.factor is not None:
             factor = self.factor.reshape(-1)
             scale = factor if scale is None else scale * factor
-        return Units(row, scale)
+        return Rows(row, scale)
 
     def _take(self, values: Tensor, missing: float) -> Tensor:
         if not self.partial:
@@ -82,7 +82,7 @@ class Mix:
     def demand(self, wanted: Tensor, units: int) -> Tensor:
         return wanted.new_zeros(units).index_fill_(0, self.unit[wanted[self.to]], True)
 
-    def entries(self, source: Units, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def entries(self, source: Rows, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(live output units, rows that they take, factors)."""
         kept = live[self.to] & (source.row[self.unit] >= 0)
         to, unit, factor = self.to[kept], self.unit[kept], self.factor[kept]
@@ -120,14 +120,14 @@ class Join:
             if mask is not None:
                 mask |= mine
 
-    def of(self, sources: Sequence[Units | None], dtype: torch.dtype) -> Units:
+    def of(self, sources: Sequence[Rows | None], dtype: torch.dtype) -> Rows:
         """The output's units, given the inputs'."""
         row, scale = self._of([s and s.row for s in sources], -1, torch.int32), None
         if any(s is not None and s.scale is not None for s in sources):
             ones = [torch.ones(size, dtype=dtype, device="cpu") for size in self.sizes]
             scale = self._of([None if s is None else one if s.scale is None else s.scale
                               for s, one in zip(sources, ones, strict=True)], 0, dtype)
-        return Units(row, scale)
+        return Rows(row, scale)
 
     def _of(self, parts: Sequence[Tensor | None], missing: float, dtype: torch.dtype) -> Tensor:
         values = [torch.full((size,), missing, dtype=dtype, device="cpu") if part is None else part
@@ -138,7 +138,7 @@ class Join:
 
 
 @dataclass(frozen=True)
-class Units:
+class Rows:
     """row (units,) int32, -1 where the unit is zero; scale (units,) or None for ones."""
 
     row: Tensor
@@ -149,9 +149,9 @@ class Units:
         at = (self.row >= 0).nonzero().flatten()
         return at, self.row[at], None if self.scale is None else self.scale[at]
 
-    def among(self, mask: Tensor) -> Units:
+    def among(self, mask: Tensor) -> Rows:
         """Only the units of the mask."""
-        return Units(select(mask, self.row, -1), self.scale)
+        return Rows(select(mask, self.row, -1), self.scale)
 
 
 def select(mask: Tensor, values: Tensor, otherwise: float) -> Tensor:
@@ -181,12 +181,12 @@ def pick_of(term: Term, own: torch.Size, shape: torch.Size, dtype: torch.dtype,
     if term.entries is not None:
         to, unit, factor = (part.cpu() for part in term.entries())
         return Mix(to, unit, factor.to(dtype), shape.numel())
-    if term.units is None:
+    if term.picks is None:
         return None
     unit = None
-    if term.units is not unchanged:
+    if term.picks is not unchanged:
         numbers = torch.arange(1, own.numel() + 1, dtype=torch.int32, device=device).reshape(1, *own)
-        unit = term.units(numbers).cpu().reshape(-1) - 1
+        unit = term.picks(numbers).cpu().reshape(-1) - 1
     partial = unit is not None and bool((unit < 0).any())
     factor = kept = None
     if isinstance(term.factor, Tensor):
