@@ -25,7 +25,7 @@ from specxai.capture import Captured, recall
 from specxai.capture.outputs import Selector
 from specxai.capture.program import is_getitem, substitute
 from specxai.errors import CaptureError
-from specxai.operators import LinearOperator, plain
+from specxai.operators import LinearOperator, ZeroOperator, plain
 from specxai.precision import full_precision
 from specxai.rules import Gate, LinearNode, Site, linear_node
 from specxai.rules.dtypes import converted, widest
@@ -80,14 +80,14 @@ class Split:
 
     right    (m_s, n), from the input to the layer
     left     (m, m_s), from the layer to the output
-    bypass   (m, n), the paths that go round the layer, None where there are none
+    bypass   (m, n), the paths that go round the layer; `bypass.is_zero` where there are none
     shape    of the layer's output
     """
 
     layer: str
     right: LinearOperator
     left: LinearOperator
-    bypass: LinearOperator | None
+    bypass: LinearOperator
     shape: torch.Size
     _find: Callable[[], Tensor] = field(repr=False)
 
@@ -97,7 +97,7 @@ class Split:
         return self._find()
 
     def __repr__(self) -> str:
-        around = "no bypass" if self.bypass is None else "with a bypass"
+        around = "no bypass" if self.bypass.is_zero else "with a bypass"
         return f"Split({self.layer!r}, {tuple(self.shape)}: {self.left!r} @ {self.right!r}, {around})"
 
 
@@ -236,9 +236,11 @@ class Local:
         name, step = self.captured.program.layer(layer)
         program = self.captured.program
         around = bool(self.graph.between([program.input], [program.output], [step]))
-        around = around and step not in (program.input, program.output)
-        return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]),
-                     self.operator([program.input], [program.output], held=[step]) if around else None,
+        if around and step not in (program.input, program.output):
+            bypass = self.operator([program.input], [program.output], held=[step])
+        else:
+            bypass = ZeroOperator(self.input.shape, self.output.shape, self.input.dtype, self.input.device)
+        return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]), bypass,
                      self.graph.shapes[step], lambda: self._values()[step].detach())
 
     def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import specxai
-from specxai.operators import DenseOperator
+from specxai.operators import DenseOperator, ZeroOperator
 from specxai.spectral import explain
 
 
@@ -67,8 +67,10 @@ class DenseNet:
     def split(self, layer):
         if layer != "relu":
             raise KeyError(f"no layer {layer!r}")
+        around = DenseOperator(self.weights["P"]) if "P" in self.weights else ZeroOperator(
+            self.input.shape, self.output.shape, self.input.dtype)
         return SimpleNamespace(layer="relu", right=DenseOperator(self.right), left=DenseOperator(self.left),
-                               bypass=DenseOperator(self.weights["P"]) if "P" in self.weights else None,
+                               bypass=around,
                                value=self.h.reshape(1, *self.mid), shape=(1, *self.mid))
 
     def run_tail(self, layer, value):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import specxai
 from specxai._kept import Kept
+from specxai.operators import ZeroOperator
 from specxai.spectral import Explanation, explain
 
 
@@ -267,5 +268,6 @@ def test_module_needs_an_input():
 def test_completeness_reports_a_wrong_split(net):
     """The remainder is not defined by the sum, so a split that misses a path is seen."""
     whole = net.split
-    net.split = lambda layer: SimpleNamespace(**{**vars(whole(layer)), "bypass": None})
+    none = ZeroOperator(net.input.shape, net.output.shape, net.input.dtype)
+    net.split = lambda layer: SimpleNamespace(**{**vars(whole(layer)), "bypass": none})
     assert explain(net, layer="relu", target=1).completeness > 1e-3
