@@ -20,7 +20,7 @@ from torch import Tensor
 from specxai.affine.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
 from specxai.affine.witness import Difference, Pullback, difference, probe, pull_back, relative
 from specxai.backends import Graph
-from specxai.capture.captured import Captured
+from specxai.capture.recording import Recording
 from specxai.errors import CaptureError, PrecisionWarning
 from specxai.operators import LinearOperator as Operator
 from specxai.precision import full_precision
@@ -59,7 +59,7 @@ class Agreement:
         return max(self.forward, self.reverse)
 
 
-def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
+def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
             nearby: Callable[[Tensor], Graph], in_double: Callable[[], tuple[Operator, float] | None],
             held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
     """The agreement of the graph's Jacobian with the model at x.
@@ -127,7 +127,7 @@ def _is_faint(block: Tensor) -> bool:
     return not block.numel() or block.abs().max().item() < 2.0**24 * torch.finfo(block.dtype).tiny
 
 
-def _node_by_node(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor,
+def _node_by_node(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: Tensor,
                   result: Agreement) -> float | None:
     """The largest of the reverse disagreement and the nodes' own, relative to their terms before they cancel.
 
@@ -152,7 +152,7 @@ def cotangent(output: Tensor) -> Tensor:
     return torch.where(torch.isfinite(output), u, 0)
 
 
-def _tolerance(captured: Captured, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
+def _tolerance(captured: Recording, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
     """Rounding of every node on the path, as independent errors, and the constants that torch itself rounds."""
     rounding = math.sqrt(sum(torch.finfo(dtypes[step]).eps ** 2 for step in path) + torch.finfo(dtype).eps ** 2)
     floor = max((INEXACT.get(step.target, 0.0) for step in captured.program.steps), default=0.0)
@@ -163,7 +163,7 @@ def _accurate(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).eps < 1e-5
 
 
-def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: Probe, u: Tensor,
+def _cancelling(captured: Recording, graph: Graph, path: list[int], result: Agreement, found: Probe, u: Tensor,
                 v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None,
                 coarsest: torch.dtype) -> tuple[Agreement, Probe]:
     """The result and the probe with the tolerance that the cancellation at this x calls for.
@@ -209,7 +209,7 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
     return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
 
 
-def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+def _check_output(captured: Recording, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     if ours.shape == theirs.shape:
         finite = torch.isfinite(theirs)
         rest = torch.equal(torch.where(finite, 0, ours).nan_to_num(2.0), torch.where(finite, 0, theirs).nan_to_num(2.0))
@@ -232,7 +232,7 @@ def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, t
                        + REMEDY)
 
 
-def _check_finite(captured: Captured, graph: Graph, path: list[int], found: Probe, v: Tensor) -> None:
+def _check_finite(captured: Recording, graph: Graph, path: list[int], found: Probe, v: Tensor) -> None:
     """Raise CaptureError at the first node whose derivative is not finite."""
     if torch.isfinite(found.pulled).all() and torch.isfinite(found.pushed).all():
         return
@@ -252,7 +252,7 @@ def _check_finite(captured: Captured, graph: Graph, path: list[int], found: Prob
                        f"{v.dtype}; use model.double() and x.double()")
 
 
-def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
+def _decide(captured: Recording, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
             result: Agreement) -> Agreement:
     """What central differences say where J and torch's derivative of the model differ.
 

@@ -21,9 +21,8 @@ from specxai.affine.snapshot import Snapshot
 from specxai.affine.target import resolve_target
 from specxai.affine.witness import Pullback
 from specxai.backends import Graph, choose
-from specxai.capture import Captured, recall
-from specxai.capture.outputs import Selector
 from specxai.capture.program import is_getitem, substitute
+from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
 from specxai.operators import LinearOperator, ZeroOperator, plain
 from specxai.precision import full_precision
@@ -34,44 +33,6 @@ DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
 KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
 POLICIES = ("tangent", "frozen")
-
-
-def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
-              max_memory: int | None = None, output: Selector = None, verify: bool | None = None) -> Local:
-    """The affine map of `model` at `x`.
-
-    model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
-                 shape, dtype and device, and again when it has changed
-    x            the model's input, shape (1, ...)
-    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
-    backend      "auto", "reference", "native"
-    max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
-    output       which tensor is explained where the model returns several; see `specxai.capture`
-    verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
-                 capture was made, which is True
-
-    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains.
-
-    >>> import torch, specxai
-    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
-    >>> x = torch.tensor([[1.0, -1.0]])
-    >>> local = specxai.linearize(net, x)
-    >>> torch.allclose(local.output.flatten(), local.jacobian @ x.flatten() + local.bias.flatten())
-    True
-    """
-    if isinstance(model, Captured):
-        if output is not None:
-            raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
-        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
-    options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
-    captured, values = recall(model, x, output, compare=verify is False)
-    try:
-        return Local(captured, x, values=values, **options)
-    except CaptureError:
-        if values is None:  # a new capture
-            raise
-        # Nothing sees all that a capture depends on: the one made before may be out of date.
-        return Local(recall(model, x, output, renew=True)[0], x, **options)
 
 
 @dataclass(frozen=True)
@@ -113,7 +74,7 @@ class Local:
     `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
     """
 
-    def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
+    def __init__(self, captured: Recording, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
                  max_memory: int | None = None, values: list | None = None, verify: bool | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
@@ -268,7 +229,7 @@ class Local:
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
         """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
         self.ensure_current()
-        other = self.captured.linearize(x2, gates=self.gates, backend="reference", verify=False)
+        other = self._by_reference(self.captured, x2, verify=False)
         return regions.differing(self.named_gates(), other.named_gates())
 
     def first_flip(self, direction: Tensor) -> regions.Flip:
@@ -324,7 +285,7 @@ class Local:
         def in_double() -> tuple[LinearOperator, float] | None:
             try:
                 twin = self.captured.in_double(self.input)
-                local = twin.linearize(self.input.double(), gates=self.gates, backend="reference", verify=True)
+                local = self._by_reference(twin, self.input.double(), verify=True)
             except (CaptureError, ValueError):
                 return None
             return local.jacobian, local.agreement
@@ -334,6 +295,11 @@ class Local:
 
         return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby, in_double,
                        held if self.gates == "frozen" else None)
+
+    def _by_reference(self, recording: Recording, x: Tensor, verify: bool) -> Local:
+        """With the same gates, at an input where the recording may not hold."""
+        holds, values = recording.at(x)
+        return Local(holds, x, gates=self.gates, backend="reference", values=values, verify=verify)
 
     def _values(self) -> list:
         """Every step's value at x."""
@@ -366,7 +332,7 @@ class Local:
         return torch.cat(parts)
 
 
-def _linear_nodes(captured: Captured, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
+def _linear_nodes(captured: Recording, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
     """step -> its node, with all numbers in one dtype."""
     program, nodes, gated = captured.program, {}, set()
     for step in program.steps:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specxai.affine.witness import probe, relative
 from specxai.backends import Graph
-from specxai.capture.captured import Captured
+from specxai.capture.recording import Recording
 from specxai.precision import full_precision
 from specxai.rules import Term
 
@@ -42,7 +42,7 @@ def tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) 
     return v
 
 
-def run_probe(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
+def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
          weight: float = 0.0, determined: bool = False) -> Probe:
     """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import specxai
-import specxai.capture.captured as captured_module
+import specxai.capture.recording as recording_module
 from nets import build
 from specxai.errors import CaptureError
 
@@ -80,7 +80,7 @@ def test_weights_are_not_copied():
 def test_a_further_input_traces_nothing(monkeypatch):
     model, x = build("skip")
     captured = specxai.capture(model, x)
-    monkeypatch.setattr(captured_module, "trace", None)
+    monkeypatch.setattr(recording_module, "trace", None)
     x2 = torch.randn_like(x)
     assert torch.allclose(captured.linearize(x2).output, model(x2))
     assert torch.allclose(specxai.linearize(captured, x2).output, model(x2))
@@ -89,13 +89,13 @@ def test_a_further_input_traces_nothing(monkeypatch):
 @pytest.fixture
 def traces(monkeypatch):
     """The models that are traced from here on."""
-    seen, trace = [], captured_module.trace
+    seen, trace = [], recording_module.trace
 
     def counted(model, *args):
         seen.append(model)
         return trace(model, *args)
 
-    monkeypatch.setattr(captured_module, "trace", counted)
+    monkeypatch.setattr(recording_module, "trace", counted)
     return seen
 
 
@@ -324,7 +324,7 @@ def test_a_further_input_costs_one_pass_of_the_graph_and_one_more_of_the_model_f
 
     model = Counts(3, 3).eval()
     specxai.linearize(model, torch.randn(1, 3))
-    captured = next(iter(captured_module._RECALLED[model].values()))[2]
+    captured = next(iter(recording_module._RECALLED[model].values()))[2]
     runs, run = [], type(captured.program).run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(captured.program), "run", lambda *a, **k: runs.append(1) or run(*a, **k))
