@@ -42,8 +42,8 @@ class Agreement:
     forward        J v: the largest disagreement of a node's apply with its adjoint, or of J v with the witness
     reverse        Jᵀu against the witness
     tolerance      what rounding explains at this x
-    witness        "autograd", "held factors" for frozen gates, "central difference" where torch's own derivative is in
-                   doubt, or "float64", the model's copy, where sums cancel or numbers are too small for the dtype
+    witness        "autograd", "frozen gates" for these, "central difference" where torch's own derivative is in doubt,
+                   or "float64", the model's copy, where sums cancel or numbers are too small for the dtype
     cancellation   how much larger than the result the terms are that cancel in it; 1.0 where nothing made us ask
     note           what else there is to know
     """
@@ -61,7 +61,7 @@ class Agreement:
 
 def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
             nearby: Callable[[Tensor], Graph], in_double: Callable[[], tuple[Operator, float] | None],
-            held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
+            frozen: Callable[[Tensor], Pullback] | None = None) -> Agreement:
     """The agreement of the graph's Jacobian with the model at x.
 
     output   of the program at x
@@ -69,12 +69,12 @@ def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes
     nearby   the graph at another input
     in_double   J of the model's copy in float64, and its own agreement; None where there is no such copy or where it
              disagrees
-    held     where gates are frozen: what the model with held factors makes of an input
+    frozen   where gates are: what the model with its gates as constant factors makes of an input
 
     Raises CaptureError where rounding explains neither the output nor J.
     """
     theirs = pull_back(captured, x, cotangent)
-    wanted = theirs if held is None else held(x)
+    wanted = theirs if frozen is None else frozen(x)
     path = graph.between([graph.input], [captured.program.output])
     tolerance = _tolerance(captured, path, dtypes, x.dtype)
     _check_output(captured, x, output, theirs.output, tolerance)
@@ -82,7 +82,7 @@ def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes
     v = tangents(graph, path, x, wanted.gradient).to(graph.dtype)
     found = run_probe(captured, graph, path, u, v)
     _check_finite(captured, graph, path, found, v)
-    name = "autograd" if held is None else "held factors"
+    name = "autograd" if frozen is None else "frozen gates"
     if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
         reverse = math.inf
     else:
@@ -93,7 +93,7 @@ def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes
     lost = float(result)
     coarsest = max((dtypes[step] for step in path), key=lambda dtype: torch.finfo(dtype).eps, default=x.dtype)
     result, found = _cancelling(captured, graph, path, result, found, u, v,
-                         [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
+                         [(nearby(y), (pull_back(captured, y, cotangent) if frozen is None else frozen(y)).gradient)
                           for y in (shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
     if float(result) > result.tolerance or result.tolerance > limit:
@@ -106,7 +106,7 @@ def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes
             result = replace(result, forward=strict, tolerance=tolerance,
                              note="⟨J v, u⟩ is lost to cancellation: J v was held against Jᵀu node by node only")
         elif float(result) > result.tolerance:
-            result = _decide(captured, graph, x, u, v, found, wanted, result)
+            result = _decide(captured, x, u, v, found, wanted, result)
         else:
             raise CaptureError(
                 f"J cannot be certified here: the terms of its products cancel to the last digit of {x.dtype}, "
@@ -252,7 +252,7 @@ def _check_finite(captured: Recording, graph: Graph, path: list[int], found: Pro
                        f"{v.dtype}; use model.double() and x.double()")
 
 
-def _decide(captured: Recording, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
+def _decide(captured: Recording, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
             result: Agreement) -> Agreement:
     """What central differences say where J and torch's derivative of the model differ.
 

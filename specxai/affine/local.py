@@ -14,7 +14,7 @@ from specxai._kept import Kept
 from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
-from specxai.affine.held import held_pull_back
+from specxai.affine.frozen import frozen_pull_back
 from specxai.affine.operator import LocalOperator
 from specxai.affine.report import report
 from specxai.affine.snapshot import Snapshot
@@ -290,11 +290,11 @@ class Local:
                 return None
             return local.jacobian, local.agreement
 
-        def held(x: Tensor) -> Pullback:
-            return held_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
+        def frozen(x: Tensor) -> Pullback:
+            return frozen_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
 
         return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby, in_double,
-                       held if self.gates == "frozen" else None)
+                       frozen if self.gates == "frozen" else None)
 
     def _by_reference(self, recording: Recording, x: Tensor, verify: bool) -> Local:
         """With the same gates, at an input where the recording may not hold."""

@@ -29,7 +29,7 @@ from specxai.capture.functional import (
     written,
 )
 from specxai.capture.program import Ref, references
-from specxai.capture.storage import Held, Storage, address, place_of
+from specxai.capture.storage import Known, Storage, address, place_of
 from specxai.capture.tape import Tape
 from specxai.errors import CaptureError
 
@@ -69,109 +69,108 @@ class Recorder(TorchDispatchMode):
         self._names = names
         self._compiled: set[CodeType] = set()
         self._below = 0
-        self._held: dict[int, Held] = {}
+        self._known: dict[int, Known] = {}
         self._storages: dict[int, Storage] = {}
 
     # What a tensor is
 
-    def start(self, x: Tensor) -> int:
+    def start(self, x: Tensor) -> None:
         """Make x the input."""
         step = self.tape.append("x", "input")
         self.tape.active.add(step)
         self.tape.varying.add(step)
-        self._hold(x, step)
-        return step
+        self._learn(x, step)
 
     def step_of(self, tensor: Tensor) -> int:
         """The step of a tensor's value now, with its gradient stopped where autograd stops it."""
-        held = self._current(tensor)
-        step = held.step
+        known = self._current(tensor)
+        step = known.step
         if step in self.tape.constants and self.tape.specialised and isinstance(tensor.grad_fn, BackwardCFunction):
             raise CaptureError(
                 f"the custom autograd.Function {type(tensor.grad_fn).__name__.removesuffix('Backward')} computed its "
                 f"result outside of torch, from values that left it at {', '.join(self.tape.specialised)}: its "
                 "derivative is not in what was recorded. Write its forward() with torch operators instead of NumPy")
-        if step not in self.tape.active or step in self.tape.cut or not self._is_stopped(held):
+        if step not in self.tape.active or step in self.tape.detached or not self._is_stopped(known):
             return step
         return self.tape.stopped(step)
 
     def knows(self, tensor: Tensor) -> bool:
         """Was the tensor, or the memory that it names, seen in a call?"""
-        return id(tensor) in self._held or address(tensor) in self._storages
+        return id(tensor) in self._known or address(tensor) in self._storages
 
     def read(self, tensor: Tensor) -> None:
         """A value leaves for Python."""
         if self.knows(tensor):
             self.tape.specialise(self._current(tensor).step)
 
-    def _current(self, tensor: Tensor) -> Held:
-        held = self._held.get(id(tensor)) or self._unknown(tensor)
-        if held.storage is not None and held.version != held.storage.version:
-            held.step, held.version = self._reread(held), held.storage.version
-        return held
+    def _current(self, tensor: Tensor) -> Known:
+        known = self._known.get(id(tensor)) or self._unknown(tensor)
+        if known.storage is not None and known.version != known.storage.version:
+            known.step, known.version = self._reread(known), known.storage.version
+        return known
 
-    def _is_stopped(self, held: Held) -> bool:
+    def _is_stopped(self, known: Known) -> bool:
         """Does the value depend on the input without a gradient?  A leaf that requires one was cut off to be one."""
-        if held.tensor.requires_grad:
-            return held.tensor.is_leaf
-        return not (held.inside and self._in_function())
+        if known.tensor.requires_grad:
+            return known.tensor.is_leaf
+        return not (known.inside and self._in_function())
 
     def _in_function(self) -> bool:
         """Is autograd off because its own code is running?"""
         return self._below > 0 or in_function()
 
-    def _hold(self, tensor: Tensor, step: int, constant: bool = False) -> Held:
+    def _learn(self, tensor: Tensor, step: int, constant: bool = False) -> Known:
         key = address(tensor)
         storage = self._storages.get(key) if key else None
         if key and storage is None:
             storage = self._storages[key] = Storage(
                 tensor.untyped_storage().nbytes() // tensor.itemsize, tensor.dtype, tensor.device,
                 (step, place_of(tensor)), constant)
-        held = self._held[id(tensor)] = Held(tensor, step, storage, storage.version if storage else 0,
+        known = self._known[id(tensor)] = Known(tensor, step, storage, storage.version if storage else 0,
                                              self._in_function())
-        return held
+        return known
 
-    def _unknown(self, tensor: Tensor) -> Held:
+    def _unknown(self, tensor: Tensor) -> Known:
         """A tensor that no recorded call made: a constant, or the same memory under another name."""
         storage = self._storages.get(address(tensor))
         if storage is not None and not storage.constant:
-            held = self._hold(tensor, -1)
-            held.version = -1
-            return held
+            known = self._learn(tensor, -1)
+            known.version = -1
+            return known
         name = self._names.get(id(tensor), "constant")
         step = self.tape.append(name, "constant")
         self.tape.constants[step] = tensor.clone() if tensor.is_inference() else tensor
-        held = self._hold(tensor, step, constant=True)
-        if held.version:
-            held.version = -1
-        return held
+        known = self._learn(tensor, step, constant=True)
+        if known.version:
+            known.version = -1
+        return known
 
     # Views and writes
 
-    def _reread(self, held: Held) -> int:
+    def _reread(self, known: Known) -> int:
         """The values of a tensor whose storage was written to through another one."""
-        storage = held.storage
-        if held.tensor.dtype != storage.dtype:
+        storage = known.storage
+        if known.tensor.dtype != storage.dtype:
             raise CaptureError(f"{where()} writes to the bits of a {storage.dtype} tensor that is also read as "
-                               f"{held.tensor.dtype}; copy it before")
-        return storage.read(place_of(held.tensor), self.tape.emit)
+                               f"{known.tensor.dtype}; copy it before")
+        return storage.read(place_of(known.tensor), self.tape.emit)
 
-    def _write(self, held: Held, step: int) -> None:
+    def _write(self, known: Known, step: int) -> None:
         """The tensor's values are now those of `step`, and its storage's with them."""
-        storage, place = held.storage, place_of(held.tensor)
-        if storage is not None and held.tensor.dtype != storage.dtype:
-            raise CaptureError(f"{where()} writes to a {storage.dtype} tensor as {held.tensor.dtype}; copy it "
+        storage, place = known.storage, place_of(known.tensor)
+        if storage is not None and known.tensor.dtype != storage.dtype:
+            raise CaptureError(f"{where()} writes to a {storage.dtype} tensor as {known.tensor.dtype}; copy it "
                                "before")
-        held.step = step
-        held.inside = self._in_function()
+        known.step = step
+        known.inside = self._in_function()
         if storage is None:
             return
         storage.write(step, place)
-        held.version = storage.version
+        known.version = storage.version
 
-    def _keep(self, held: Held) -> None:
+    def _keep(self, known: Known) -> None:
         """The model's own tensors are constants of the program, but for those that its forward() writes to."""
-        storage = held.storage
+        storage = known.storage
         if storage is None or not storage.constant:
             return
         for step, tensor in self.tape.constants.items():
@@ -179,14 +178,14 @@ class Recorder(TorchDispatchMode):
                 self.tape.constants[step] = tensor.detach().clone()
         if not storage.is_filled_by(storage.whole[1]):
             storage.flat = self.tape.append("memory", "constant")
-            self.tape.constants[storage.flat] = held.tensor.detach().as_strided([storage.count], [1], 0).clone()
+            self.tape.constants[storage.flat] = known.tensor.detach().as_strided([storage.count], [1], 0).clone()
 
     # Calls
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload):
-            return self._higher_order(func, args, kwargs)
+            return self._higher_order(func, args)
         if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -203,16 +202,16 @@ class Recorder(TorchDispatchMode):
         if isinstance(result, Tensor):
             if func in _PLAIN and not given[1]:
                 func, given = _PLAIN[func], (given[0][:2], {})
-            if id(result) not in self._held:
-                self._hold(result, self.tape.call(func, *given, result))
+            if id(result) not in self._known:
+                self._learn(result, self.tape.call(func, *given, result))
         elif isinstance(result, (list, tuple)):
             call = self.tape.call(func, *given, result)
             if func in _FIRST:
                 form, arrange = _FIRST[func]
-                self._hold(result[0], self.tape.emit(form, arrange(*given[0]), value=result[0]))
+                self._learn(result[0], self.tape.emit(form, arrange(*given[0]), value=result[0]))
             for position, item in enumerate(result):
                 if isinstance(item, Tensor) and not (position == 0 and func in _FIRST):
-                    self._hold(item, self.tape.emit(operator.getitem, (Ref(call), position), value=item))
+                    self._learn(item, self.tape.emit(operator.getitem, (Ref(call), position), value=item))
         if is_by_value(func, args) or (not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA):
             self.tape.specialise(*references(given))
         return result
@@ -221,15 +220,15 @@ class Recorder(TorchDispatchMode):
         step = self._current(args[0]).step
         result = func(*args, **kwargs)
         if result is not args[0]:
-            self._hold(result, step)
+            self._learn(result, step)
         return result
 
     def _as_strided(self, func, args, kwargs):
         """Reads memory, not values: so it does here."""
         self._current(args[0])
         result = func(*args, **kwargs)
-        held = self._hold(result, -1)
-        held.step = self._reread(held)
+        known = self._learn(result, -1)
+        known.step = self._reread(known)
         return result
 
     def _mutation(self, func, args, kwargs):
@@ -241,24 +240,24 @@ class Recorder(TorchDispatchMode):
         tensor = targets[0]
         if func._schema.name in _MEMORY:
             self._formless(func)
-        held = self._current(tensor)
+        known = self._current(tensor)
         if is_view_in_place(func):
             form = functional(func) or self._formless(func)
             step = self.tape.emit(form, self._template(args), self._template(kwargs))
             func(*args, **kwargs)
-            held.step = step
+            known.step = step
             return tensor
         step = self._written_value(func, tensor, args, kwargs)
-        self._keep(held)
+        self._keep(known)
         shape = tensor.shape
         result = func(*args, **kwargs)
-        if tensor.shape != shape or (held.storage is not None and self._storages.get(address(tensor))
-                                     is not held.storage):
+        if tensor.shape != shape or (known.storage is not None and self._storages.get(address(tensor))
+                                     is not known.storage):
             if not func._schema.arguments[names[0][0]].is_out:
                 self._formless(func)
-            self._hold(tensor, step)  # out= a tensor of another size: memory of its own from now on
+            self._learn(tensor, step)  # out= a tensor of another size: memory of its own from now on
             return result
-        self._write(held, step)
+        self._write(known, step)
         return result
 
     def _written_value(self, func, tensor: Tensor, args, kwargs) -> int:
@@ -302,10 +301,10 @@ class Recorder(TorchDispatchMode):
         step = self.step_of(plain)
         self._below -= 1
         result[0].copy_(plain)  # the strides are the fused kernel's, which a later view may need
-        self._hold(result[0], step)
+        self._learn(result[0], step)
         return result
 
-    def _higher_order(self, func, args, kwargs):
+    def _higher_order(self, func, args):
         self._compiled |= {frame.f_code for frame in frames() if "_higher_order_ops" in frame.f_code.co_filename}
         if func is torch.ops.higher_order.cond:
             predicate, chosen, other, operands = args

@@ -32,7 +32,7 @@ class Tape:
     constants    step -> tensor
     active       steps that change continuously with the input: not masks and indices, nor what is made of shapes
     varying      steps that depend on the input in any way
-    cut          active steps that no gradient reaches
+    detached     active steps that no gradient reaches
     random       step -> what draws it, and where
     specialised  lines of the model where a value that depends on the input decided something, in their order
     calls        the module calls that are under way;  owners  step -> the innermost of them
@@ -43,7 +43,7 @@ class Tape:
         self.constants: dict[int, Tensor] = {}
         self.active: set[int] = set()
         self.varying: set[int] = set()
-        self.cut: set[int] = set()
+        self.detached: set[int] = set()
         self.random: dict[int, str] = {}
         self.specialised: dict[str, None] = {}
         self.calls: list[Any] = []
@@ -60,7 +60,7 @@ class Tape:
         """The same value with its gradient stopped, made where the value is, not where that is first read."""
         if step not in self._stopped:
             made = self._stopped[step] = self.emit(aten.detach.default, (Ref(step),))
-            self.cut.add(made)
+            self.detached.add(made)
             self.owners[made] = self.owners[step]
             self.steps[made] = replace(self.steps[made], source=self.steps[step].source)
         return self._stopped[step]
@@ -95,8 +95,8 @@ class Tape:
         live = [index for index in used if index in self.active]
         if live and (value is None or _floating(value)):
             self.active.add(step)
-            if self.cut.issuperset(live):
-                self.cut.add(step)
+            if self.detached.issuperset(live):
+                self.detached.add(step)
         return step
 
     def append(self, name: str, kind: str, func=None, args=(), kwargs=None, origin: str = "") -> int:
