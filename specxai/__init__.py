@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.1.0"
+from specxai._version import __version__
 
 # Public name -> module that defines it; imported on first use, so that `import specxai` stays light.
 _EXPORTS = {
-    "linearize": "specxai.affine.local",
+    "linearize": "specxai.affine.captured",
     "Local": "specxai.affine.local",
     "LocalOperator": "specxai.affine.operator",
     "LinearOperator": "specxai.operators",

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 
-def make_callable(package: str, function: Callable) -> None:
-    """Calling the imported `package` calls `function`."""
+def make_callable(package: str, name: str) -> None:
+    """Calling the imported `package` calls its function `name`, which is looked up then."""
 
     class CallablePackage(ModuleType):
         def __call__(self, *args, **kwargs):
-            return function(*args, **kwargs)
+            return getattr(self, name)(*args, **kwargs)
 
         # What inspect.signature and help() show.
         @property
         def __signature__(self) -> inspect.Signature:
-            return inspect.signature(function)
+            return inspect.signature(getattr(self, name))
 
     sys.modules[package].__class__ = CallablePackage

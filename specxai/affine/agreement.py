@@ -20,7 +20,7 @@ from torch import Tensor
 from specxai.affine.probes import FEW_DIGITS, HALVES, Probe, aligned, halves, run_probe, shaken, tangents
 from specxai.affine.witness import Difference, Pullback, difference, probe, pull_back, relative
 from specxai.backends.reference import pull, push
-from specxai.capture.captured import Captured
+from specxai.capture.recording import Recording
 from specxai.errors import CaptureError, PrecisionWarning
 from specxai.graph import Graph
 from specxai.operators import LinearOperator as Operator
@@ -43,8 +43,8 @@ class Agreement:
     forward        J v: the largest disagreement of a node's apply with its adjoint, or of J v with the witness
     reverse        Jᵀu against the witness
     tolerance      what rounding explains at this x
-    witness        "autograd", "held factors" for frozen gates, "central difference" where torch's own derivative is in
-                   doubt, or "float64", the model's copy, where sums cancel or numbers are too small for the dtype
+    witness        "autograd", "frozen gates" for these, "central difference" where torch's own derivative is in doubt,
+                   or "float64", the model's copy, where sums cancel or numbers are too small for the dtype
     cancellation   how much larger than the result the terms are that cancel in it; 1.0 where nothing made us ask
     note           what else there is to know
     """
@@ -60,9 +60,9 @@ class Agreement:
         return max(self.forward, self.reverse)
 
 
-def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
+def certify(captured: Recording, graph: Graph, x: Tensor, output: Tensor, dtypes: Mapping[int, torch.dtype],
             nearby: Callable[[Tensor], Graph], in_double: Callable[[], tuple[Operator, float] | None],
-            held: Callable[[Tensor], Pullback] | None = None) -> Agreement:
+            frozen: Callable[[Tensor], Pullback] | None = None) -> Agreement:
     """The agreement of the graph's Jacobian with the model at x.
 
     output   of the program at x
@@ -70,12 +70,12 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     nearby   the graph at another input
     in_double   J of the model's copy in float64, and its own agreement; None where there is no such copy or where it
              disagrees
-    held     where gates are frozen: what the model with held factors makes of an input
+    frozen   where gates are: what the model with its gates as constant factors makes of an input
 
     Raises CaptureError where rounding explains neither the output nor J.
     """
     theirs = pull_back(captured, x, cotangent)
-    wanted = theirs if held is None else held(x)
+    wanted = theirs if frozen is None else frozen(x)
     path = graph.between([graph.input], [captured.program.output])
     tolerance = _tolerance(captured, path, dtypes, x.dtype)
     _check_output(captured, x, output, theirs.output, tolerance)
@@ -83,7 +83,7 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     v = tangents(graph, path, x, wanted.gradient).to(graph.dtype)
     found = run_probe(captured, graph, path, u, v)
     _check_finite(captured, graph, path, found, v)
-    name = "autograd" if held is None else "held factors"
+    name = "autograd" if frozen is None else "frozen gates"
     if wanted.gradient is None or not torch.isfinite(wanted.gradient).all():
         reverse = math.inf
     else:
@@ -94,7 +94,7 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
     lost = float(result)
     coarsest = max((dtypes[step] for step in path), key=lambda dtype: torch.finfo(dtype).eps, default=x.dtype)
     result, found = _cancelling(captured, graph, path, result, found, u, v,
-                         [(nearby(y), (pull_back(captured, y, cotangent) if held is None else held(y)).gradient)
+                         [(nearby(y), (pull_back(captured, y, cotangent) if frozen is None else frozen(y)).gradient)
                           for y in (shaken(x, 1.0, draw) for draw in range(NEARBY))], wanted.gradient, coarsest)
     limit = max(CERTAIN if min(torch.finfo(dtypes[step]).bits for step in path) >= 32 else 1.0, tolerance)
     if float(result) > result.tolerance or result.tolerance > limit:
@@ -107,7 +107,7 @@ def certify(captured: Captured, graph: Graph, x: Tensor, output: Tensor, dtypes:
             result = replace(result, forward=strict, tolerance=tolerance,
                              note="⟨J v, u⟩ is lost to cancellation: J v was held against Jᵀu node by node only")
         elif float(result) > result.tolerance:
-            result = _decide(captured, graph, x, u, v, found, wanted, result)
+            result = _decide(captured, x, u, v, found, wanted, result)
         else:
             raise CaptureError(
                 f"J cannot be certified here: the terms of its products cancel to the last digit of {x.dtype}, "
@@ -128,7 +128,7 @@ def _is_faint(block: Tensor) -> bool:
     return not block.numel() or block.abs().max().item() < 2.0**24 * torch.finfo(block.dtype).tiny
 
 
-def _node_by_node(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor,
+def _node_by_node(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: Tensor,
                   result: Agreement) -> float | None:
     """The largest of the reverse disagreement and the nodes' own, relative to their terms before they cancel.
 
@@ -153,7 +153,7 @@ def cotangent(output: Tensor) -> Tensor:
     return torch.where(torch.isfinite(output), u, 0)
 
 
-def _tolerance(captured: Captured, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
+def _tolerance(captured: Recording, path: list[int], dtypes: Mapping[int, torch.dtype], dtype: torch.dtype) -> float:
     """Rounding of every node on the path, as independent errors, and the constants that torch itself rounds."""
     rounding = math.sqrt(sum(torch.finfo(dtypes[step]).eps ** 2 for step in path) + torch.finfo(dtype).eps ** 2)
     floor = max((INEXACT.get(step.target, 0.0) for step in captured.program.steps), default=0.0)
@@ -164,7 +164,7 @@ def _accurate(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).eps < 1e-5
 
 
-def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agreement, found: Probe, u: Tensor,
+def _cancelling(captured: Recording, graph: Graph, path: list[int], result: Agreement, found: Probe, u: Tensor,
                 v: Tensor, near: list[tuple[Graph, Tensor | None]], gradient: Tensor | None,
                 coarsest: torch.dtype) -> tuple[Agreement, Probe]:
     """The result and the probe with the tolerance that the cancellation at this x calls for.
@@ -210,7 +210,7 @@ def _cancelling(captured: Captured, graph: Graph, path: list[int], result: Agree
     return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
 
 
-def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+def _check_output(captured: Recording, x: Tensor, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     if ours.shape == theirs.shape:
         finite = torch.isfinite(theirs)
         rest = torch.equal(torch.where(finite, 0, ours).nan_to_num(2.0), torch.where(finite, 0, theirs).nan_to_num(2.0))
@@ -233,7 +233,7 @@ def _check_output(captured: Captured, x: Tensor, ours: Tensor, theirs: Tensor, t
                        + REMEDY)
 
 
-def _check_finite(captured: Captured, graph: Graph, path: list[int], found: Probe, v: Tensor) -> None:
+def _check_finite(captured: Recording, graph: Graph, path: list[int], found: Probe, v: Tensor) -> None:
     """Raise CaptureError at the first node whose derivative is not finite."""
     if torch.isfinite(found.pulled).all() and torch.isfinite(found.pushed).all():
         return
@@ -253,7 +253,7 @@ def _check_finite(captured: Captured, graph: Graph, path: list[int], found: Prob
                        f"{v.dtype}; use model.double() and x.double()")
 
 
-def _decide(captured: Captured, graph: Graph, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
+def _decide(captured: Recording, x: Tensor, u: Tensor, v: Tensor, found: Probe, wanted: Pullback,
             result: Agreement) -> Agreement:
     """What central differences say where J and torch's derivative of the model differ.
 

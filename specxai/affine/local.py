@@ -14,7 +14,7 @@ from specxai._kept import Kept
 from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
-from specxai.affine.held import held_pull_back
+from specxai.affine.frozen import frozen_pull_back
 from specxai.affine.operator import LocalOperator
 from specxai.affine.report import report
 from specxai.affine.snapshot import Snapshot
@@ -22,12 +22,11 @@ from specxai.affine.target import resolve_target
 from specxai.affine.witness import Pullback
 from specxai.backends import PLAN_FROM, choose, make
 from specxai.backends.reference import pull, push
-from specxai.capture import Captured, recall
-from specxai.capture.outputs import Selector
 from specxai.capture.program import is_getitem, substitute
+from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
 from specxai.graph import Graph
-from specxai.operators import LinearOperator, plain
+from specxai.operators import LinearOperator, ZeroOperator, plain
 from specxai.precision import full_precision
 from specxai.rules import Call, Gate, LinearNode, linear_node
 from specxai.rules.dtypes import converted, widest
@@ -38,58 +37,20 @@ KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where the
 POLICIES = ("tangent", "frozen")
 
 
-def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
-              max_memory: int | None = None, output: Selector = None, verify: bool | None = None) -> Local:
-    """The affine map of `model` at `x`.
-
-    model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
-                 shape, dtype and device, and again when it has changed
-    x            the model's input, shape (1, ...)
-    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
-    backend      "auto", "reference", "native", "torch"
-    max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
-    output       which tensor is explained where the model returns several; see `specxai.capture`
-    verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
-                 capture was made, which is True
-
-    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains.
-
-    >>> import torch, specxai
-    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
-    >>> x = torch.tensor([[1.0, -1.0]])
-    >>> local = specxai.linearize(net, x)
-    >>> torch.allclose(local.output.flatten(), local.jacobian @ x.flatten() + local.bias.flatten())
-    True
-    """
-    if isinstance(model, Captured):
-        if output is not None:
-            raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
-        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
-    options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
-    captured, values = recall(model, x, output, compare=verify is False)
-    try:
-        return Local(captured, x, values=values, **options)
-    except CaptureError:
-        if values is None:  # a new capture
-            raise
-        # Nothing sees all that a capture depends on: the one made before may be out of date.
-        return Local(recall(model, x, output, renew=True)[0], x, **options)
-
-
 @dataclass(frozen=True)
 class Split:
     """J = left @ right + bypass at a layer.
 
     right    (m_s, n), from the input to the layer
     left     (m, m_s), from the layer to the output
-    bypass   (m, n), the paths that go round the layer, None where there are none
+    bypass   (m, n), the paths that go round the layer; `bypass.is_zero` where there are none
     shape    of the layer's output
     """
 
     layer: str
     right: LinearOperator
     left: LinearOperator
-    bypass: LinearOperator | None
+    bypass: LinearOperator
     shape: torch.Size
     _find: Callable[[], Tensor] = field(repr=False)
 
@@ -99,7 +60,7 @@ class Split:
         return self._find()
 
     def __repr__(self) -> str:
-        around = "no bypass" if self.bypass is None else "with a bypass"
+        around = "no bypass" if self.bypass.is_zero else "with a bypass"
         return f"Split({self.layer!r}, {tuple(self.shape)}: {self.left!r} @ {self.right!r}, {around})"
 
 
@@ -115,7 +76,7 @@ class Local:
     `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
     """
 
-    def __init__(self, captured: Captured, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
+    def __init__(self, captured: Recording, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
                  max_memory: int | None = None, values: list | None = None, verify: bool | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
@@ -239,9 +200,11 @@ class Local:
         name, step = self.captured.program.layer(layer)
         program = self.captured.program
         around = bool(self.graph.between([program.input], [program.output], [step]))
-        around = around and step not in (program.input, program.output)
-        return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]),
-                     self.operator([program.input], [program.output], held=[step]) if around else None,
+        if around and step not in (program.input, program.output):
+            bypass = self.operator([program.input], [program.output], held=[step])
+        else:
+            bypass = ZeroOperator(self.input.shape, self.output.shape, self.input.dtype, self.input.device)
+        return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]), bypass,
                      self.graph.shapes[step], lambda: self._values()[step].detach())
 
     def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
@@ -269,7 +232,7 @@ class Local:
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
         """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
         self.ensure_current()
-        other = self.captured.linearize(x2, gates=self.gates, backend="reference", verify=False)
+        other = self._by_reference(self.captured, x2, verify=False)
         return regions.differing(self.named_gates(), other.named_gates())
 
     def first_flip(self, direction: Tensor) -> regions.Flip:
@@ -325,16 +288,21 @@ class Local:
         def in_double() -> tuple[LinearOperator, float] | None:
             try:
                 twin = self.captured.in_double(self.input)
-                local = twin.linearize(self.input.double(), gates=self.gates, backend="reference", verify=True)
+                local = self._by_reference(twin, self.input.double(), verify=True)
             except (CaptureError, ValueError):
                 return None
             return local.jacobian, local.agreement
 
-        def held(x: Tensor) -> Pullback:
-            return held_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
+        def frozen(x: Tensor) -> Pullback:
+            return frozen_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
 
         return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby, in_double,
-                       held if self.gates == "frozen" else None)
+                       frozen if self.gates == "frozen" else None)
+
+    def _by_reference(self, recording: Recording, x: Tensor, verify: bool) -> Local:
+        """With the same gates, at an input where the recording may not hold."""
+        holds, values = recording.at(x)
+        return Local(holds, x, gates=self.gates, backend="reference", values=values, verify=verify)
 
     def _values(self) -> list:
         """Every step's value at x."""
@@ -367,7 +335,7 @@ class Local:
         return torch.cat(parts)
 
 
-def _linear_nodes(captured: Captured, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
+def _linear_nodes(captured: Recording, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
     """step -> its node, with all numbers in one dtype."""
     program, nodes, gated = captured.program, {}, set()
     for step in program.steps:

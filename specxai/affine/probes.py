@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specxai.affine.witness import probe, relative
 from specxai.backends.reference import pull, push
-from specxai.capture.captured import Captured
+from specxai.capture.recording import Recording
 from specxai.graph import Graph
 from specxai.precision import full_precision
 from specxai.rules import Term
@@ -43,7 +43,7 @@ def tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) 
     return v
 
 
-def run_probe(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
+def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
          weight: float = 0.0, determined: bool = False) -> Probe:
     """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
 
@@ -59,7 +59,7 @@ def run_probe(captured: Captured, graph: Graph, path: list[int], u: Tensor, v: T
         if not taps[step]:
             return
         # All terms of the node by the same, so that their squares neither overflow nor vanish.
-        tangents, cotangents = _unit(taps[step][0]), _unit(c)
+        tangents, cotangents = _scale(taps[step][0]), _scale(c)
         value, size = _inner(_over(taps[step][0], tangents), _over(c, cotangents))
         size = size ** 2
         for term, part in parts:
@@ -100,23 +100,23 @@ def _inner(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return terms.sum(1), terms.norm(dim=1)
 
 
-def _unit(block: Tensor) -> float:
+def _scale(block: Tensor) -> float:
     """The largest number of a block in float64 where its square is out of range, else 1."""
     largest = block.abs().max().item() if block.dtype is torch.float64 and block.numel() else 1.0
     return largest if 0 < largest < 1e-60 or 1e60 < largest < math.inf else 1.0
 
 
-def _over(block: Tensor, unit: float) -> Tensor:
-    return block if unit == 1 else block / unit
+def _over(block: Tensor, scale: float) -> Tensor:
+    return block if scale == 1 else block / scale
 
 
 def aligned(found: Probe, u: Tensor, v: Tensor, gradient: Tensor | None) -> float:
     """⟨J v, u⟩ against ⟨v, g⟩, relative to the terms."""
     if gradient is None:
         return math.inf
-    unit = _unit(found.pushed)
-    ours, ours_size = _inner(_over(found.pushed, unit), u.reshape(1, -1))
-    theirs, theirs_size = _inner(v, _over(gradient.unsqueeze(0), unit))
+    scale = _scale(found.pushed)
+    ours, ours_size = _inner(_over(found.pushed, scale), u.reshape(1, -1))
+    theirs, theirs_size = _inner(v, _over(gradient.unsqueeze(0), scale))
     size = (ours_size ** 2 + theirs_size ** 2).sqrt()
     return torch.where(size > 0, (ours - theirs).abs() / size, 0.0).max().item()
 

@@ -26,10 +26,6 @@ class Flip(float):
         flip.layer, flip.unit = layer, unit
         return flip
 
-    @property
-    def distance(self) -> float:
-        return float(self)
-
     def __repr__(self) -> str:
         return f"Flip({float(self):.6g}, layer={self.layer!r}, unit={self.unit})"
 

@@ -41,5 +41,5 @@ def _live_table(local) -> list[str]:
     rows.append(("sum", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
     width = max(len(row[0]) for row in rows)
     return ["live of all units, MFLOP a column of live of all:",
-            *(f"  {name:<{width}}  {live:>9,} of {units:>9,}   {work:>9,.4g} of {dense:>9,.4g}"
-              for name, live, units, work, dense in rows)]
+            *(f"  {name:<{width}}  {live:>9,} of {units:>9,}   {work:>9,.4g} of {every:>9,.4g}"
+              for name, live, units, work, every in rows)]

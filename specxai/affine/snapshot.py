@@ -163,12 +163,12 @@ class _Memory:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        dense = _dense(tensor)
-        self._kept = dense  # a copy, where the tensor has gaps, must outlive this
-        self.size = size = dense.numel() * dense.itemsize
+        gapless = _gapless(tensor)
+        self._kept = gapless  # a copy, where the tensor has gaps, must outlive this
+        self.size = size = gapless.numel() * gapless.itemsize
         whole = size // 8 * 8
-        self._words = _array(dense.data_ptr(), whole // 8, "<u8")
-        self._rest = _array(dense.data_ptr() + whole, size - whole, "|u1")
+        self._words = _array(gapless.data_ptr(), whole // 8, "<u8")
+        self._rest = _array(gapless.data_ptr() + whole, size - whole, "|u1")
         self.blocks = -(-size // (8 * WORDS))
         step = max(1, len(self._words) // SAMPLES) | 1
         self._some = self._words[::step][:SAMPLES]
@@ -193,10 +193,10 @@ class _DeviceMemory:
     """The same of a tensor on another device, element by element: WORDS elements in a block."""
 
     def __init__(self, tensor: Tensor) -> None:
-        dense = _dense(tensor)
-        if dense.is_complex():
-            dense = torch.view_as_real(dense).flatten()
-        self._elements = dense.view(_INTEGERS[dense.itemsize])
+        gapless = _gapless(tensor)
+        if gapless.is_complex():
+            gapless = torch.view_as_real(gapless).flatten()
+        self._elements = gapless.view(_INTEGERS[gapless.itemsize])
         self.blocks = -(-len(self._elements) // WORDS)
         self.size = WHOLE + 1  # never whole: each sum is a wait for the device
         # Neighbours, which one copy fetches.
@@ -226,7 +226,7 @@ def _memory(tensor: Tensor) -> _Memory | _DeviceMemory:
     return _Memory(tensor) if tensor.device.type == "cpu" else _DeviceMemory(tensor)
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def _gapless(tensor: Tensor) -> Tensor:
     """The tensor's numbers as one line: its own memory where that has no gaps, else a copy."""
     with torch.inference_mode(False), torch.no_grad():
         tensor = tensor.detach()

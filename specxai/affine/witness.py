@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from specxai.capture.captured import Captured
+from specxai.capture.recording import Recording
 from specxai.rules.base import differentiating
 
 SEED = 0x5EC
@@ -43,7 +43,7 @@ class Pullback:
     custom: tuple[str, ...] = ()
 
 
-def pull_back(captured: Captured, x: Tensor, cotangent) -> Pullback:
+def pull_back(captured: Recording, x: Tensor, cotangent) -> Pullback:
     """The model's output and the gradient of u·f, u = `cotangent(f(x))`: one pass each way."""
     with differentiating():
         captured = replace(captured, model=_without_inference_tensors(captured.model))
@@ -69,7 +69,7 @@ class Difference:
     dtype: torch.dtype
 
 
-def difference(captured: Captured, x: Tensor, direction: Tensor) -> Difference | None:
+def difference(captured: Recording, x: Tensor, direction: Tensor) -> Difference | None:
     """J v from f(x ± h v), in float64 where the model can be converted, with the step on which two agree best.
 
     None where the model cannot be run so.
@@ -87,7 +87,7 @@ def difference(captured: Captured, x: Tensor, direction: Tensor) -> Difference |
     return None
 
 
-def _best_difference(captured: Captured, x: Tensor, v: Tensor) -> Difference | None:
+def _best_difference(captured: Recording, x: Tensor, v: Tensor) -> Difference | None:
     size = x.double().square().mean().sqrt().item() or 1.0
     base = torch.finfo(x.dtype).eps ** (1 / 3) * size / (v.double().square().mean().sqrt().item() or 1.0)
     slopes = []

@@ -1,4 +1,4 @@
-"""R by other people's means: `torch.func`, autograd on a repeated batch, and a gated chain of dense convolutions."""
+"""R by other people's means: `torch.func`, autograd on a repeated batch, and a gated chain of whole convolutions."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class AutogradBatch(LinearOperator):
 Step = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
-class DenseChain(LinearOperator):
-    """R of a sequential stack as one would write it by hand: dense convolutions on a channels_last probe batch, batch
+class GatedChain(LinearOperator):
+    """R of a sequential stack as one would write it by hand: whole convolutions on a channels_last probe batch, batch
     norm folded into their weights, gates as masks, max-pooling by index."""
 
     def __init__(self, stages: nn.Sequential, x: Tensor, chunk: int) -> None:

@@ -1,6 +1,6 @@
 """Who is measured: SpecXAI's backends and what one would write instead.
 
-Products by `torch.func`, by autograd and by a chain of dense convolutions go through the same solver, `specxai.svd`;
+Products by `torch.func`, by autograd and by a chain of whole convolutions go through the same solver, `specxai.svd`;
 `dense` builds the Jacobian with `jacrev` and hands it to `torch.linalg.svd`; ARPACK, PROPACK and skerch are solvers of
 their own over the products of `torch.func`.  `Subject.check` compares each with the reference before it is timed.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 import specxai
 from specxai.backends import describe
 from specxai.bench.cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case, Question
-from specxai.bench.operators import AutogradBatch, DenseChain, TorchFunc, UpTo, chain_of
+from specxai.bench.operators import AutogradBatch, GatedChain, TorchFunc, UpTo, chain_of
 from specxai.bench.solvers import Triplets, has_skerch, residual, scipy_svds, skerch_svd
 from specxai.operators import LinearOperator
 
@@ -94,7 +94,7 @@ class Subject:
         if peer == AUTOGRAD:
             return AutogradBatch(self.function, self.x, self.chunk)
         if peer == CHAIN:
-            return DenseChain(chain_of(self.model, self.case.layer), self.x, self.chunk)
+            return GatedChain(chain_of(self.model, self.case.layer), self.x, self.chunk)
         local = self.captured.linearize(self.x, backend=peer.removeprefix("specxai "))
         return local.jacobian if self.case.layer is None else local.split(self.case.layer).right
 

@@ -22,9 +22,9 @@ NOTES = """\
 Medians; a ratio is the peer's median over the row's, so that above 1 the row is faster.  *error*: for an SVD the
 certified bound of ‖R − UΣVᵀ‖_F / ‖R‖_F, in which what a truncation leaves out counts, and its *estimate*, the same
 without the safety factor; for a capture the relative difference between the two ways to the bias.  *true error*:
-against a dense SVD in float64, where that fits.  *GFLOP/s*: the operator's dense operations (a stage's live ones)
-over all the time.  *peak MB*: beyond the model, in a process of its own, fixing the gates included.  A star: stopped
-by the number of products, as equal products are meant to be, not by a tolerance.
+against a dense SVD in float64, where that fits.  *GFLOP/s*: the operator's operations, of dead units too (a stage's
+live ones) over all the time.  *peak MB*: beyond the model, in a process of its own, fixing the gates included.  A star:
+stopped by the number of products, as equal products are meant to be, not by a tolerance.
 """
 
 

@@ -11,7 +11,8 @@ from types import FrameType
 import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-_INNER = (__file__, *(str(Path(__file__).with_name(name)) for name in ("reads.py", "recorder.py", "storage.py")))
+_INNER = tuple(str(Path(__file__).with_name(f"{name}.py"))
+               for name in ("frames", "reads", "recorder", "storage", "tape"))
 _FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
@@ -29,6 +30,11 @@ def source() -> str:
         if _kind_of(frame.f_code.co_filename) == "own":
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return ""
+
+
+def where() -> str:
+    """The same in words."""
+    return source() or "the model"
 
 
 def in_function() -> bool:

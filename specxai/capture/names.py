@@ -46,7 +46,7 @@ class Calls:
 @contextmanager
 def followed(model: nn.Module, recorder: Recorder) -> Iterator[Calls]:
     """While open, the recorder knows the module calls that are under way, and the result the tensors they returned."""
-    calls, thread, stack = Calls(), threading.get_ident(), recorder.calls
+    calls, thread, stack = Calls(), threading.get_ident(), recorder.tape.calls
 
     def begin_of(path: str):
         def begin(module, inputs):

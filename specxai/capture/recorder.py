@@ -8,7 +8,6 @@ gradients stop is what autograd itself says: a value that depends on the input a
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
 from types import CodeType
 from typing import Any
 
@@ -19,31 +18,24 @@ from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specxai.capture.frames import frames, in_function, source
+from specxai.capture.frames import frames, in_function, where
 from specxai.capture.functional import (
     functional,
     is_by_value,
     is_composite,
-    is_eval,
     is_random,
     is_view_in_place,
-    pinned,
     writes_nothing,
     written,
 )
-from specxai.capture.program import Ref, Step, references
-from specxai.capture.storage import Held, Storage, address, place_of
+from specxai.capture.program import Ref, references
+from specxai.capture.storage import Known, Storage, address, place_of
+from specxai.capture.tape import Tape
 from specxai.errors import CaptureError
 
 aten = torch.ops.aten
-# The same values in the same order, whatever the strides: a view of values that are contiguous in one run only.
-_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.reshape.default}
 # The same tensor: whether the gradient stops there is what autograd says of the result.
 _ALIASES = {aten.detach.default, aten.detach_.default, aten.alias.default, aten.lift_fresh.default, aten.lift.default}
-# Read the shape of their argument only.
-_SHAPE_ONLY = {getattr(aten, name).default for name in (
-    "ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros", "new_full", "new_empty",
-    "new_empty_strided", "rand_like", "randn_like")}
 # The call that users know, for the first result of the one that also returns what a backward pass needs.
 _FIRST = {
     aten.native_layer_norm.default: (aten.layer_norm.default, lambda *args: args),
@@ -52,9 +44,6 @@ _FIRST = {
     aten.log_sigmoid_forward.default: (aten.log_sigmoid.default, lambda *args: args),
 }
 _PLAIN = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: aten.log_softmax.int}
-# Memory with no values yet.
-_EMPTY = {aten.empty.memory_format: aten.zeros.default, aten.empty_like.default: aten.zeros_like.default,
-          aten.new_empty.default: aten.new_zeros.default}
 # Change which memory a tensor names.
 _MEMORY = {"aten::resize_", "aten::resize_as_", "aten::resize_as_sparse_", "aten::set_"}
 # Say something of a tensor that is the same for every input of its shape.
@@ -66,14 +55,7 @@ _ATTENTION = {getattr(aten, name).default for name in (
 
 
 class Recorder(TorchDispatchMode):
-    """Records the calls of one thread while it is entered.
-
-    steps       so far
-    constants   step -> tensor
-    active      steps that change continuously with the input: not masks and indices, nor what is made of shapes
-    varying     steps that depend on the input in any way
-    cut         active steps that no gradient reaches
-    """
+    """Records the calls of one thread on its `tape` while it is entered, and knows which tensor is which step."""
 
     supports_higher_order_operators = True
 
@@ -83,148 +65,127 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
-        self.steps: list[Step] = []
-        self.constants: dict[int, Tensor] = {}
-        self.active: set[int] = set()
-        self.varying: set[int] = set()
-        self.cut: set[int] = set()
-        self.random: dict[int, str] = {}
-        self.specialised: dict[str, None] = {}
-        self.calls: list[Any] = []  # the module calls that are under way
-        self.owners: list[Any] = []  # step -> the innermost of them
-        self._names, self._used = names, {}
+        self.tape = Tape()
+        self._names = names
         self._compiled: set[CodeType] = set()
         self._below = 0
-        self._stopped: dict[int, int] = {}
-        self._held: dict[int, Held] = {}
+        self._known: dict[int, Known] = {}
         self._storages: dict[int, Storage] = {}
 
     # What a tensor is
 
-    def start(self, x: Tensor) -> int:
+    def start(self, x: Tensor) -> None:
         """Make x the input."""
-        step = self._append("x", "input")
-        self.active.add(step)
-        self.varying.add(step)
-        self._hold(x, step)
-        return step
+        step = self.tape.append("x", "input")
+        self.tape.active.add(step)
+        self.tape.varying.add(step)
+        self._learn(x, step)
 
     def step_of(self, tensor: Tensor) -> int:
         """The step of a tensor's value now, with its gradient stopped where autograd stops it."""
-        held = self._current(tensor)
-        step = held.step
-        if step in self.constants and self.specialised and isinstance(tensor.grad_fn, BackwardCFunction):
+        known = self._current(tensor)
+        step = known.step
+        if step in self.tape.constants and self.tape.specialised and isinstance(tensor.grad_fn, BackwardCFunction):
             raise CaptureError(
                 f"the custom autograd.Function {type(tensor.grad_fn).__name__.removesuffix('Backward')} computed its "
-                f"result outside of torch, from values that left it at {', '.join(self.specialised)}: its derivative "
-                "is not in what was recorded. Write its forward() with torch operators instead of NumPy")
-        if step not in self.active or step in self.cut or not self._is_stopped(held):
+                f"result outside of torch, from values that left it at {', '.join(self.tape.specialised)}: its "
+                "derivative is not in what was recorded. Write its forward() with torch operators instead of NumPy")
+        if step not in self.tape.active or step in self.tape.detached or not self._is_stopped(known):
             return step
-        if step not in self._stopped:
-            stopped = self._stopped[step] = self._emit(aten.detach.default, (Ref(step),))
-            self.cut.add(stopped)
-            # Where the value is made, not where it is first read.
-            self.owners[stopped] = self.owners[step]
-            self.steps[stopped] = replace(self.steps[stopped], source=self.steps[step].source)
-        return self._stopped[step]
+        return self.tape.stopped(step)
 
     def knows(self, tensor: Tensor) -> bool:
         """Was the tensor, or the memory that it names, seen in a call?"""
-        return id(tensor) in self._held or address(tensor) in self._storages
+        return id(tensor) in self._known or address(tensor) in self._storages
 
     def read(self, tensor: Tensor) -> None:
         """A value leaves for Python."""
         if self.knows(tensor):
-            self._specialise(self._current(tensor).step)
+            self.tape.specialise(self._current(tensor).step)
 
-    def _specialise(self, *steps: int) -> None:
-        """What depends on the input decides something beside the values: the program holds where that is the same."""
-        if not self.varying.isdisjoint(steps):
-            self.specialised[self._where()] = None
+    def _current(self, tensor: Tensor) -> Known:
+        known = self._known.get(id(tensor)) or self._unknown(tensor)
+        if known.storage is not None and known.version != known.storage.version:
+            known.step, known.version = self._reread(known), known.storage.version
+        return known
 
-    def _current(self, tensor: Tensor) -> Held:
-        held = self._held.get(id(tensor)) or self._unknown(tensor)
-        if held.storage is not None and held.version != held.storage.version:
-            held.step, held.version = self._reread(held), held.storage.version
-        return held
-
-    def _is_stopped(self, held: Held) -> bool:
+    def _is_stopped(self, known: Known) -> bool:
         """Does the value depend on the input without a gradient?  A leaf that requires one was cut off to be one."""
-        if held.tensor.requires_grad:
-            return held.tensor.is_leaf
-        return not (held.inside and self._in_function())
+        if known.tensor.requires_grad:
+            return known.tensor.is_leaf
+        return not (known.inside and self._in_function())
 
     def _in_function(self) -> bool:
         """Is autograd off because its own code is running?"""
         return self._below > 0 or in_function()
 
-    def _hold(self, tensor: Tensor, step: int, constant: bool = False) -> Held:
+    def _learn(self, tensor: Tensor, step: int, constant: bool = False) -> Known:
         key = address(tensor)
         storage = self._storages.get(key) if key else None
         if key and storage is None:
             storage = self._storages[key] = Storage(
                 tensor.untyped_storage().nbytes() // tensor.itemsize, tensor.dtype, tensor.device,
                 (step, place_of(tensor)), constant)
-        held = self._held[id(tensor)] = Held(tensor, step, storage, storage.version if storage else 0,
+        known = self._known[id(tensor)] = Known(tensor, step, storage, storage.version if storage else 0,
                                              self._in_function())
-        return held
+        return known
 
-    def _unknown(self, tensor: Tensor) -> Held:
+    def _unknown(self, tensor: Tensor) -> Known:
         """A tensor that no recorded call made: a constant, or the same memory under another name."""
         storage = self._storages.get(address(tensor))
         if storage is not None and not storage.constant:
-            held = self._hold(tensor, -1)
-            held.version = -1
-            return held
+            known = self._learn(tensor, -1)
+            known.version = -1
+            return known
         name = self._names.get(id(tensor), "constant")
-        step = self._append(name, "constant")
-        self.constants[step] = tensor.clone() if tensor.is_inference() else tensor
-        held = self._hold(tensor, step, constant=True)
-        if held.version:
-            held.version = -1
-        return held
+        step = self.tape.append(name, "constant")
+        self.tape.constants[step] = tensor.clone() if tensor.is_inference() else tensor
+        known = self._learn(tensor, step, constant=True)
+        if known.version:
+            known.version = -1
+        return known
 
     # Views and writes
 
-    def _reread(self, held: Held) -> int:
+    def _reread(self, known: Known) -> int:
         """The values of a tensor whose storage was written to through another one."""
-        storage = held.storage
-        if held.tensor.dtype != storage.dtype:
-            raise CaptureError(f"{self._where()} writes to the bits of a {storage.dtype} tensor that is also read as "
-                               f"{held.tensor.dtype}; copy it before")
-        return storage.read(place_of(held.tensor), self._emit)
+        storage = known.storage
+        if known.tensor.dtype != storage.dtype:
+            raise CaptureError(f"{where()} writes to the bits of a {storage.dtype} tensor that is also read as "
+                               f"{known.tensor.dtype}; copy it before")
+        return storage.read(place_of(known.tensor), self.tape.emit)
 
-    def _write(self, held: Held, step: int) -> None:
+    def _write(self, known: Known, step: int) -> None:
         """The tensor's values are now those of `step`, and its storage's with them."""
-        storage, place = held.storage, place_of(held.tensor)
-        if storage is not None and held.tensor.dtype != storage.dtype:
-            raise CaptureError(f"{self._where()} writes to a {storage.dtype} tensor as {held.tensor.dtype}; copy it "
+        storage, place = known.storage, place_of(known.tensor)
+        if storage is not None and known.tensor.dtype != storage.dtype:
+            raise CaptureError(f"{where()} writes to a {storage.dtype} tensor as {known.tensor.dtype}; copy it "
                                "before")
-        held.step = step
-        held.inside = self._in_function()
+        known.step = step
+        known.inside = self._in_function()
         if storage is None:
             return
         storage.write(step, place)
-        held.version = storage.version
+        known.version = storage.version
 
-    def _keep(self, held: Held) -> None:
+    def _keep(self, known: Known) -> None:
         """The model's own tensors are constants of the program, but for those that its forward() writes to."""
-        storage = held.storage
+        storage = known.storage
         if storage is None or not storage.constant:
             return
-        for step, tensor in self.constants.items():
+        for step, tensor in self.tape.constants.items():
             if self._storages.get(address(tensor)) is storage:
-                self.constants[step] = tensor.detach().clone()
+                self.tape.constants[step] = tensor.detach().clone()
         if not storage.is_filled_by(storage.whole[1]):
-            storage.flat = self._append("memory", "constant")
-            self.constants[storage.flat] = held.tensor.detach().as_strided([storage.count], [1], 0).clone()
+            storage.flat = self.tape.append("memory", "constant")
+            self.tape.constants[storage.flat] = known.tensor.detach().as_strided([storage.count], [1], 0).clone()
 
     # Calls
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload):
-            return self._higher_order(func, args, kwargs)
+            return self._higher_order(func, args)
         if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -241,87 +202,89 @@ class Recorder(TorchDispatchMode):
         if isinstance(result, Tensor):
             if func in _PLAIN and not given[1]:
                 func, given = _PLAIN[func], (given[0][:2], {})
-            if id(result) not in self._held:
-                self._hold(result, self._call(func, *given, result))
+            if id(result) not in self._known:
+                self._learn(result, self.tape.call(func, *given, result))
         elif isinstance(result, (list, tuple)):
-            call = self._call(func, *given, result)
+            call = self.tape.call(func, *given, result)
             if func in _FIRST:
                 form, arrange = _FIRST[func]
-                self._hold(result[0], self._emit(form, arrange(*given[0]), value=result[0]))
+                self._learn(result[0], self.tape.emit(form, arrange(*given[0]), value=result[0]))
             for position, item in enumerate(result):
                 if isinstance(item, Tensor) and not (position == 0 and func in _FIRST):
-                    self._hold(item, self._emit(operator.getitem, (Ref(call), position), value=item))
+                    self._learn(item, self.tape.emit(operator.getitem, (Ref(call), position), value=item))
         if is_by_value(func, args) or (not isinstance(result, (Tensor, list, tuple)) and func not in _METADATA):
-            self._specialise(*references(given))
+            self.tape.specialise(*references(given))
         return result
 
     def _alias(self, func, args, kwargs):
         step = self._current(args[0]).step
         result = func(*args, **kwargs)
         if result is not args[0]:
-            self._hold(result, step)
+            self._learn(result, step)
         return result
 
     def _as_strided(self, func, args, kwargs):
         """Reads memory, not values: so it does here."""
         self._current(args[0])
         result = func(*args, **kwargs)
-        held = self._hold(result, -1)
-        held.step = self._reread(held)
+        known = self._learn(result, -1)
+        known.step = self._reread(known)
         return result
 
     def _mutation(self, func, args, kwargs):
         names = written(func)
         targets = [args[position] if 0 <= position < len(args) else kwargs.get(name) for position, name in names]
         if len(targets) != 1 or not isinstance(targets[0], Tensor):
-            raise CaptureError(f"{self._where()} writes to its arguments ({func}), which has no form without; replace "
+            raise CaptureError(f"{where()} writes to its arguments ({func}), which has no form without; replace "
                                "it by operations that return what they compute")
         tensor = targets[0]
         if func._schema.name in _MEMORY:
             self._formless(func)
-        held = self._current(tensor)
+        known = self._current(tensor)
         if is_view_in_place(func):
-            step = self._emit(functional(func) or self._formless(func), self._template(args), self._template(kwargs))
+            form = functional(func) or self._formless(func)
+            step = self.tape.emit(form, self._template(args), self._template(kwargs))
             func(*args, **kwargs)
-            held.step = step
+            known.step = step
             return tensor
         step = self._written_value(func, tensor, args, kwargs)
-        self._keep(held)
+        self._keep(known)
         shape = tensor.shape
         result = func(*args, **kwargs)
-        if tensor.shape != shape or (held.storage is not None and self._storages.get(address(tensor))
-                                     is not held.storage):
+        if tensor.shape != shape or (known.storage is not None and self._storages.get(address(tensor))
+                                     is not known.storage):
             if not func._schema.arguments[names[0][0]].is_out:
                 self._formless(func)
-            self._hold(tensor, step)  # out= a tensor of another size: memory of its own from now on
+            self._learn(tensor, step)  # out= a tensor of another size: memory of its own from now on
             return result
-        self._write(held, step)
+        self._write(known, step)
         return result
 
     def _written_value(self, func, tensor: Tensor, args, kwargs) -> int:
         """The step of what a call writes."""
         if func is aten.zero_.default:
-            return self._emit(aten.zeros_like.default, (Ref(self.step_of(tensor)),), value=tensor)
+            return self.tape.emit(aten.zeros_like.default, (Ref(self.step_of(tensor)),), value=tensor)
         if func is aten.fill_.Scalar:
-            return self._emit(aten.full_like.default, (Ref(self.step_of(tensor)), args[1]), value=tensor)
+            return self.tape.emit(aten.full_like.default, (Ref(self.step_of(tensor)), args[1]), value=tensor)
         if func in (aten.copy_.default, aten.fill_.Tensor):
             source, step = args[1], self.step_of(args[1])
             if source.dtype != tensor.dtype or source.device != tensor.device:
-                step = self._emit(aten._to_copy.default, (Ref(step),), {"dtype": tensor.dtype, "device": tensor.device})
+                step = self.tape.emit(aten._to_copy.default, (Ref(step),),
+                                      {"dtype": tensor.dtype, "device": tensor.device})
             if source.shape != tensor.shape:
-                step = self._emit(aten.expand.default, (Ref(step), list(tensor.shape)))
+                step = self.tape.emit(aten.expand.default, (Ref(step), list(tensor.shape)))
             return step
         if is_random(func):
-            step = self._emit(aten.zeros_like.default, (Ref(self.step_of(tensor)),), value=tensor)
-            self.random[step] = f"{func} at {self._where()}"
+            step = self.tape.emit(aten.zeros_like.default, (Ref(self.step_of(tensor)),), value=tensor)
+            self.tape.draws(step, func)
             return step
         form = functional(func) or self._formless(func)
         given = {name: value for name, value in kwargs.items() if value is not tensor or name not in
                  {name for _, name in written(func)}}
-        return self._call(form, self._template(args), self._template(given), tensor)
+        return self.tape.call(form, self._template(args), self._template(given), tensor)
 
     def _formless(self, func):
-        raise CaptureError(f"{self._where()} changes a tensor in place by {func}, which has no form without; replace "
+        raise CaptureError(f"{where()} changes a tensor in place by {func}, which has no form without; replace "
                            "it by operations that return what they compute")
 
     def _attention(self, func, args, kwargs):
@@ -338,16 +301,16 @@ class Recorder(TorchDispatchMode):
         step = self.step_of(plain)
         self._below -= 1
         result[0].copy_(plain)  # the strides are the fused kernel's, which a later view may need
-        self._hold(result[0], step)
+        self._learn(result[0], step)
         return result
 
-    def _higher_order(self, func, args, kwargs):
+    def _higher_order(self, func, args):
         self._compiled |= {frame.f_code for frame in frames() if "_higher_order_ops" in frame.f_code.co_filename}
         if func is torch.ops.higher_order.cond:
             predicate, chosen, other, operands = args
             with self:
                 return (chosen if predicate else other)(*operands)
-        raise CaptureError(f"{self._where()} calls {func}, which cannot be looked into; call what it wraps "
+        raise CaptureError(f"{where()} calls {func}, which cannot be looked into; call what it wraps "
                            "directly")
 
     def finish(self) -> None:
@@ -356,7 +319,7 @@ class Recorder(TorchDispatchMode):
         for code in self._compiled:
             eval_frame.reset_code(code)
 
-    # Steps
+    # Arguments
 
     def _template(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -368,55 +331,7 @@ class Recorder(TorchDispatchMode):
             return {key: self._template(item) for key, item in value.items()}
         return value
 
-    def _call(self, func, args: tuple, kwargs: dict, result: Any) -> int:
-        if func in _RESHAPES:
-            func, args = aten.reshape.default, (args[0], list(args[1]))
-        func = _EMPTY.get(func, func)
-        used = list(references((args, kwargs)))
-        if not used and isinstance(result, Tensor):
-            kwargs = pinned(func, kwargs, result)
-        step = self._emit(func, args, kwargs, value=result)
-        if is_random(func) and not is_eval(func, args, kwargs):
-            self.random[step] = f"{func} at {self._where()}"
-        return step
-
-    def _emit(self, func, args: tuple, kwargs: dict | None = None, value: Any = None) -> int:
-        """Append a call.  Without its value, its result is floating where an argument is."""
-        kwargs = kwargs or {}
-        used = list(references((args, kwargs)))
-        name = "getitem" if func is operator.getitem else func._schema.name.partition("::")[2]
-        step = self._append(name, "call", func, args, kwargs, source())
-        if func in _SHAPE_ONLY:
-            return step
-        if any(index in self.varying for index in used):
-            self.varying.add(step)
-        live = [index for index in used if index in self.active]
-        if live and (value is None or _floating(value)):
-            self.active.add(step)
-            if self.cut.issuperset(live):
-                self.cut.add(step)
-        return step
-
-    def _append(self, name: str, kind: str, func=None, args=(), kwargs=None, origin: str = "") -> int:
-        count = self._used[name] = self._used.get(name, -1) + 1
-        index = len(self.steps)
-        self.steps.append(Step(index, f"{name}_{count}" if count else name, kind, func, args, kwargs or {}, "", origin))
-        self.owners.append(self.calls[-1] if self.calls else None)
-        return index
-
-    def _where(self) -> str:
-        return source() or "the model"
-
 
 # Inside of torch.cond and compiled functions the compiler would take this, and what it calls, for the user's code.
 eval_frame.set_code_exec_strategy(Recorder.__torch_dispatch__.__code__, eval_frame._FrameExecStrategy(
     eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP))
-
-
-def _floating(value: Any) -> bool:
-    """Is the value a floating-point tensor, or several with one among them?"""
-    if isinstance(value, (list, tuple)):
-        return any(map(_floating, value))
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-

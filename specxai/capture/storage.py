@@ -32,7 +32,7 @@ class Place(NamedTuple):
         """The axes by falling stride."""
         return sorted(range(len(self.size)), key=lambda axis: (-self.stride[axis], axis))
 
-    def dense(self, axes: Sequence[int] | None = None) -> bool:
+    def gapless(self, axes: Sequence[int] | None = None) -> bool:
         """Do the values lie one after the other, the axes in the order of their strides or in the one given?"""
         step = 1
         for axis in reversed(self.order if axes is None else axes):
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     @property
     def contiguous(self) -> bool:
-        return self.dense(range(len(self.size)))
+        return self.gapless(range(len(self.size)))
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class Storage:
     version: int = 0
 
     def is_filled_by(self, place: Place) -> bool:
-        return place.numel == self.count and place.dense()
+        return place.numel == self.count and place.gapless()
 
     def write(self, step: int, place: Place) -> None:
         """The values at `place` are those of `step` from now on."""
@@ -117,7 +117,7 @@ def _scatter(flat: int, step: int, place: Place, emit: Emit) -> int:
 
 
 @dataclass(eq=False)
-class Held:
+class Known:
     """A tensor of the run and the step of its value, as of a version of its storage.
 
     inside   made in the forward() of an autograd.Function, where autograd is off and nothing is stopped

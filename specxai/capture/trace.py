@@ -11,6 +11,7 @@ from specxai.capture.outputs import Selector, leaves, select
 from specxai.capture.program import Program, Ref, Step, references
 from specxai.capture.reads import Reads
 from specxai.capture.recorder import Recorder
+from specxai.capture.tape import Tape
 from specxai.errors import CaptureError
 
 
@@ -32,7 +33,7 @@ def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Progr
         finally:
             recorder.finish()
         selector, step = _output(recorder, output, selector, type(model).__name__)
-    return _program(recorder, calls, step, module_names(model)), selector
+    return _program(recorder.tape, calls, step, module_names(model)), selector
 
 
 def _output(recorder: Recorder, output: object, selector: Selector, name: str) -> tuple[Selector, int]:
@@ -48,12 +49,12 @@ def _output(recorder: Recorder, output: object, selector: Selector, name: str) -
                                "real and imaginary parts as channels")
         if not active:
             raise CaptureError(f"{name} returns {len(found)} tensor{'s' * (len(found) > 1)}, and no floating-point "
-                               f"tensor that depends on its input{_lost(recorder)}")
+                               f"tensor that depends on its input{_lost(recorder.tape)}")
         selector, tensor = next((pair for pair in active if pair[1].requires_grad), active[0])
     else:
         tensor = select(output, selector)
         if not recorder.knows(tensor) or _step(recorder, tensor) is None:
-            raise CaptureError(f"output={selector!r} does not depend on the model's input{_lost(recorder)}")
+            raise CaptureError(f"output={selector!r} does not depend on the model's input{_lost(recorder.tape)}")
     if not tensor.requires_grad:
         raise CaptureError(f"no gradient reaches the output of {name}: forward() runs under no_grad or inference_mode, "
                            "or detaches its result, so that its derivative is zero by torch's rules; capture the model "
@@ -63,26 +64,26 @@ def _output(recorder: Recorder, output: object, selector: Selector, name: str) -
 
 def _step(recorder: Recorder, tensor: Tensor) -> int | None:
     step = recorder.step_of(tensor)
-    return step if step in recorder.active else None
+    return step if step in recorder.tape.active else None
 
 
-def _lost(recorder: Recorder) -> str:
-    lines = ", ".join(recorder.specialised)
+def _lost(tape: Tape) -> str:
+    lines = ", ".join(tape.specialised)
     return f"; values left torch, or decided what runs, at {lines}" if lines else ""
 
 
-def _program(recorder: Recorder, calls: Calls, output: int, modules: dict[int, tuple[str, ...]]) -> Program:
+def _program(tape: Tape, calls: Calls, output: int, modules: dict[int, tuple[str, ...]]) -> Program:
     """What the output needs, numbered anew, with the names of layers."""
-    needed = _ancestors(recorder.steps, output)
-    if drawn := [where for index, where in recorder.random.items() if index in needed]:
+    needed = _ancestors(tape.steps, output)
+    if drawn := [where for index, where in tape.random.items() if index in needed]:
         raise CaptureError(f"randomness in forward(): {drawn[0]}; a random function has no fixed map: take it out, or "
                            "draw once and keep that in a buffer")
     where = {old: new for new, old in enumerate(sorted(needed))}
-    steps = tuple(_renumbered(recorder, calls, old, where) for old in where)
+    steps = tuple(_renumbered(tape, calls, old, where) for old in where)
     layers: dict[str, int] = {}
     parts: dict[str, tuple[str, ...]] = {}
     for call, subscript, step in calls.ended:
-        if step not in where or step not in recorder.active:
+        if step not in where or step not in tape.active:
             continue
         name = calls.name(call)
         layer = name + subscript
@@ -91,9 +92,9 @@ def _program(recorder: Recorder, calls: Calls, output: int, modules: dict[int, t
         layers[layer] = where[step]
         for path in {call.path, name}:
             parts[path] = (*parts.get(path, ()), layer)
-    return Program(steps, {where[old]: tensor for old, tensor in recorder.constants.items() if old in where}, where[0],
-                   where[output], layers, modules, frozenset(where[old] for old in recorder.active if old in where),
-                   parts, tuple(recorder.specialised))
+    return Program(steps, {where[old]: tensor for old, tensor in tape.constants.items() if old in where}, where[0],
+                   where[output], layers, modules, frozenset(where[old] for old in tape.active if old in where),
+                   parts, tuple(tape.specialised))
 
 
 def _ancestors(steps: list[Step], output: int) -> set[int]:
@@ -108,8 +109,8 @@ def _ancestors(steps: list[Step], output: int) -> set[int]:
     return needed
 
 
-def _renumbered(recorder: Recorder, calls: Calls, old: int, where: dict[int, int]) -> Step:
-    step, owner = recorder.steps[old], recorder.owners[old]
+def _renumbered(tape: Tape, calls: Calls, old: int, where: dict[int, int]) -> Step:
+    step, owner = tape.steps[old], tape.owners[old]
     layer = "" if step.kind != "call" else calls.name(owner) if owner else step.name
     return Step(where[old], step.name, step.kind, step.target, _moved(step.args, where), _moved(step.kwargs, where),
                 layer, step.source)

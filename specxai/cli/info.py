@@ -6,6 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from specxai._version import __version__
+
 # (name, package, extra that installs it)
 _EXTRAS = (("Triton", "triton", "triton"), ("torchvision", "torchvision", "models"), ("timm", "timm", "models"),
            ("scikit-learn", "scikit-learn", "demo"))
@@ -15,14 +17,13 @@ def info() -> str:
     """A few lines of text on this installation."""
     import torch
 
-    import specxai
     from specxai import native
     from specxai.backends import describe
 
     ok, reason = native.available()
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
     rows = [
-        ("specxai", specxai.__version__),
+        ("specxai", __version__),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"),
         ("native kernels", f"{native.simd_level()}" if ok else f"not available: {reason}"),

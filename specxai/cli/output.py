@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specxai._files import cause, drafts
+from specxai._version import __version__
 
 
 @contextmanager
@@ -43,8 +44,6 @@ def staged(out: Path) -> Iterator[Path]:
 
 def save_settings(settings: dict, folder: Path) -> dict:
     """Write settings.json, with the version, and return what it says."""
-    from specxai import __version__
-
     stored = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     stored["specxai"] = __version__
     (folder / "settings.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")

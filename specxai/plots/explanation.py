@@ -20,6 +20,7 @@ from specxai.plots.spectrum import (
     signed,
     subscript,
 )
+from specxai.spectral.contraction import combine, contract
 from specxai.spectral.summary import agreement_text
 
 DPI = 130
@@ -146,8 +147,6 @@ def _contract(e, positions: list[int], dim) -> list[np.ndarray]:
 
 def _total(e, dim) -> np.ndarray:
     """Σ_k α_k ĉ^k, the map of everything that goes through the layer's components."""
-    from specxai.spectral.contraction import combine, contract
-
     row = combine(e.psi * e.S, e.right_vectors)
     return contract(row[None], e.x.double(), dim)[0].numpy()
 

@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 
 from specxai._blocks import as_integer
+from specxai._version import __version__
 from specxai.affine.target import without_batch
 from specxai.backends.used import used
 from specxai.errors import SpecXAIError
 from specxai.precision import full_precision
 from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
+from specxai.svd import svd
 
 __all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
 
@@ -151,7 +153,7 @@ def find_local(caller: str, model, x, layer, **own):
     else:
         if x is None and is_module:
             raise TypeError(f"{caller} needs x=, one input of shape (1, ...), to linearise the model at")
-        from specxai.affine.local import linearize
+        from specxai.affine.captured import linearize
 
         local = linearize(model, x, **{name: value for name, value in own.items() if value is not None})
     if layer is None:
@@ -232,8 +234,6 @@ def _check_backend(svd, image: torch.Tensor, x: torch.Tensor, layer: str, backen
 
 
 def _svd(right, request: Request, progress, start):
-    import specxai
-
     if 0 in right.shape:
         return _Empty(right, request.seed)
     given = dict(request.sizes)
@@ -241,8 +241,7 @@ def _svd(right, request: Request, progress, start):
         vectors = start.V if isinstance(start, Decomposition) else start
         given["start"] = vectors.to(right.device, right.dtype)
     rank = request.rank if request.rank is None else min(request.rank, *right.shape)
-    return specxai.svd(right, rank=rank, tol=request.tol, method=request.method, seed=request.seed, progress=progress,
-                       **given)
+    return svd(right, rank=rank, tol=request.tol, method=request.method, seed=request.seed, progress=progress, **given)
 
 
 class _Empty:
@@ -256,8 +255,6 @@ class _Empty:
 
 
 def _settings(local, request: Request, svd, s: torch.Tensor) -> dict:
-    from specxai import __version__
-
     # The solver's certificates and choices, as far as it states them; in a form that a file's JSON header can hold.
     certificate = {n: getattr(svd, n) for n in ("norm", "floor", "estimate", "converged") if hasattr(svd, n)}
     certificate |= {"lambda_1": float(s[0])} if len(s) else {}

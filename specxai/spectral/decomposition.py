@@ -11,6 +11,7 @@ import torch
 from specxai.errors import FileError
 from specxai.spectral.record import SETTINGS_KINDS, Record
 from specxai.spectral.store import FLOATING, Layout, read
+from specxai.spectral.summary import decomposition_summary
 
 __all__ = ["Decomposition"]
 
@@ -116,8 +117,6 @@ class Decomposition(Record):
 
     def summary(self, n: int = 10) -> str:
         """The first `n` components and the solver's certificates, as text."""
-        from specxai.spectral.summary import decomposition_summary
-
         return decomposition_summary(self, n)
 
     def plot(self, path=None, **kw):

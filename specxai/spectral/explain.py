@@ -89,10 +89,7 @@ def _read(local, split, d: Decomposition, w: torch.Tensor, label: str) -> Explan
     with used() as names:
         pulled = split.left.rmatvec(w)  # Lᵀw, (m_s,)
         gradient = local.jacobian.rmatvec(w)
-        if split.bypass is None:
-            bypass, bypass_gradient = 0.0, torch.zeros_like(gradient)
-        else:
-            bypass, bypass_gradient = _dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
+        bypass, bypass_gradient = _dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
     # Copies: the decomposition is read by other targets too.
     right, left = (t.T.clone(memory_format=torch.contiguous_format) for t in (d.V, d.U))
     psi = project(left, host(pulled))
@@ -109,7 +106,7 @@ def _read(local, split, d: Decomposition, w: torch.Tensor, label: str) -> Explan
         bias_contributions={k: float(v) for k, v in local.bias_contributions(target=w).items()},
         gradient=host(gradient).reshape(shape), bypass_gradient=host(bypass_gradient).reshape(shape),
         exactness=d.exactness, error=d.error, method=d.method, products=d.products, gates=local.gates,
-        backend=local.backend, seed=d.seed, settings={**d.settings, "bypass": split.bypass is not None},
+        backend=local.backend, seed=d.seed, settings={**d.settings, "bypass": not split.bypass.is_zero},
         local=local, agreement=d.agreement, backends={**d.backends, "targets": joined(names, local)},
     )
 

@@ -10,6 +10,9 @@ import torch
 from specxai.spectral import contraction, reduction
 from specxai.spectral.record import SETTINGS_KINDS, Record
 from specxai.spectral.store import FLOATING, Layout
+from specxai.spectral.summary import summary
+from specxai.spectral.surgery import Surgery, operate
+from specxai.spectral.symbolic import Symbolic
 
 __all__ = ["Explanation"]
 
@@ -125,16 +128,12 @@ class Explanation(Record):
         """Contributions merged until one sign is left (eqs. 21-22).  The remainder takes no part in it."""
         return reduction.reduce_alphas(self.alpha)
 
-    def symbolic(self, dim: int | Sequence[int] = 0, reduced: bool = False, top: int | None = None):
+    def symbolic(self, dim: int | Sequence[int] = 0, reduced: bool = False, top: int | None = None) -> Symbolic:
         """The sum as a formula that can be printed and evaluated at other inputs (eqs. 25-26), see `Symbolic`."""
-        from specxai.spectral.symbolic import Symbolic
-
         return Symbolic.of(self, dim=dim, reduced=reduced, top=top)
 
-    def surgery(self, keep=None, drop=None, scale: dict[int, float] | None = None):
+    def surgery(self, keep=None, drop=None, scale: dict[int, float] | None = None) -> Surgery:
         """Remove or rescale components at the layer and see what the network then says, see `Surgery`."""
-        from specxai.spectral.surgery import operate
-
         return operate(self, keep=keep, drop=drop, scale=scale)
 
     def top(self, n: int, by: str = "lambda") -> list[int]:
@@ -162,8 +161,6 @@ class Explanation(Record):
 
     def summary(self, n: int = 10) -> str:
         """The `n` largest contributions, then every other term and the checks, as text."""
-        from specxai.spectral.summary import summary
-
         return summary(self, n)
 
     def __repr__(self) -> str:

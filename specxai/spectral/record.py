@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -83,10 +83,6 @@ class Record:
         damaged, or of a later version.
         """
         return cls(**store.read(path, cls.LAYOUT))
-
-    def to_dict(self) -> dict:
-        """All fields but `local`, shallow."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "local"}
 
     def __getstate__(self) -> dict:
         # A Local holds the model, locks and compiled stages: it stays where it is, so that results can travel.

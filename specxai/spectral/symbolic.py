@@ -29,7 +29,6 @@ class Symbolic:
     explanation: object
     groups: tuple[tuple[int, ...], ...]
     dims: tuple[int, ...]
-    reduced: bool
 
     @classmethod
     def of(cls, e, dim: int | Sequence[int] = 0, reduced: bool = False, top: int | None = None) -> Symbolic:
@@ -37,7 +36,7 @@ class Symbolic:
         if top is not None and top < 0:
             raise ValueError(f"top={top}: the number of terms cannot be negative")
         groups = e.reduce().members if reduced else [(k,) for k in e.top(len(e), by="alpha")]
-        return cls(e, tuple(groups[:top]), contraction.normalise_dims(dim, e.x.shape), reduced)
+        return cls(e, tuple(groups[:top]), contraction.normalise_dims(dim, e.x.shape))
 
     # ---- values at x
 

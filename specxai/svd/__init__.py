@@ -8,4 +8,4 @@ from specxai.svd.solve import METHODS, svd
 
 __all__ = ["METHODS", "SVDResult", "svd"]
 
-make_callable(__name__, svd)
+make_callable(__name__, "svd")

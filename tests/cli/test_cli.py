@@ -280,8 +280,9 @@ def test_what_the_flags_mean(flags, rank, targets, output, monkeypatch):
 def test_several_targets_decompose_a_layer_once(net, tmp_path, capsys, monkeypatch):
     import specxai
 
-    solve, runs = specxai.svd, []
-    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: runs.append(1) or solve(*a, **kw))
+    module, runs = importlib.import_module("specxai.spectral.decompose"), []
+    solve = module.svd
+    monkeypatch.setattr(module, "svd", lambda *a, **kw: runs.append(1) or solve(*a, **kw))
     assert main([*net, "--layer", "1", "2", "--targets", "0", "2", "--rank", "3"]) == 0
     assert len(runs) == 2
     shown = capsys.readouterr().out

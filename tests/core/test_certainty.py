@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import specxai
-from specxai.capture import captured as captured_module
+from specxai.capture import recording as recording_module
 from specxai.errors import CaptureError, PrecisionWarning
 
 
@@ -142,7 +142,7 @@ def test_captures_of_many_shapes_are_not_all_kept():
     model = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(8, 2)).eval()
     for size in range(5, 25):
         specxai.linearize(model, torch.randn(1, 2, size))
-    assert len(captured_module._RECALLED[model]) <= captured_module.KEPT_CAPTURES
+    assert len(recording_module._RECALLED[model]) <= recording_module.KEPT_RECORDINGS
 
 
 def test_threads_leave_attention_settings_alone():

@@ -70,11 +70,11 @@ def test_split_at_every_layer(net):
         assert s.shape == s.value.shape
         assert s.right.shape == (s.value.numel(), x.numel())
         assert s.left.shape == (local.output.numel(), s.value.numel())
-        total = s.left.to_dense() @ s.right.to_dense()
-        if s.bypass is not None:
-            around += 1
-            total = total + s.bypass.to_dense()
-        assert (total - wanted).norm() <= 1e-13 * wanted.norm(), layer
+        around += not s.bypass.is_zero
+        J = s.left @ s.right + s.bypass
+        assert (J.input_shape, J.output_shape) == (x.shape, local.output.shape)
+        assert (J.to_dense() - wanted).norm() <= 1e-13 * wanted.norm(), layer
+        assert (J.T.to_dense() - wanted.T).norm() <= 1e-13 * wanted.norm(), layer
     assert (around > 0) == (type(model).__name__ in ("Skip", "Branches"))
 
 
@@ -202,7 +202,7 @@ def test_the_input_itself_as_a_layer(first):
     """L is J and R the identity: nothing goes round."""
     model, x = nn.Sequential(first, nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.randn(1, 6)
     split = specxai.linearize(model, x).split("0")
-    assert split.bypass is None
+    assert split.bypass.is_zero
     assert torch.equal(split.right.to_dense(), torch.eye(6))
     e = specxai.explain(model, x, layer="0", target=0, rank=None)
     assert e.completeness <= 1e-6

@@ -250,8 +250,8 @@ def test_a_counter_in_forward_does_not_trace_again(monkeypatch):
         return s.head(s.body(x))
 
     model, traces = model_of(counting), []
-    trace = specxai.capture.captured.trace
-    monkeypatch.setattr(specxai.capture.captured, "trace", lambda *a: traces.append(1) or trace(*a))
+    trace = specxai.capture.recording.trace
+    monkeypatch.setattr(specxai.capture.recording, "trace", lambda *a: traces.append(1) or trace(*a))
     for _ in range(4):
         specxai.linearize(model, X)
     assert len(traces) == 1

@@ -57,7 +57,7 @@ def check(net: nn.Module, x: torch.Tensor) -> specxai.Local:
         pairs = [(ours.jacobian, wanted.jacobian)]
         if layer:
             a, b = ours.split(layer), wanted.split(layer)
-            pairs = [(a.right, b.right), (a.left, b.left), *([(a.bypass, b.bypass)] if b.bypass else [])]
+            pairs = [(a.right, b.right), (a.left, b.left), (a.bypass, b.bypass)]
         for a, b in pairs:
             for probes in (2, 17):
                 X, Y = (torch.randn(size, probes, dtype=x.dtype) for size in (b.shape[1], b.shape[0]))

@@ -177,7 +177,7 @@ def test_frozen_policy_has_no_offset_but_the_value_at_zero(function):
     assert (local.jacobian.to_dense() - expected).norm() <= 1e-14 * expected.norm()
     assert local.exactness <= 1e-14
     assert local.agreement <= 1e-14
-    assert local.agreement_details.witness == "held factors"
+    assert local.agreement_details.witness == "frozen gates"
 
 
 @pytest.mark.parametrize("function", [lambda z: z * z.flip(1), lambda z: z.sigmoid() * z.flip(1).tanh()])

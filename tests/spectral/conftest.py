@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import specxai
-from specxai.operators import DenseOperator
+from specxai.operators import DenseOperator, ZeroOperator
 from specxai.spectral import explain
 
 
@@ -67,9 +67,10 @@ class DenseNet:
     def split(self, layer):
         if layer != "relu":
             raise KeyError(f"no layer {layer!r}")
+        around = DenseOperator(self.weights["P"]) if "P" in self.weights else ZeroOperator(
+            self.input.shape, self.output.shape, self.input.dtype)
         return SimpleNamespace(layer="relu", right=DenseOperator(self.right), left=DenseOperator(self.left),
-                               bypass=DenseOperator(self.weights["P"]) if "P" in self.weights else None,
-                               value=self.h.reshape(1, *self.mid), shape=(1, *self.mid))
+                               bypass=around, value=self.h.reshape(1, *self.mid), shape=(1, *self.mid))
 
     def run_tail(self, layer, value):
         return self.tail(value, self.input)
@@ -91,8 +92,14 @@ def make_net(seed=0, dtype=torch.float64, skip=True, shape=(3, 4, 5), outputs=5)
 
 @pytest.fixture(autouse=True)
 def solver(monkeypatch):
-    """Replace the solver; a test that wants the real one asks for `real_solver`."""
-    monkeypatch.setitem(vars(specxai), "svd", dense_svd)
+    """`use(solve)` replaces the solver of decompositions, and has with `dense`, so that `svd` is not needed here."""
+    module = importlib.import_module("specxai.spectral.decompose")  # the package's attribute is the function
+
+    def use(solve):
+        monkeypatch.setattr(module, "svd", solve)
+
+    use(dense_svd)
+    return SimpleNamespace(use=use, dense=dense_svd)
 
 
 @pytest.fixture(scope="session")

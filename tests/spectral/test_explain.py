@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import specxai
 from specxai._kept import Kept
+from specxai.operators import ZeroOperator
 from specxai.spectral import Explanation, explain
 
 
@@ -184,25 +184,23 @@ def test_errors(net, kwargs, error, words):
         explain(net, **kwargs)
 
 
-def test_solver_certificates_are_recorded(net, monkeypatch):
-    solve = specxai.svd
-
+def test_solver_certificates_are_recorded(net, solver):
     def unconverged(*args, **kwargs):
-        result = solve(*args, **kwargs)
+        result = solver.dense(*args, **kwargs)
         result.converged, result.norm, result.settings = False, 2.0, {"block": 16, "odd": object}
         return result
 
-    monkeypatch.setitem(vars(specxai), "svd", unconverged)
+    solver.use(unconverged)
     e = explain(net, layer="relu")
     assert e.settings["svd"] | {"odd": None} == {"converged": False, "norm": 2.0, "block": 16, "odd": None,
                                                  "lambda_1": float(e.S[0])}
     assert "tolerance NOT reached" in repr(e)
 
 
-def test_threads_that_ask_at_once_decompose_once(net, monkeypatch):
+def test_threads_that_ask_at_once_decompose_once(net, solver):
     net.decompositions = Kept(4, 1 << 20)
-    solve, runs, barrier, found = specxai.svd, [], threading.Barrier(4), []
-    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: runs.append(1) or solve(*a, **kw))
+    runs, barrier, found = [], threading.Barrier(4), []
+    solver.use(lambda *a, **kw: runs.append(1) or solver.dense(*a, **kw))
 
     def work(target):
         barrier.wait(10)
@@ -250,13 +248,13 @@ def test_names_are_printed_on_one_line_without_control_characters(net):
         assert r"a\nb\x1b[2J\x9b\u202e" in text
 
 
-def test_signs_are_fixed_on_a_copy(net, monkeypatch):
+def test_signs_are_fixed_on_a_copy(net, solver):
     """One column transposed is contiguous already."""
-    solve, kept = specxai.svd, []
-    monkeypatch.setitem(vars(specxai), "svd", lambda *a, **kw: kept.append(solve(*a, **kw)) or kept[-1])
+    kept = []
+    solver.use(lambda *a, **kw: kept.append(solver.dense(*a, **kw)) or kept[-1])
     for seed in range(4):
         explain(net, layer="relu", rank=1, seed=seed)
-        assert torch.equal(kept[-1].V, solve(net.split("relu").right, rank=1, seed=seed).V)
+        assert torch.equal(kept[-1].V, solver.dense(net.split("relu").right, rank=1, seed=seed).V)
 
 
 def test_module_needs_an_input():
@@ -267,5 +265,6 @@ def test_module_needs_an_input():
 def test_completeness_reports_a_wrong_split(net):
     """The remainder is not defined by the sum, so a split that misses a path is seen."""
     whole = net.split
-    net.split = lambda layer: SimpleNamespace(**{**vars(whole(layer)), "bypass": None})
+    none = ZeroOperator(net.input.shape, net.output.shape, net.input.dtype)
+    net.split = lambda layer: SimpleNamespace(**{**vars(whole(layer)), "bypass": none})
     assert explain(net, layer="relu", target=1).completeness > 1e-3

@@ -1,13 +1,11 @@
-"""Linear operators R of shape (m, n), known by their products R X and Rᵀ Y.
+"""Products of a matrix: what a block must be, how many columns at once, and what is built from products alone.
 
-J, L and R of an affine map are never built as matrices; everything above this module (solvers, certificates, the
-spectral layer) sees only the interface below.  A block of k vectors is a matrix whose columns are the vectors.
+A block of k vectors is a matrix whose columns are the vectors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,45 +18,13 @@ if TYPE_CHECKING:
 
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-__all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator"]
+__all__ = ["CheckedProducts", "plain"]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A factorisation R = left @ right through a space of `width` dimensions (live units at a layer).
+class CheckedProducts(ABC):
+    """R X and Rᵀ Y for blocks of the right shape, dtype and device, which `_matmat` and `_rmatmat` may assume.
 
-    Shapes: left (m, width), right (width, n).
-    """
-
-    width: int
-    left: LinearOperator
-    right: LinearOperator
-
-
-class LinearOperator(ABC):
-    """A real (m, n) matrix known only by its products.
-
-    A subclass calls `super().__init__(shape, dtype, device)` and gives `_matmat` (n, k) -> (m, k) and `_rmatmat`
-    (m, k) -> (n, k), which may assume that shape, dtype and device are right.
-
-    Attributes:
-        shape: (m, n).
-        dtype: of the vectors that go in and come out.
-        device: of the vectors that go in and come out.
-        block_size: the most columns handed to one product, None for all at once.  An operator that knows what a
-            column costs in memory sets it; it never changes the values beyond rounding.
-
-    Example:
-        >>> import torch
-        >>> from specxai.operators import DenseOperator
-        >>> R = DenseOperator(torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]))
-        >>> R @ torch.ones(3)
-        tensor([3., 4.])
-        >>> R.T @ torch.ones(2)
-        tensor([1., 3., 3.])
-        >>> (R @ R.T).to_dense()
-        tensor([[ 5.,  2.],
-                [ 2., 10.]])
+    What it is made of, and how a subclass is written, `LinearOperator` says.
     """
 
     def __init__(
@@ -138,21 +104,6 @@ class LinearOperator(ABC):
         y = self._checked(y, rows=self.shape[0], ndim=1, name="y")
         return self._in_blocks(self._rmatmat, y[:, None], self.shape[1])[:, 0]
 
-    @property
-    def T(self) -> LinearOperator:
-        """The adjoint Rᵀ as an operator (n, m); `R.T.T` is `R` itself."""
-        return AdjointOperator(self)
-
-    def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
-        if isinstance(other, LinearOperator):
-            return ComposedOperator(self, other)
-        if not isinstance(other, Tensor):
-            if hasattr(other, "__array__") or isinstance(other, (list, tuple)):
-                raise TypeError(f"{self!r} multiplies torch tensors, got {type(other).__name__}; convert it by "
-                                f"torch.as_tensor(x, dtype={self.dtype})")
-            return NotImplemented
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
-
     def to_dense(self) -> Tensor:
         """The matrix (m, n) itself, by products with identity blocks over the smaller side.
 
@@ -175,6 +126,7 @@ class LinearOperator(ABC):
         Example:
             >>> import torch
             >>> from scipy.sparse.linalg import svds
+            >>> from specxai.operators import DenseOperator
             >>> R = DenseOperator(torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64)))
             >>> [round(float(value), 6) for value in sorted(svds(R.to_scipy(), k=2, return_singular_vectors=False))]
             [7.0, 8.0]
@@ -218,14 +170,6 @@ class LinearOperator(ABC):
         A caller may then overwrite it.  Where this is False, whoever keeps a product beyond the next one must copy it.
         """
         return False
-
-    def narrowest_cut(self) -> Cut | None:
-        """The factorisation R = left @ right of least width, or None where the operator knows none."""
-        return None
-
-    def rough(self) -> LinearOperator | None:
-        """The same map with cheaper products in fewer digits, for passes that only seek a subspace; None for none."""
-        return None
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -280,133 +224,3 @@ def plain(block: Tensor) -> Tensor:
         with torch.inference_mode(False):
             return block.clone()
     return block
-
-
-class DenseOperator(LinearOperator):
-    """A matrix (m, n) held as a tensor.
-
-    Example:
-        >>> import torch
-        >>> DenseOperator(torch.zeros(2, 5))
-        DenseOperator(2 x 5, float32, cpu)
-    """
-
-    def __init__(self, matrix: Tensor, *, block_size: int | None = None) -> None:
-        if matrix.ndim != 2:
-            raise ValueError(f"a dense operator needs a matrix (m, n), got shape {tuple(matrix.shape)}")
-        super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device, block_size=block_size)
-        self.matrix = matrix.detach()  # no copy: whoever holds the matrix may change it
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self.matrix @ X
-
-    def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self.matrix.mT @ Y
-
-
-class ComposedOperator(LinearOperator):
-    """left @ right, applied one after the other and never multiplied out.
-
-    Shapes: left (m, w), right (w, n).
-    Errors: ValueError where the inner sizes, dtypes or devices differ.
-
-    Example:
-        >>> import torch
-        >>> L, R = DenseOperator(torch.ones(4, 2)), DenseOperator(torch.ones(2, 5))
-        >>> (L @ R).narrowest_cut().width
-        2
-    """
-
-    def __init__(self, left: LinearOperator, right: LinearOperator, *, block_size: int | None = None) -> None:
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"cannot compose {left!r} with {right!r}: inner sizes {left.shape[1]} != {right.shape[0]}")
-        if left.dtype != right.dtype or left.device != right.device:
-            raise ValueError(f"cannot compose {left!r} with {right!r}: dtype and device must be the same")
-        super().__init__((left.shape[0], right.shape[1]), left.dtype, left.device, block_size=block_size)
-        self.left = left
-        self.right = right
-
-    @property
-    def input_shape(self) -> torch.Size:
-        return self.right.input_shape
-
-    @property
-    def output_shape(self) -> torch.Size:
-        return self.left.output_shape
-
-    def ensure_current(self) -> None:
-        self.left.ensure_current()
-        self.right.ensure_current()
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self.left.matmat(self.right.matmat(X))
-
-    def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self.right.rmatmat(self.left.rmatmat(Y))
-
-    @property
-    def flops(self) -> int:
-        return self.left.flops + self.right.flops
-
-    def column_cost(self, columns: int) -> float:
-        return max(self.left.column_cost(columns), self.right.column_cost(columns))
-
-    @property
-    def own_products(self) -> bool:
-        return self.left.own_products and self.right.own_products
-
-    def narrowest_cut(self) -> Cut:
-        """The narrowest of the seam between the factors and the cuts inside them."""
-        cuts = [Cut(self.left.shape[1], self.left, self.right)]
-        if (cut := self.left.narrowest_cut()) is not None:
-            cuts.append(Cut(cut.width, cut.left, ComposedOperator(cut.right, self.right)))
-        if (cut := self.right.narrowest_cut()) is not None:
-            cuts.append(Cut(cut.width, ComposedOperator(self.left, cut.left), cut.right))
-        return min(cuts, key=lambda cut: cut.width)
-
-
-class AdjointOperator(LinearOperator):
-    """Rᵀ (n, m) of an operator R (m, n): the two products change places."""
-
-    def __init__(self, original: LinearOperator) -> None:
-        super().__init__(original.shape[::-1], original.dtype, original.device)
-        self.original = original
-
-    def ensure_current(self) -> None:
-        self.original.ensure_current()
-
-    # Chunking is the original's: changing its block_size later must reach here.
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self.original.rmatmat(X)
-
-    def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self.original.matmat(Y)
-
-    @property
-    def input_shape(self) -> torch.Size:
-        return self.original.output_shape
-
-    @property
-    def output_shape(self) -> torch.Size:
-        return self.original.input_shape
-
-    @property
-    def T(self) -> LinearOperator:
-        return self.original
-
-    @property
-    def flops(self) -> int:
-        return self.original.flops
-
-    def column_cost(self, columns: int) -> float:
-        return self.original.column_cost(columns)
-
-    @property
-    def own_products(self) -> bool:
-        return self.original.own_products
-
-    def narrowest_cut(self) -> Cut | None:
-        cut = self.original.narrowest_cut()
-        return None if cut is None else Cut(cut.width, cut.right.T, cut.left.T)
-
-

@@ -1,4 +1,4 @@
-"""The witness for frozen gates: the program under autograd, with every held factor detached.
+"""The witness for frozen gates: the program under autograd, with every frozen factor detached.
 
 Eq. (14) in torch's own terms, one expression for each family of ops: what the rules make of the same ops is not used.
 """
@@ -23,9 +23,9 @@ SMOOTH = {getattr(aten, name).default for name in (
     "reciprocal", "erf", "selu", "celu", "sin", "cos")} | {aten.pow.Tensor_Scalar}
 
 
-def held_pull_back(program: Program, nodes: dict[int, LinearNode], x: Tensor,
+def frozen_pull_back(program: Program, nodes: dict[int, LinearNode], x: Tensor,
                    cotangent: Callable[[Tensor], Tensor]) -> Pullback:
-    """The program's output at x, and ∇(u·f) with the held factors as constants.
+    """The program's output at x, and ∇(u·f) with the frozen factors as constants.
 
     nodes   say where a value has gone through a non-linearity since the last weighted layer
     """
@@ -38,14 +38,14 @@ def held_pull_back(program: Program, nodes: dict[int, LinearNode], x: Tensor,
                 values[step.index] = leaf if step.kind == "input" else program.constants[step.index]
                 continue
             args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
-            held = operator.getitem if is_getitem(step) else _expression(step.target)
+            product = operator.getitem if is_getitem(step) else _expression(step.target)
             if step.target in (aten.mul.Tensor, aten.div.Tensor):
                 went = [isinstance(a, Ref) and a.index in gated for a in step.args[:2]]
                 active = [isinstance(a, Ref) and a.index in program.active for a in step.args[:2]]
                 floats = all(isinstance(a, Tensor) and a.is_floating_point() for a in args[:2])
                 if all(active) and floats:
-                    held = _quotient if step.target is aten.div.Tensor else _product(*went)
-            values[step.index] = held(*args, **kwargs)
+                    product = _quotient if step.target is aten.div.Tensor else _product(*went)
+            values[step.index] = product(*args, **kwargs)
             node = nodes.get(step.index)
             if node is not None and not node.resets and (
                     node.gate is not None or any(term.input in gated for term in node.terms)):
@@ -64,7 +64,7 @@ def _expression(target: Any) -> Callable:
 
 
 def _secant(target: Any, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """σ(0) + h z with h = (σ(z) − σ(0)) / z held; σ(z) / z where σ(0) is not finite; σ itself where z is 0."""
+    """σ(0) + h z with h = (σ(z) − σ(0)) / z frozen; σ(z) / z where σ(0) is not finite; σ itself where z is 0."""
     if not z.requires_grad:
         return target(z, *args, **kwargs)
     at_zero = target(torch.zeros_like(z), *args, **kwargs)
@@ -75,7 +75,7 @@ def _secant(target: Any, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _product(left: bool, right: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """The factor that is a gate is held; where both are, or neither is, each takes half."""
+    """The factor that is a gate is frozen; where both are, or neither is, each takes half."""
     if left != right:
         return lambda a, b: a.detach() * b if left else a * b.detach()
     return lambda a, b: (a * b.detach() + a.detach() * b) / 2

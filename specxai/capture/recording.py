@@ -1,10 +1,11 @@
-"""`capture(model, example)`: checked at the boundary, recorded in one run, and verified against the model itself."""
+"""A recording: a model's program for one kind of input, made in one run, and made again when the model has changed."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from dataclasses import dataclass, field, replace
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,17 +20,25 @@ from specxai.capture.settings import Snapshot, changed, same, snapshot
 from specxai.capture.trace import trace
 from specxai.errors import CaptureError
 
-# A capture hangs hooks into the model, and two of one model would number each other's calls.
-_CAPTURING = threading.RLock()
+# The recorder hangs hooks into the model, and two on one model would number each other's calls.
+_RECORDING = threading.RLock()
+
+
+KEPT_RECORDINGS = 8  # of one model: the last kinds of input
+# model -> (class, shape, strides, dtype, device, output) -> (what the model was then, what forward() changes, its
+# recording)
+_RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Recording]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
-    """A model recorded for one input shape and dtype; `linearize(x)` then costs one forward pass.
+class Recording:
+    """A model recorded for one input shape and dtype.
 
     The weights are the model's own tensors, not copies: a later in-place update is seen.
 
     output   what names the tensor that is explained in what the model returns
+    verify   is what is made of it held against the model where nobody says otherwise?
+    source   the model of which `model` is a copy, if it is one
     """
 
     program: Program
@@ -39,11 +48,71 @@ class Captured:
     model_name: str
     model: nn.Module | None = field(repr=False, default=None)
     output: Selector = ()
-    verify: bool = True  # does `linearize` measure its agreement with the model where it is not told?
-    source: nn.Module | None = field(repr=False, default=None)  # of which `model` is a copy, if it is one
+    verify: bool = True
+    source: nn.Module | None = field(repr=False, default=None)
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor, output: Selector = None) -> Self:
+        """The recording of a model, not compared with it.
+
+        Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
+        be recorded.
+        """
+        model = checks.unwrap(model)
+        checks.check_model(model)
+        with torch.inference_mode(False), torch.no_grad(), _RECORDING:
+            checks.check_example(model, example)
+            checks.check_finite(model)
+            own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
+            try:
+                program, selector = trace(own, example, output)
+            except CaptureError:
+                raise
+            except Exception as error:
+                _run(own, example, output)  # where the model itself fails, this says so
+                raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
+            made = cls(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
+            return made if own is model else _named_as(replace(made, source=model), model)
+
+    @classmethod
+    def recall(cls, model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool = False,
+               compare: bool = True) -> tuple[Self, list | None]:
+        """The recording made for an input like x before, if the model is as it was then, with every step's value at x;
+        else a new one, kept, and None.
+
+        renew     make a new one in any case: for a caller who found that the old one is not the model's any more
+        compare   the output at x too, by a pass of the model; not needed where the caller measures the agreement
+
+        Modules, their code and settings, and which tensors they hold are compared.
+        """
+        model = checks.unwrap(model)
+        checks.check_model(model)
+        checks.check_example(model, x)
+        # Strides too: a model may ask for them.
+        strides = torch.empty_like(x, device="meta").stride()  # of a copy
+        key = cls, x.shape, strides, x.dtype, x.device, id(output) if callable(output) else output
+        with _RECORDING:
+            now, kept = snapshot(model), _RECALLED.setdefault(model, {})
+            if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
+                found = kept[key][2]
+                found = replace(found, model=checks.plain(model), output=output if callable(output) else found.output)
+                found.check(x)
+                values = found.values_as_model(x) if compare else found.values_at(x)
+                if values is not None and not torch.isnan(values[found.program.output]).any():  # else: which weight is?
+                    return found, values
+                now = snapshot(model)
+            found = cls.of(model, x, output)
+            if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
+                # A strong reference would keep the weak key alive, and so may a function of the caller's.
+                forgetful = replace(found, model=None, output=() if callable(output) else found.output)
+                kept.pop(key, None)
+                kept[key] = now, changed(now, snapshot(model)), forgetful
+                while len(kept) > KEPT_RECORDINGS:
+                    kept.pop(next(iter(kept)))
+            return found, None
 
     def __repr__(self) -> str:
-        return f"Captured({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
+        return f"{type(self).__name__}({self.model_name}, {tuple(self.shape)}, {self.dtype}, {len(self.layers)} layers)"
 
     @property
     def layers(self) -> list[str]:
@@ -53,23 +122,21 @@ class Captured:
     @property
     def specialised(self) -> tuple[str, ...]:
         """Lines of the model's code, as 'file:line', that decided by a value that depends on the input, or took it out
-        of torch.  At an input where the model then goes another way, `linearize` captures it again."""
+        of torch.  At an input where the model then goes another way, it is recorded again."""
         return self.program.specialised
 
-    def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None,
-                  verify: bool | None = None):
-        """The affine map at x; see `specxai.linearize`."""
-        from specxai.affine.local import Local
-
+    def at(self, x: Tensor) -> tuple[Self, list | None]:
+        """The recording that holds at x, this one or a new one, and every step's value there where they were needed to
+        tell.  Raises ValueError where x is not what the model was recorded for."""
         self.check(x)
-        captured, values = self, None
         if self.source is not None:  # whose weights, unlike the copy's, may have changed
-            captured = replace(_captured(self.source, x, self.output), verify=self.verify)
-        elif self.specialised and self.model is not None:
-            values = self.values_as_model(x)
-            if values is None:
-                captured = replace(_captured(self.model, x, self.output), verify=self.verify)
-        return Local(captured, x, gates=gates, backend=backend, max_memory=max_memory, values=values, verify=verify)
+            return replace(self.of(self.source, x, self.output), verify=self.verify), None
+        if not self.specialised or self.model is None:
+            return self, None
+        values = self.values_as_model(x)
+        if values is None:
+            return replace(self.of(self.model, x, self.output), verify=self.verify), None
+        return self, values
 
     def run_model(self, x: Tensor) -> Tensor:
         """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
@@ -96,10 +163,10 @@ class Captured:
                 return values
         return None
 
-    def in_double(self, x: Tensor) -> Captured:
-        """The capture of a copy of the model in float64.  Raises CaptureError where there is none."""
+    def in_double(self, x: Tensor) -> Self:
+        """The recording of a copy of the model in float64.  Raises CaptureError where there is none."""
         try:
-            return _captured(copy.deepcopy(self.model).double(), x.detach().double(), self.output)
+            return self.of(copy.deepcopy(self.model).double(), x.detach().double(), self.output)
         except CaptureError:
             raise
         except Exception as error:  # whatever a model may raise in a dtype that it was not written for
@@ -137,94 +204,6 @@ class Captured:
                          "without the mask, say")
 
 
-def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Selector = None) -> Captured:
-    """Record a model once for inputs like `example`, shape (1, ...).
-
-    verify   hold the program's output and its Jacobian against the model's, here and at every x that is linearised;
-             see `Local.agreement`
-    output   which tensor is explained where the model returns several: a key or the name of a field, an index, a tuple
-             of these from the outside in, or a function of what the model returns.  By default the first floating-point
-             tensor that depends on the input
-
-    Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
-    be recorded or the program does not reproduce it.
-
-    >>> import torch, specxai
-    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval()
-    >>> captured = specxai.capture(net, torch.zeros(1, 3))
-    >>> captured.layers
-    ['0', '1']
-    >>> captured.linearize(torch.ones(1, 3)).jacobian.shape
-    (4, 3)
-    """
-    captured = replace(_captured(model, example, output), verify=verify)
-    if verify:
-        captured.linearize(example, backend="reference")
-    return captured
-
-
-def _captured(model: nn.Module, example: Tensor, output: Selector) -> Captured:
-    """The capture, not verified: the Local made of it does that."""
-    model = checks.unwrap(model)
-    checks.check_model(model)
-    with torch.inference_mode(False), torch.no_grad(), _CAPTURING:
-        checks.check_example(model, example)
-        checks.check_finite(model)
-        own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
-        try:
-            program, selector = trace(own, example, output)
-        except CaptureError:
-            raise
-        except Exception as error:
-            _run(own, example, output)  # where the model itself fails, this says so
-            raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
-        captured = Captured(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
-        return captured if own is model else _named_as(replace(captured, source=model), model)
-
-
-KEPT_CAPTURES = 8  # of one model: the last kinds of input
-# model -> (shape, strides, dtype, device, output) -> (what the model was then, what forward() changes, its capture)
-_RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Captured]]] = WeakKeyDictionary()
-
-
-def recall(model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool = False,
-           compare: bool = True) -> tuple[Captured, list | None]:
-    """The capture made for an input like x before, if the model is as it was then, with every step's value at x; else a
-    new one, kept, and None.
-
-    renew     make a new one in any case: for a caller who found that the old one is not the model's any more
-    compare   the output at x too, by a pass of the model; not needed where the caller measures the agreement
-
-    Modules, their code and settings, and which tensors they hold are compared.
-    """
-    model = checks.unwrap(model)
-    checks.check_model(model)
-    checks.check_example(model, x)
-    # Strides too: a model may ask for them.
-    strides = torch.empty_like(x, device="meta").stride()  # of a copy
-    key = x.shape, strides, x.dtype, x.device, id(output) if callable(output) else output
-    with _CAPTURING:
-        now, kept = snapshot(model), _RECALLED.setdefault(model, {})
-        if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
-            captured = kept[key][2]
-            selector = output if callable(output) else captured.output
-            captured = replace(captured, model=checks.plain(model), output=selector)
-            captured.check(x)
-            values = captured.values_as_model(x) if compare else captured.values_at(x)
-            if values is not None and not torch.isnan(values[captured.program.output]).any():  # else: which weight is?
-                return captured, values
-            now = snapshot(model)
-        captured = _captured(model, x, output)
-        if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
-            # A strong reference would keep the weak key alive, and so may a function of the caller's.
-            forgetful = replace(captured, model=None, output=() if callable(output) else captured.output)
-            kept.pop(key, None)
-            kept[key] = now, changed(now, snapshot(model)), forgetful
-            while len(kept) > KEPT_CAPTURES:
-                kept.pop(next(iter(kept)))
-        return captured, None
-
-
 def _without_inference_tensors(model: nn.Module) -> nn.Module:
     """The model, or where it was made in inference mode, whose tensors autograd cannot use, a copy with plain ones."""
     plain = {id(tensor): tensor for _, tensor in checks.tensors(model)}
@@ -241,12 +220,12 @@ def _without_inference_tensors(model: nn.Module) -> nn.Module:
                            f"cannot be copied ({first_line(error)}); make it outside of inference mode") from error
 
 
-def _named_as(captured: Captured, model: nn.Module) -> Captured:
-    """The capture of a copy, with the modules of the original as layers too."""
-    names = dict(captured.program.modules)
+def _named_as(recording: Recording, model: nn.Module) -> Recording:
+    """The recording of a copy, with the modules of the original as layers too."""
+    names = dict(recording.program.modules)
     for key, paths in module_names(model).items():
         names[key] = tuple(path.replace("._orig_mod", "").replace("_orig_mod.", "") for path in paths)
-    return replace(captured, program=replace(captured.program, modules=names))
+    return replace(recording, program=replace(recording.program, modules=names))
 
 
 def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:
