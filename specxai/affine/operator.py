@@ -141,6 +141,10 @@ class LocalOperator(LinearOperator):
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""
         return self._products.costs()
 
+    def opaque_steps(self) -> list[int]:
+        """Steps that a plan runs through whole values, by the reference's terms."""
+        return self._products.opaque
+
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 

@@ -68,6 +68,7 @@ class Products(Protocol):
 
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
+    opaque: list[int]  # steps that a plan runs through the reference's terms
 
     @property
     def flops(self) -> int: ...

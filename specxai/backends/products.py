@@ -43,7 +43,7 @@ class PlannedProducts:
     The plan itself is not kept: its executables hold what they need of it.
 
     pool     idle arenas, shared with other plans of the same engine
-    opaque   (step, name) of the stages that run through the reference's terms
+    opaque   steps that run through the reference's terms
     """
 
     def __init__(self, plan: Plan, engine: Engine, dtype: torch.dtype, pool: list[Tensor]) -> None:
@@ -53,7 +53,7 @@ class PlannedProducts:
         self._places = [stage.place for stage in plan.stages]
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
-        self.opaque = [(stage.step, stage.name) for stage in plan.stages if isinstance(stage, Opaque)]
+        self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
         self.arena_rows, self._n, self._m = plan.rows, plan.n, plan.m
         self.direct, self._source = plan.direct, plan.source

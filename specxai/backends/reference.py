@@ -50,6 +50,7 @@ class WholeValues:
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
+        self.opaque: list[int] = []  # there is no plan
         self.flops = sum(graph.nodes[index].flops for index in path)
 
     def product_bytes(self, columns: int) -> int:
