@@ -112,6 +112,10 @@ class LocalOperator(LinearOperator):
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)
 
+    def bytes_moved(self, columns: int) -> int:
+        """Bytes that the stages of one product of so many columns read and write: the floor that memory sets."""
+        return self._products.bytes_moved(columns)
+
     @property
     def own_products(self) -> bool:
         return True

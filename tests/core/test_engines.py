@@ -136,3 +136,11 @@ def test_a_report_says_what_runs_where():
     assert "backend reference\n" in half
     assert "refused: native, " in half
     assert "refused: torch, sums over rows need float32 or float64, the model is torch.bfloat16" in half
+
+
+def test_traffic_counts_each_row_once_a_stage():
+    net = nn.Sequential(nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.randn(1, 8, 4, 4)
+    J = specxai.linearize(net, x, backend="torch").jacobian
+    # The convolution reads 128 rows and writes 16, which the last layer reads once; it writes 3.
+    assert J.bytes_moved(10) == 4 * 10 * (128 + 16 + 16 + 3)
