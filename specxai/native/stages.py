@@ -80,9 +80,10 @@ class GatherGemm:
             rough: bool = False, may_spread: bool = True) -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
-        The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `rough` rounds
-        inputs to 13 bits of the largest of their column and weights to 12 of the largest of their output, and sums
-        exactly, at twice the rate, where a stage is large enough for it; RuntimeError without `has_rough()`.
+        The two may be one block where no row is both read and written.  `level` is "scalar", "avx2" or "avx512"
+        instead of `simd_level()`, for tests and benchmarks.  `rough` rounds inputs to 13 bits of the largest of their
+        column and weights to 12 of the largest of their output, and sums exactly, at twice the rate, where a stage is
+        large enough for it; RuntimeError without `has_rough()`.
         """
         rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
         stride = input.shape[1]
