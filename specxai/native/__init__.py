@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from specxai.native.checks import is_columns
 from specxai.native.memory import empty, release_idle
 from specxai.native.module import available, has_rough, simd_level, supported_levels
 from specxai.native.peak import multiply_add_peak
-from specxai.native.stages import LINE, PROBE_UNIT, GatherGemm, RowSum, is_columns, pitch_of, stride_of
+from specxai.native.stages import LINE, PROBE_UNIT, GatherGemm, RowSum, pitch_of, stride_of
 from specxai.native.tables import any_neighbour, count_distinct, map_rows
 from specxai.native.tall import coefficients, gram, subtract
 
