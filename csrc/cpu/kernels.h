@@ -6,6 +6,7 @@
 #include "cpu/gram.h"
 #include "cpu/narrow_gemm.h"
 #include "cpu/peak.h"
+#include "cpu/row_sum.h"
 #include "cpu/span.h"
 
 namespace specxai {
@@ -15,6 +16,7 @@ struct Kernels {
   std::int64_t vector_bytes;
   GatherGemmKernel<T> gather_gemm;
   NarrowKernel<T> narrow_by_outputs, narrow_by_inputs;  // null in `scalar`, whose gather_gemm takes rows of any width
+  RowSumKernel<T> row_sum;
   GramKernel<T> gram;
   CoefficientsKernel<T> coefficients;
   SubtractKernel<T> subtract;

@@ -33,6 +33,19 @@ void gather_gemm(const GatherGemm<T>& s, const Blocks<T>& blocks, const Task& ta
 }
 
 template <class T>
+void row_sum(const SortedSum<T>& s, const Rows<T>& rows, Index first, Index last) {
+  for (Index o = first; o < last; ++o) {
+    T* y = rows.output + s.to[o] * rows.output_stride;
+    for (Index p = rows.accumulate ? rows.n_probes : 0; p < rows.output_width; ++p) y[p] = T(0);
+    for (Index e = s.begin[o]; e < s.begin[o + 1]; ++e) {
+      const T* z = rows.input + s.from[e] * rows.input_stride;
+      const T scale = s.scale ? s.scale[e] : T(1);
+      for (Index p = 0; p < rows.n_probes; ++p) y[p] += scale * z[p];
+    }
+  }
+}
+
+template <class T>
 void gram(const T* left, Index n_left, const T* right, Index n_right, Index n_rows, double* sums, double*) {
   const Index stride = (n_right + gram_unit - 1) / gram_unit * gram_unit;
   for (Index r = 0; r < n_rows; ++r, left += n_left, right += n_right) {
@@ -68,8 +81,8 @@ void subtract(const T* basis, Index n_basis, Index n, const T* factors, const T*
 }
 
 template <class T>
-constexpr Kernels<T> all = {SPECXAI_VECTOR_BYTES, gather_gemm<T>, nullptr, nullptr, gram<T>, coefficients<T>,
-                            subtract<T>, peak::multiply_add<T>};
+constexpr Kernels<T> all = {SPECXAI_VECTOR_BYTES, gather_gemm<T>, nullptr, nullptr, row_sum<T>, gram<T>,
+                            coefficients<T>, subtract<T>, peak::multiply_add<T>};
 
 }  // namespace
 

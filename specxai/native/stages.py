@@ -103,6 +103,8 @@ class RowSum:
     to, source   (entries,) int32 rows
     scale        (entries,) or None for ones
     dtype        of the blocks
+    empty        (n,) int32 rows that become zero (or stay, with `accumulate`) where no entry names them; other rows
+                 without entries are left alone
 
     >>> def i(*values): return torch.tensor(values, dtype=torch.int32)
     >>> total = torch.zeros(1, 2)
@@ -111,18 +113,22 @@ class RowSum:
     tensor([[1., 1.]])
     """
 
-    def __init__(self, *, to: Tensor, source: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+    def __init__(self, *, to: Tensor, source: Tensor, dtype: torch.dtype, scale: Tensor | None = None,
+                 empty: Tensor | None = None) -> None:
         require_table("to", to, 1)
         require_table("source", source, 1)
+        if empty is not None:
+            require_table("empty", empty, 1)
         self.dtype = dtype
         scale = None if scale is None else require_contiguous("scale", scale, dtype)
         self._stage = getattr(compiled(), f"RowSum_{suffix(dtype)}")(
-            to=array(to), from_=array(source), scale=array(scale))
+            to=array(to), from_=array(source), scale=array(scale), empty=array(empty))
 
-    def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False) -> None:
+    def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False,
+            level: str | None = None) -> None:
         """Sum the first `n_probes` of each row (rows, width); the rest of a written row becomes zero.
 
-        The blocks may be columns [a, b) of wider ones.
+        The blocks may be columns [a, b) of wider ones.  `level` as in `GatherGemm.run`.
         """
         rows_in, rows_out = require_columns("input", input, self.dtype), require_columns("output", output, self.dtype)
         if not 0 <= n_probes <= min(input.shape[1], output.shape[1]):
@@ -131,7 +137,7 @@ class RowSum:
         if output.shape[1] == 0:
             return
         self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
-                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
+                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate, level)
 
 
 def pitch_of(depth: int) -> int:
