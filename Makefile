@@ -35,7 +35,6 @@ sanitize: $(VENV)/.stamp-torch
 	$(PIP) cmake
 	$(BIN)/cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
-	build/sanitize/gated_linear_test
 	build/sanitize/stages_test
 
 # An editable install for work on the Python files; run it again after a change to csrc/.
