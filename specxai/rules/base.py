@@ -97,17 +97,17 @@ class Convolution:
 class LinearNode:
     """One linear node: the terms, its own offset (None for zero), and the gate if it is a non-linearity.
 
-    dense     set for a fully connected stage
-    conv      set for a convolution
-    generic   the op's name where no rule exists and torch differentiates it
-    resets    a later product is not 'gated' by what lies before this node (convolution, linear)
-    scale     set where the node is diagonal
-    view      the units of its one input, in the same order
-    curved    its map changes with x although it is no gate: a product of two values, a stopped gradient
-    joined    set for a concatenation: () -> (output units,) the unit that each one is, counted through the terms'
-              inputs one after the other, -1 for none
-    together  all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for zero) -> the
-              node's block
+    fully_connected   set for a product with a weight over the last axis
+    convolution       set for a convolution
+    generic           the op's name where no rule exists and torch differentiates it
+    resets            a later product is not 'gated' by what lies before this node (convolution, linear)
+    scale             set where the node is diagonal
+    view              the units of its one input, in the same order
+    curved            its map changes with x although it is no gate: a product of two values, a stopped gradient
+    joined            set for a concatenation: () -> (output units,) the unit that each one is, counted through the
+                      terms' inputs one after the other, -1 for none
+    together          all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for
+                      zero) -> the node's block
     """
 
     terms: tuple[Term, ...]
