@@ -106,6 +106,14 @@ def test_a_plan_is_frozen():
             setattr(part, name, None)
 
 
+@pytest.mark.parametrize(("sources", "targets", "message"), [
+    ([], [2], "sources are steps of the graph, .* got none"), ([0], [99], "targets are steps of the graph, .* got 99")])
+def test_ends_that_a_plan_cannot_have(sources, targets, message):
+    graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    with pytest.raises(ValueError, match=message):
+        Planner(graph).plan(sources, targets, [])
+
+
 def test_explain_on_torch_is_explain_on_native():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(9, 9, 3, groups=9),
