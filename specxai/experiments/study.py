@@ -10,6 +10,7 @@ import math
 import platform
 import random
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from specxai import __version__
-from specxai._files import cause, replacing
+from specxai._files import cause, drafts, replacing
 from specxai.experiments.page import write_page
 from specxai.experiments.progress import Progress
 from specxai.experiments.steps import digest, read_step, rounded, write_step
@@ -64,8 +65,12 @@ class Study:
         self.seconds: dict[str, float] = {}
         self._chain = digest([__version__, name, quick, seed, {k: _identity(v) for k, v in self.options.items()}])
         self._bar, self._expected = None, None
-        try:
+        try:  # now, and not after minutes of work
             self.out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(drafts(self.out))
+            for file in ("index.html", "numbers.json", "run.json"):
+                if (self.out / file).is_dir():
+                    raise OSError(f"a folder has the name of {file}, which is to be written")
         except OSError as error:
             raise OSError(f"cannot write to {out}: {cause(self.out, error)}; give another folder with --out") from error
 
