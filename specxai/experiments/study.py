@@ -22,7 +22,7 @@ import torch
 
 from specxai import __version__
 from specxai._files import cause, drafts, replacing
-from specxai.experiments.page import write_page
+from specxai.experiments.page import shown, write_page
 from specxai.experiments.progress import Progress
 from specxai.experiments.steps import digest, read_step, rounded, write_step
 
@@ -100,8 +100,12 @@ class Study:
         start = time.perf_counter()
         result = None if self.fresh else read_step(path)
         if result is None:
-            with _seeded(int(digest([self.seed, name]), 16)):
-                result = function(*args)
+            try:
+                with _seeded(int(digest([self.seed, name]), 16)):
+                    result = function(*args)
+            except BaseException:
+                self._close()  # what is printed next is not to stand behind a bar
+                raise
             if not isinstance(result, Mapping):
                 raise TypeError(f"step {name!r} returned {type(result).__name__}, not a dict")
             write_step(path, result)
@@ -183,9 +187,7 @@ class Study:
 
     def finish(self, summary: str = "") -> Path:
         """Write numbers.json, run.json and index.html, and return the page's path."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close()
         self._write("numbers.json", self.numbers)
         self._write("run.json", {"experiment": self.name, "quick": self.quick, "seed": self.seed,
                                  "options": {k: _shown(v) for k, v in self.options.items()}, "versions": _versions(),
@@ -203,6 +205,11 @@ class Study:
         return _leaves({key: one for key, one in self.numbers.items() if key != "tables"}, "")
 
     # ---- inside
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _check(self, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -233,19 +240,6 @@ def require(module: str, package: str | None = None) -> ModuleType:
     except ImportError as error:
         raise ImportError(f"this experiment needs {package or module}, which cannot be imported ({error}): "
                           "pip install 'specxai[paper]'") from error
-
-
-def shown(entry: Mapping) -> str:
-    """A number as people read it, with its interval.
-
-    >>> shown({"value": 0.123456, "interval": [0.1, 0.15]}), shown({"value": None})
-    ('0.1235 [0.1, 0.15]', 'not defined')
-    """
-    value = entry["value"]
-    if value is None:
-        return "not defined"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text + (" [{:.4g}, {:.4g}]".format(*entry["interval"]) if "interval" in entry else "")
 
 
 def _leaves(place: Mapping, prefix: str) -> Iterator[tuple[str, dict]]:

@@ -80,6 +80,10 @@ def _spectra(study: Study, data: Spectrum, plain: Analysis, of: Mapping) -> None
           "2.3: seems sufficient to reconstruct the square")
     _over(study, "operator/left_right", of["left_right"], "|u · φ| of the component with the largest c",
           "2.3: U and V are complementary but have significant differences")
+    square = "2.3: more reminiscent of the square than the data's vectors"
+    study.number("data/input", abs(cosine(data.right[0], plain.x)), note="|cos| of φ_0 and the first test image")
+    _over(study, "operator/right_input", of["right_input"], "|φ · x| / ‖x‖ of the component with the largest c", square)
+    _over(study, "operator/left_input", of["left_input"], "|u · x| / ‖x‖ of the component with the largest c", square)
 
 
 def _biases(study: Study, kind: str, data: Spectrum, biased: Analysis, of: Mapping) -> None:
