@@ -29,6 +29,19 @@ def write_contents(path: Path, title: str, entries: Sequence[tuple[str, str, Seq
     _render(path, "contents.html.j2", title=title, entries=entries)
 
 
+def shown(entry: Mapping) -> str:
+    """A number as people read it, with its interval.
+
+    >>> shown({"value": 0.123456, "interval": [0.1, 0.15]}), shown({"value": None})
+    ('0.1235 [0.1, 0.15]', 'not defined')
+    """
+    value = entry["value"]
+    if value is None:
+        return "not defined"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text + (" [{:.4g}, {:.4g}]".format(*entry["interval"]) if "interval" in entry else "")
+
+
 def paragraphs(text: str) -> str:
     """HTML of the little markup that `Study.text` understands.
 
@@ -45,19 +58,6 @@ def paragraphs(text: str) -> str:
         else:
             parts.append(f"<p>{' '.join(lines)}</p>")
     return "\n".join(parts)
-
-
-def shown(entry: Mapping) -> str:
-    """A number as people read it, with its interval.
-
-    >>> shown({"value": 0.123456, "interval": [0.1, 0.15]}), shown({"value": None})
-    ('0.1235 [0.1, 0.15]', 'not defined')
-    """
-    value = entry["value"]
-    if value is None:
-        return "not defined"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text + (" [{:.4g}, {:.4g}]".format(*entry["interval"]) if "interval" in entry else "")
 
 
 def _inline(line: str) -> str:

@@ -10,6 +10,7 @@ import math
 import platform
 import random
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from specxai._files import cause, replacing
+from specxai._files import cause, drafts, replacing
 from specxai._version import __version__
 from specxai.experiments.page import shown, write_page
 from specxai.experiments.progress import Progress
@@ -64,8 +65,12 @@ class Study:
         self.seconds: dict[str, float] = {}
         self._chain = digest([__version__, name, quick, seed, {k: _identity(v) for k, v in self.options.items()}])
         self._bar, self._expected = None, None
-        try:
+        try:  # now, and not after minutes of work
             self.out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(drafts(self.out))
+            for file in ("index.html", "numbers.json", "run.json"):
+                if (self.out / file).is_dir():
+                    raise OSError(f"a folder has the name of {file}, which is to be written")
         except OSError as error:
             raise OSError(f"cannot write to {out}: {cause(self.out, error)}; give another folder with --out") from error
 
@@ -95,8 +100,12 @@ class Study:
         start = time.perf_counter()
         result = None if self.fresh else read_step(path)
         if result is None:
-            with _seeded(int(digest([self.seed, name]), 16)):
-                result = function(*args)
+            try:
+                with _seeded(int(digest([self.seed, name]), 16)):
+                    result = function(*args)
+            except BaseException:
+                self._close()  # what is printed next is not to stand behind a bar
+                raise
             if not isinstance(result, Mapping):
                 raise TypeError(f"step {name!r} returned {type(result).__name__}, not a dict")
             write_step(path, result)
@@ -178,9 +187,7 @@ class Study:
 
     def finish(self, summary: str = "") -> Path:
         """Write numbers.json, run.json and index.html, and return the page's path."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close()
         self._write("numbers.json", self.numbers)
         self._write("run.json", {"experiment": self.name, "quick": self.quick, "seed": self.seed,
                                  "options": {k: _shown(v) for k, v in self.options.items()}, "versions": _versions(),
@@ -198,6 +205,11 @@ class Study:
         return _leaves({key: one for key, one in self.numbers.items() if key != "tables"}, "")
 
     # ---- inside
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _check(self, name: str) -> None:
         if not _NAME.fullmatch(name):

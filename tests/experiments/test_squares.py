@@ -109,6 +109,7 @@ def test_the_analysis_is_that_of_the_dense_jacobian():
     left = torch.from_numpy(U[:, c.argmax()])
     alone = c.max() * left * torch.sign(torch.from_numpy(Vh[c.argmax()]) @ x.flatten().double())
     assert found["error_of_dominant"] == pytest.approx(((alone - x.flatten()).norm() / x.norm()).item(), rel=1e-3)
+    assert found["left_input"] == pytest.approx(abs(float(left @ x.flatten().double() / x.norm())), rel=1e-3)
     top = np.linalg.svd(split(20, 1, seed=0, size=16, side=8)[0].flatten(1).double().numpy())[2][0]
     assert found["last_data"] == pytest.approx(abs(float(last.numpy() @ top) / float(last.norm())), rel=1e-3)
 
