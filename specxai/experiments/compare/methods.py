@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specxai.experiments.compare.lrp import with_rules
+from specxai.experiments.study import require
 
-EXTRA = "pip install 'specxai[paper]'"
 IG_STEPS = 32
 LIME_SAMPLES = 200
 RIVALS = ("gradient", "gradient x input", "integrated gradients", "LRP", "Grad-CAM", "LIME")
@@ -47,7 +47,7 @@ class Case:
     @cached_property
     def superpixels(self) -> Tensor:
         """(h, w) Felzenszwalb's segments of the image, numbered from 0."""
-        segmentation = _skimage("segmentation")
+        segmentation = require("skimage.segmentation", "scikit-image")
         labels = segmentation.felzenszwalb(self.raw.permute(1, 2, 0).numpy(), scale=100, sigma=0.5,
                                            min_size=self.min_segment)
         return torch.from_numpy(np.ascontiguousarray(labels)).long()
@@ -66,7 +66,7 @@ def heatmap(case: Case, method: str) -> Tensor:
 
 def attribution(case: Case, method: str, x: Tensor | None = None) -> Tensor:
     """(n, 3, h, w) of the gradient's family, before channels are added up; `x` (n, 3, h, w) instead of the case's."""
-    attr, x = _captum(), case.x if x is None else x
+    attr, x = require("captum.attr", "captum"), case.x if x is None else x
     x = x.detach().clone().requires_grad_()
     if method == "gradient":
         return attr.Saliency(case.net).attribute(x, target=case.target, abs=False)
@@ -88,7 +88,7 @@ def _summed(method: str):
 
 
 def _grad_cam(case: Case) -> Tensor:
-    attr = _captum()
+    attr = require("captum.attr", "captum")
     layer = case.net.get_submodule(case.camera)
     coarse = attr.LayerGradCam(case.net, layer).attribute(case.x.clone(), target=case.target, relu_attributions=True)
     return F.interpolate(coarse.detach(), size=case.x.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
@@ -96,7 +96,7 @@ def _grad_cam(case: Case) -> Tensor:
 
 def _lime(case: Case) -> Tensor:
     """A ridge regression on superpixels that are kept or painted in their mean colour, weighted as in LIME's code."""
-    attr = _captum()
+    attr = require("captum.attr", "captum")
     from captum._utils.models.linear_model import SkLearnRidge
 
     segments = case.superpixels
@@ -138,20 +138,3 @@ _MAPS = {
     "integrated gradients": _summed("integrated gradients"), "LRP": _summed("LRP"), "Grad-CAM": _grad_cam,
     "LIME": _lime, "edges": _edges, "random": _random,
 }
-
-
-def _captum():
-    try:
-        from captum import attr
-    except ImportError as error:
-        raise ImportError(f"the rival methods come from Captum, which is not installed: {EXTRA}") from error
-    return attr
-
-
-def _skimage(name: str):
-    import importlib
-
-    try:
-        return importlib.import_module(f"skimage.{name}")
-    except ImportError as error:
-        raise ImportError(f"LIME's superpixels come from scikit-image, which is not installed: {EXTRA}") from error

@@ -22,7 +22,7 @@ def spectral_maps(e) -> dict[str, Tensor]:
     """
     dominant = e.top(3, by="reduced")
     groups = {"top reduced": dominant[:1], "top 3 reduced": dominant, "all": list(range(len(e)))}
-    maps = {"strongest": e[:1].contract().double().sum(0)}
+    maps = {"strongest": leading_maps(e, 1, "lambda").sum(0)}
     maps |= {name: total(e, group) for name, group in groups.items()}
     return {name: maps[name] for name in READINGS}
 
@@ -38,6 +38,7 @@ def attributed(e, positions: list[int]) -> Tensor:
     return combine((e.psi * e.S)[rows], e.right_vectors[rows]) * e.x.double()
 
 
-def leading_maps(e, count: int, by: str) -> list[Tensor]:
-    """c^k (23) of the `count` first components by "lambda" or "reduced", one map each."""
-    return list(contract(e[e.top(count, by=by)].right_vectors, e.x, 0).double()) if len(e) else []
+def leading_maps(e, count: int, by: str) -> Tensor:
+    """(k, h, w) float64, c^k (23) of the `count` first components by "lambda" or "reduced"; k may be smaller."""
+    positions = e.top(count, by=by)
+    return contract(e.right_vectors[positions], e.x, 0).double()
