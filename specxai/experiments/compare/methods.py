@@ -95,7 +95,10 @@ def _grad_cam(case: Case) -> Tensor:
 
 
 def _lime(case: Case) -> Tensor:
-    """A ridge regression on superpixels that are kept or painted in their mean colour, weighted as in LIME's code."""
+    """A ridge regression on superpixels that are kept or painted in their mean colour, weighted as in LIME's code.
+
+    Every pixel has the weight of its superpixel, as is usual.
+    """
     attr = require("captum.attr", "captum")
     from captum._utils.models.linear_model import SkLearnRidge
 
@@ -111,8 +114,7 @@ def _lime(case: Case) -> Tensor:
         found = method.attribute(case.x.clone(), baselines=baseline, target=case.target,
                                  feature_mask=segments[None, None], n_samples=case.lime_samples,
                                  perturbations_per_eval=20)
-    # Every pixel of a segment carries the segment's weight: shared out, the map adds up to the sum of the weights.
-    return found[0, 0] / share[segments]
+    return found[0, 0]
 
 
 def _closeness(original: Tensor, perturbed: Tensor, kept: Tensor, **_) -> Tensor:

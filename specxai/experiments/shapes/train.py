@@ -21,7 +21,8 @@ from specxai.experiments.shapes.data import CLASSES, MEAN, STD, shapes
 from specxai.experiments.shapes.model import CHECKPOINT, HELD_OUT, HELD_OUT_SEED, ShapesNet, accuracy
 
 
-def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: int = 0) -> float:
+def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: int = 0,
+          held_out: int = HELD_OUT) -> float:
     """Train on images that are each seen once, write the checkpoint and return the accuracy on held-out images.
 
     Args:
@@ -29,6 +30,7 @@ def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: 
         images: how many to train on.
         batch: images a step.
         seed: of the weights and the images; the held-out images have a seed of their own.
+        held_out: how many images to judge the net by.
     """
     if min(images, batch) < 1 or images < batch:
         raise ValueError(f"images={images} and batch={batch}: give at least one batch of at least one image")
@@ -36,10 +38,10 @@ def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: 
         torch.manual_seed(seed)
         net = ShapesNet()
         _fit(net, images // batch, batch, torch.Generator().manual_seed(seed))
-    held = shapes(HELD_OUT, torch.Generator().manual_seed(HELD_OUT_SEED))
+    held = shapes(held_out, torch.Generator().manual_seed(HELD_OUT_SEED))
     reached = accuracy(net.eval(), held)
     info = {"classes": CLASSES, "mean": MEAN, "std": STD, "seed": seed, "images": images, "batch": batch,
-            "held_out": HELD_OUT, "held_out_seed": HELD_OUT_SEED, "held_out_accuracy": reached,
+            "held_out": held_out, "held_out_seed": HELD_OUT_SEED, "held_out_accuracy": reached,
             "torch": str(torch.__version__)}
     with replacing(out) as draft:
         draft.write_bytes(save(net.state_dict(), metadata={"specxai": json.dumps(info)}))
