@@ -99,7 +99,7 @@ def _maps(study: Study, found: dict) -> None:
     study.number("images/area", sum(images["area"]) / count, note="mean share of the image that the object covers: "
                  "what `inside` and `pointing` are for a map that knows nothing")
     cells = tabulate(study, "maps", found["maps"], "method", f"All methods on the same {count} images.", NOTES)
-    study.figure("maps", figures.forest(cells, f"{count} images, 95 % intervals"),
+    study.figure("measured", figures.forest(cells, f"{count} images, 95 % intervals"),
                  "Red: SpecXAI's readings by layer; blue: other methods; grey: controls that know no network.")
     paired(study, found["maps"], ("gradient x input", "Grad-CAM"))
     study.text("# Who is ahead\n\n" + "\n".join(f"- {line}" for line in standings(found["maps"], study.seed)))
@@ -118,7 +118,7 @@ def _randomised(study: Study, found: dict) -> None:
     by_method = {name: {depth: cells[depth][name] for depth in cells} for name in next(iter(cells.values()))}
     means = tabulate(study, "randomised", by_method, "method", "Spearman's correlation of |map| with the trained net's "
                      "as weights are drawn anew, same image and class: less is better.")
-    study.figure("randomised", figures.cascade({depth: {name: row[depth] for name, row in means.items()}
+    study.figure("cascade", figures.cascade({depth: {name: row[depth] for name, row in means.items()}
                                                 for depth in cells}), "Model-parameter randomisation.")
 
 

@@ -119,8 +119,9 @@ def score(case: Case, explain: Callable[[Case], Tensor], seed: int) -> dict[str,
         squares = painted(len(x), x.shape[-2:])
         return squares.expand_as(x), torch.where(squares > 0, torch.zeros_like(x), x)
 
-    def again(x: Tensor, **_) -> Tensor:
-        return torch.stack([explain(replace(case, x=one[None])) for one in x])[:, None].expand_as(x).float()
+    def again(inputs: tuple[Tensor], **_) -> tuple[Tensor]:
+        x, = inputs
+        return (torch.stack([explain(replace(case, x=one[None])) for one in x])[:, None].float(),)
 
     # The map is shared out among the channels, all of which a square covers.
     spread = (explain(case)[None, None] / case.x.shape[1]).expand_as(case.x).float()
