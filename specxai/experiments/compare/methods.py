@@ -95,25 +95,19 @@ def _grad_cam(case: Case) -> Tensor:
 
 
 def _lime(case: Case) -> Tensor:
-    """A ridge regression on superpixels that are kept or painted in their mean colour, weighted as in LIME's code.
+    """A ridge regression on superpixels that are kept or painted grey, weighted as in LIME's own code.
 
-    Every pixel has the weight of its superpixel, as is usual.
+    Grey, as an object of one colour is still there when it is painted in its mean colour, LIME's default.  Every pixel
+    has the weight of its superpixel, as is usual.
     """
     attr = require("captum.attr", "captum")
     from captum._utils.models.linear_model import SkLearnRidge
 
-    segments = case.superpixels
-    count = int(segments.max()) + 1
-    flat = segments.flatten()
-    share = torch.zeros(count).index_add_(0, flat, torch.ones(flat.numel()))
-    means = torch.zeros(3, count).index_add_(1, flat, case.x[0].flatten(1)) / share
-    baseline = means[:, flat].reshape(case.x.shape)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(case.seed)
         method = attr.Lime(lambda x: case.net(x).softmax(1), SkLearnRidge(alpha=1), similarity_func=_closeness)
-        found = method.attribute(case.x.clone(), baselines=baseline, target=case.target,
-                                 feature_mask=segments[None, None], n_samples=case.lime_samples,
-                                 perturbations_per_eval=20)
+        found = method.attribute(case.x.clone(), target=case.target, feature_mask=case.superpixels[None, None],
+                                 n_samples=case.lime_samples, perturbations_per_eval=20)
     return found[0, 0]
 
 

@@ -19,7 +19,7 @@ LAYERS = {"middle": MIDDLE_LAYER, "last convolution": LAST_CONV_LAYER, "penultim
 CAMERA = "features.23"  # the last ReLU before a pool: 8 × 8, where Grad-CAM sees finest
 GAMMA = 0.25  # of LRP
 VECTORS = 5  # whose places are compared
-SMOOTHING = 2.0  # pixels, of the second pointing game
+SMOOTHING = 2.0  # pixels, of the second pointing game and the second order of pixels
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ def measure(net: nn.Module, data: Shapes, settings: Settings) -> dict:
 
 def of_map(case: Case, values: Tensor, mask: Tensor, steps: int) -> dict[str, float]:
     """Localisation and faithfulness of one map."""
-    inserted, deleted = (metrics.area(metrics.curve(case.net, case.x, values, case.target, way, case.seed, steps))
-                         for way in (True, False))
+    places = metrics.blurred(values.abs(), SMOOTHING)
+    areas = {name + note: metrics.area(metrics.curve(case.net, case.x, ranked, case.target, way, case.seed, steps))
+             for note, ranked in (("", values), (", places", places))
+             for name, way in (("insertion", True), ("deletion", False))}
     return {"pointing": metrics.pointing(values, mask),
             "pointing, smoothed": metrics.pointing(metrics.blurred(values.clamp(min=0), SMOOTHING), mask),
-            "inside": metrics.inside(values, mask), "insertion": inserted, "deletion": deleted}
+            "inside": metrics.inside(values, mask), **areas}
 
 
 def of_vectors(e, mask: Tensor, seed: int) -> dict[str, float]:

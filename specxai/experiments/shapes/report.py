@@ -12,7 +12,8 @@ from specxai.experiments.study import Study
 
 INTERVAL = "95 % bootstrap interval over images"
 # Metric -> is more better?
-BETTER = {"pointing": True, "pointing, smoothed": True, "inside": True, "insertion": True, "deletion": False}
+BETTER = {"pointing": True, "pointing, smoothed": True, "inside": True, "insertion": True, "deletion": False,
+          "insertion, places": True, "deletion, places": False}
 CONTROLS = ("edges", "random")
 
 
