@@ -6,6 +6,8 @@ which show that the mechanics run at full size and nothing else.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -110,9 +112,9 @@ def _numbers(study: Study, path: str, part: dict, reading: str) -> None:
 
 def _summary(layer: str, parts: list[dict]) -> dict:
     """What the paper says of a layer, as means over images."""
-    def mean(of) -> float:
-        values = [of(part) for part in parts]
-        return sum(values) / len(values)
+    def mean(of) -> float | str:
+        values = [value for value in map(of, parts) if not math.isnan(value)]
+        return sum(values) / len(values) if values else "one vector only"
 
     return {"layer": layer, "images": len(parts),
             "extent, contracted": mean(lambda p: metrics.extent(p["contributing"][0])),
