@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specxai.plots import heatmap
+from specxai.plots.axes import legend_handles
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
 from specxai.plots.spectrum import signed, subscript
 
@@ -21,7 +22,9 @@ SHOWN = 12  # survivors of a reduced spectrum
 def vectors(rows: Sequence[tuple], title: str) -> Figure:
     """rows   (photograph, reading, part) with the parts of `taken_apart`"""
     figure = Figure(figsize=(19, 0.9 + 2.25 * len(rows)), layout="constrained", facecolor="white")
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
+                  frameon=False)
     grid = figure.subplots(len(rows), 9, squeeze=False, width_ratios=[1] * 7 + [1.25, 1.0])
     for axes, (picture, reading, part) in zip(grid, rows, strict=True):
         _input(axes[0], picture, reading)
@@ -33,10 +36,10 @@ def vectors(rows: Sequence[tuple], title: str) -> Figure:
         maps(axes[4:7], part["contributing"].numpy(), names)
         _full(axes[7], part)
         _reduced(axes[8], part)
-    grid[0, 2].annotate("largest singular values", (0.5, 1.22), xycoords="axes fraction", ha="center", fontsize=10.5,
-                        color=INK)
-    grid[0, 5].annotate("most for the class after cancelling", (0.5, 1.22), xycoords="axes fraction", ha="center",
-                        fontsize=10.5, color=INK)
+    for place, text in ((2, "largest singular values"), (5, "most for the class after cancelling")):
+        above = grid[0, place].annotate(text, (0.5, 1.16), xycoords="axes fraction", ha="center", fontsize=10.5,
+                                        color=INK)
+        above.set_in_layout(False)  # wider than its column
     grid[0, 7].set_title("α (bars), λ (grey)", fontsize=9, color=INK)
     grid[0, 8].set_title("reduced α̂", fontsize=9, color=INK)
     return figure
@@ -48,6 +51,8 @@ def averaged(rows: Sequence[tuple], title: str) -> Figure:
     figure = Figure(figsize=(2.3 * (1 + 2 * len(layers)), 0.9 + 2.35 * len(rows)), layout="constrained",
                     facecolor="white")
     figure.suptitle(f"{title}: top contributing vector", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
+                  frameon=False)
     grid = figure.subplots(len(rows), 1 + 2 * len(layers), squeeze=False)
     for axes, (picture, parts) in zip(grid, rows, strict=True):
         _input(axes[0], picture, picture.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def cascade(cells: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Fi
         at = np.arange(len(depths)) + (place / len(methods) - 0.5) * 0.25
         style = "-" if is_ours(name) else ":" if name in ("edges", "random") else "--"
         axes.errorbar(at, means[:, 0], np.abs(means[:, 1:].T - means[:, 0]), fmt=f"o{style}", ms=3.5, lw=1.2,
-                      capsize=2, label=name, color=f"C{place % 10}")
+                      capsize=2, label=name, color=colormaps["tab20"](place % 20))
     axes.set_xticks(range(len(depths)), depths)
     axes.axhline(0, color="0.6", lw=0.6)
     axes.set_xlabel("weights drawn anew, from the output down", color=INK)
