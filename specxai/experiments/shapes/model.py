@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from specxai.experiments.shapes.data import CLASSES, MEAN, STD, Shapes
+from specxai.zoo.checkpoint import header, loaded
 
 CHECKPOINT = Path(__file__).with_name("shapes.safetensors")
 EARLY_LAYER = "features.6"  # the first max-pool; (1, 16, 32, 32)
@@ -44,27 +44,16 @@ class ShapesNet(nn.Module):
 
 def checkpoint_info(path: Path = CHECKPOINT) -> dict:
     """What a checkpoint says of itself: classes, mean, std, seed, images, batch, held_out, held_out_accuracy, torch."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("specxai", "{}"))
+    return header(path)
 
 
 def load_shapes_net(path: Path = CHECKPOINT) -> ShapesNet:
     """The trained net in eval mode; the shipped one unless another checkpoint is given.
 
-    Raises ValueError for a checkpoint whose classes or normalisation are not this module's.
+    Raises ValueError for a checkpoint whose classes or normalisation are not this module's; train it again with
+    `python -m specxai.experiments.shapes.train`.
     """
-    from safetensors.torch import load_file
-
-    info = checkpoint_info(path)
-    for name, own in (("classes", list(CLASSES)), ("mean", MEAN), ("std", STD)):
-        if info.get(name) != own:
-            raise ValueError(f"{path.name} was trained with {name} {info.get(name)!r}; this version expects {own!r}: "
-                             "train it again with python -m specxai.experiments.shapes.train")
-    net = ShapesNet()
-    net.load_state_dict(load_file(path))
-    return net.eval()
+    return loaded(ShapesNet(), path, {"classes": list(CLASSES), "mean": MEAN, "std": STD})
 
 
 @torch.no_grad()
