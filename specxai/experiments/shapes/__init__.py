@@ -50,12 +50,12 @@ def run(study: Study) -> None:
     """All of it: 200 images, of a quick run 12; fewer in the trials that solve each image many times."""
     net = load_shapes_net()
     quick = study.quick
-    settings = Settings(rank=20, steps=16, lime=60, ig=8) if quick else Settings()
-    images, tried, scored = (12, 2, 2) if quick else (200, 30, 20)
+    settings = Settings(rank=20, steps=8, lime=60, ig=8) if quick else Settings()
+    images, tried, scored = (12, 2, 2) if quick else (200, 30, 15)
     data = shapes(images, study.generator(1))
     starts = range(0, images, CHUNK)
     chunks = {"randomised": tried, "stable": tried, "captum": scored}
-    small = replace(settings, rank=20)  # for the trials, which solve every image many times
+    small = replace(settings, rank=20, lime=60, ig=16)  # for the trials, which solve every image many times
     study.expect(1 + len(starts) + sum(-(-count // CHUNK) for count in chunks.values()))
     study.text(__doc__ or "")
     _network(study, net)

@@ -27,7 +27,7 @@ class Settings:
     """Sizes of a run: triplets a layer, steps of the curves, samples of LIME and steps of integrated gradients."""
 
     rank: int = 50
-    steps: int = 32
+    steps: int = 16
     lime: int = 200
     ig: int = 32
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RESAMPLES = 2000
-STEPS = 32  # of insertion and deletion
+STEPS = 16  # of insertion and deletion
 BLUR = 6.0  # pixels, standard deviation of the picture that insertion starts from and deletion ends at
 
 
