@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -11,8 +12,11 @@ import scipy.stats
 import torch
 
 import specxai
-from specxai.experiments.compare.spectral import spectral_maps
-from specxai.experiments.shapes import metrics, report
+from specxai.experiments import Progress, Study
+from specxai.experiments import shapes as experiment
+from specxai.experiments.compare import methods
+from specxai.experiments.compare.spectral import READINGS, spectral_maps
+from specxai.experiments.shapes import Sizes, metrics, report, trials
 from specxai.experiments.shapes.data import CLASSES, SIZE, coverage, shapes
 from specxai.experiments.shapes.measure import Settings
 from specxai.experiments.shapes.model import (
@@ -26,6 +30,8 @@ from specxai.experiments.shapes.model import (
 )
 from specxai.experiments.shapes.train import train
 from specxai.experiments.shapes.trials import randomised
+
+measure = importlib.import_module("specxai.experiments.shapes.measure")  # the package has a function of that name
 
 
 @pytest.fixture(scope="module")
@@ -272,16 +278,17 @@ def test_captum_scores_by_loops(net, data):
     pytest.importorskip("captum", reason="the scores are Captum's: pip install 'specxai[paper]'")
     from specxai.experiments.compare.lrp import canonised
     from specxai.experiments.compare.methods import heatmap
-    from specxai.experiments.shapes import trials
-    from specxai.experiments.shapes.measure import case_of
 
-    case = case_of(net, canonised(net), data, 0, Settings())
+    case = measure.case_of(net, canonised(net), data, 0, Settings())
+
+    seen = []
 
     def explain(at):
-        return heatmap(at, "gradient x input")
+        seen.append(heatmap(at, "gradient x input"))
+        return seen[-1]
 
-    found = trials.score(case, explain, seed=3)
-    values = explain(case)
+    found = trials.score(case, explain, seed=3, draws=2)
+    values = seen[0]
     torch.manual_seed(3)
     squares = trials.painted(trials.PATCHES, (SIZE, SIZE))
     with torch.no_grad():
@@ -291,7 +298,69 @@ def test_captum_scores_by_loops(net, data):
     scale = np.mean(np.multiply(inside, lost)) / np.mean(np.square(inside))
     expected = np.mean((scale * np.array(inside) - np.array(lost)) ** 2)
     assert found["infidelity"] == pytest.approx(expected, rel=1e-3)
-    assert found["sensitivity"] > 0
+    assert len(seen) >= 4
+    changes = [float((one - values).norm() / values.norm()) for one in seen[1:]]
+    assert found["sensitivity"] == pytest.approx(max(changes), rel=1e-3)
+
+
+SETTINGS = Settings(rank=4, steps=2, lime=10, ig=2, draws=1)
+TINY = Sizes(images=2, tried=1, scored=1, shown=1, held_out=50, settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A whole run, tiny and of one layer, twice into one folder and once into another."""
+    for package in ("captum", "skimage", "sklearn"):
+        pytest.importorskip(package, reason="the rivals' methods: pip install 'specxai[paper]'")
+    folder, studies, layers = tmp_path_factory.mktemp("shapes"), [], {"penultimate": PENULTIMATE_LAYER}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((measure, "LAYERS"), (experiment, "LAYERS"), (trials, "DEEP")):
+            patch.setattr(module, name, layers)
+        patch.setattr(trials, "CASCADE", {"logits": 1, "everything": None})
+        for name in ("a", "a", "b"):
+            if len(studies):  # drawn once is enough
+                patch.setattr(Study, "figure", lambda *_: None)
+            studies.append(Study(folder / name, "shapes", seed=2, progress=Progress(False)))
+            experiment.run(studies[-1], TINY)
+            studies[-1].finish("summary")
+    return studies
+
+
+def test_a_run_resumes_and_repeats_itself(measured):
+    first, resumed, again = measured
+    assert sum(resumed.seconds.values()) < 0.2 * sum(first.seconds.values())
+    numbers = [(study.out / "numbers.json").read_text() for study in (first, resumed, again)]
+    assert numbers[0] == numbers[1] == numbers[2]
+    for name in ("examples", "measured", "separation", "cascade"):
+        assert (first.out / f"{name}.png").stat().st_size > 10_000
+
+
+def test_what_is_reported_is_what_the_maps_say(measured, net):
+    """`inside` of two methods, from maps that are made again and a loop over the mask."""
+    data = shapes(2, torch.Generator().manual_seed(2 + 1_000_003))
+    shares = {"gradient": [], "strongest, penultimate": []}
+    for row in range(2):
+        x = data[row:row + 1].x.requires_grad_()
+        net(x).amax().backward()
+        e = specxai.explain(net, x.detach(), layer=PENULTIMATE_LAYER, rank=4)
+        maps = x.grad[0].abs().amax(0), (e.right_vectors[0] * e.x).sum(0)
+        for name, values in zip(shares, maps, strict=True):
+            on = sum(max(float(values[i, j]), 0) for i, j in data.masks[row].nonzero().tolist())
+            shares[name].append(on / float(values.clamp(min=0).sum()))
+    for name, expected in shares.items():
+        found = measured[0].numbers["maps"][name]["inside"]
+        assert found["value"] == pytest.approx(np.mean(expected), rel=1e-2)
+        assert found["interval"][0] == pytest.approx(min(expected), rel=1e-2)  # of two images
+
+
+def test_every_method_is_measured_by_everything(measured):
+    numbers = measured[0].numbers
+    for name in (*methods.RIVALS, *methods.CONTROLS, *(f"{reading}, penultimate" for reading in READINGS)):
+        assert set(numbers["maps"][name]) == set(report.BETTER)
+    assert numbers["regions"]["0.5 of the way"]["same"]["value"] == 1
+    assert numbers["stable"]["first vector, penultimate"]["0.5 of the way"]["value"] == pytest.approx(1, abs=1e-4)
+    assert numbers["vectors"]["penultimate"]["completeness"]["value"] < 1e-5
+    assert numbers["randomised"]["edges"]["everything"]["value"] == 1
 
 
 # ---- the report

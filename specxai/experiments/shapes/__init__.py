@@ -16,7 +16,7 @@ layer and none is left out, so those rows must agree.  With the ε-rule LRP woul
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -24,7 +24,7 @@ from specxai.experiments.compare.lrp import canonised
 from specxai.experiments.compare.methods import RIVALS
 from specxai.experiments.shapes import figures, trials
 from specxai.experiments.shapes.data import CLASSES, Shapes, shapes
-from specxai.experiments.shapes.measure import SMOOTHING, Settings, all_maps, case_of, joined, measure
+from specxai.experiments.shapes.measure import LAYERS, SMOOTHING, Settings, all_maps, case_of, joined, measure
 from specxai.experiments.shapes.model import HELD_OUT, HELD_OUT_SEED, accuracy, checkpoint_info, load_shapes_net
 from specxai.experiments.shapes.report import paired, standings, tabulate
 from specxai.experiments.study import Study
@@ -46,20 +46,34 @@ NOTES = {
 }
 
 
-def run(study: Study) -> None:
-    """All of it: 200 images, of a quick run 12; fewer in the trials that solve each image many times."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of a run: images that are measured, of these tried with random weights and moved, and scored by Captum; shown."""
+
+    images: int = 200
+    tried: int = 30
+    scored: int = 15
+    shown: int = 6
+    held_out: int = HELD_OUT
+    settings: Settings = field(default_factory=Settings)
+
+
+QUICK = Sizes(12, 2, 2, 4, 1000, Settings(rank=20, steps=8, lime=60, ig=8))
+
+
+def run(study: Study, sizes: Sizes | None = None) -> None:
+    """All of it; fewer images in the trials that solve each image many times."""
     net = load_shapes_net()
-    quick = study.quick
-    settings = Settings(rank=20, steps=8, lime=60, ig=8) if quick else Settings()
-    images, tried, scored = (12, 2, 2) if quick else (200, 30, 15)
+    sizes = sizes or (QUICK if study.quick else Sizes())
+    settings, images, tried = sizes.settings, sizes.images, sizes.tried
     data = shapes(images, study.generator(1))
     starts = range(0, images, CHUNK)
-    chunks = {"randomised": tried, "stable": tried, "captum": scored}
-    small = replace(settings, rank=20, lime=60, ig=16)  # for the trials, which solve every image many times
+    chunks = {"randomised": tried, "stable": tried, "captum": sizes.scored}
+    small = replace(settings, rank=min(settings.rank, 20), lime=min(settings.lime, 60), ig=min(settings.ig, 16))
     study.expect(1 + len(starts) + sum(-(-count // CHUNK) for count in chunks.values()))
     study.text(__doc__ or "")
-    _network(study, net)
-    _examples(study, net, data[:4 if quick else 6], settings)
+    _network(study, net, sizes.held_out)
+    _examples(study, net, data[:sizes.shown], settings)
     found = joined([study.step(f"images-{start}", measure, net, data[start:start + CHUNK], settings)
                     for start in starts])
     _maps(study, found)
@@ -76,10 +90,9 @@ def run(study: Study) -> None:
              "sensitivity (largest relative change under noise of 0.02): less is better.")
 
 
-def _network(study: Study, net: torch.nn.Module) -> None:
-    """What the net can do, on the images it was judged by when it was trained: the first 1,000 of a quick run."""
+def _network(study: Study, net: torch.nn.Module, count: int) -> None:
+    """What the net can do, on the first of the images it was judged by when it was trained."""
     info = checkpoint_info()
-    count = 1000 if study.quick else HELD_OUT
     done = study.step("accuracy", lambda many: {"accuracy": accuracy(
         net, shapes(many, torch.Generator().manual_seed(HELD_OUT_SEED)))}, count)
     study.number("network/accuracy", done["accuracy"], note=f"on {count} held-out images, {len(CLASSES)} classes")
@@ -91,10 +104,11 @@ def _examples(study: Study, net: torch.nn.Module, data: Shapes, settings: Settin
     plain, maps, titles = canonised(net), [], []
     for row in range(len(data)):
         case = case_of(net, plain, data, row, settings)
-        maps.append(all_maps(case, settings)[0])
+        maps.append(all_maps(case, settings, LAYERS)[0])
         titles.append(CLASSES[int(data.y[row])] + ("" if case.target == int(data.y[row]) else
                                                    f", read as {CLASSES[case.target]}"))
-    study.figure("examples", figures.examples(data.raw, data.masks, titles, maps, SHOWN), figures.LEGEND)
+    names = [name for name in SHOWN if name in maps[0]]
+    study.figure("examples", figures.examples(data.raw, data.masks, titles, maps, names), figures.LEGEND)
 
 
 def _maps(study: Study, found: dict) -> None:

@@ -24,12 +24,14 @@ SMOOTHING = 2.0  # pixels, of the second pointing game and the second order of p
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a run: triplets a layer, steps of the curves, samples of LIME and steps of integrated gradients."""
+    """Sizes of a run: triplets a layer, steps of the curves, samples of LIME, steps of integrated gradients, draws of
+    Captum's sensitivity."""
 
     rank: int = 50
     steps: int = 16
     lime: int = 200
     ig: int = 32
+    draws: int = 4
 
 
 def case_of(net: nn.Module, plain: nn.Module, data: Shapes, row: int, settings: Settings) -> Case:
@@ -41,7 +43,7 @@ def case_of(net: nn.Module, plain: nn.Module, data: Shapes, row: int, settings: 
                 lime_samples=settings.lime)
 
 
-def all_maps(case: Case, settings: Settings, layers: dict[str, str] = LAYERS,
+def all_maps(case: Case, settings: Settings, layers: dict[str, str],
              rivals: tuple[str, ...] = RIVALS + CONTROLS) -> tuple[dict[str, Tensor], dict]:
     """Maps (h, w) by method, ours as "reading, layer", and the explanations {layer: e} that ours come from."""
     maps = {name: heatmap(case, name) for name in rivals}
@@ -59,7 +61,7 @@ def measure(net: nn.Module, data: Shapes, settings: Settings) -> dict:
     found: dict = {"maps": {}, "vectors": {}, "images": {}}
     for row in range(len(data)):
         case, mask = case_of(net, plain, data, row, settings), data.masks[row]
-        maps, explanations = all_maps(case, settings)
+        maps, explanations = all_maps(case, settings, LAYERS)
         for name, values in maps.items():
             _append(found["maps"], name, of_map(case, values, mask, settings.steps))
         for name, e in explanations.items():

@@ -23,7 +23,7 @@ CASCADE = {"logits": 1, "classifier": 2, "last convolutions": 6, "everything": N
 STEPS = {"0.5 of the way": 0.5, "10 times as far": 10.0, "1000 times as far": 1000.0}
 DEEP = {name: layer for name, layer in LAYERS.items() if name != "middle"}
 PATCHES, PATCH = 40, 16  # of Captum's infidelity: squares of 16 pixels painted grey
-RADIUS, DRAWS = 0.02, 4  # of Captum's sensitivity, in units of the normalised pixels
+RADIUS = 0.02  # of Captum's sensitivity, in units of the normalised pixels
 READING = "top 3 reduced"  # of ours
 TESTED = ("gradient", "gradient x input", "integrated gradients", "LRP", "Grad-CAM")
 
@@ -106,13 +106,13 @@ def captum_scores(net: nn.Module, data: Shapes, settings: Settings) -> dict:
         case = case_of(net, plain, data, row, settings)
         for name, explain in _explainers(case, settings).items():
             place = found.setdefault(name, {"infidelity": [], "sensitivity": []})
-            scores = score(case, explain, row)
+            scores = score(case, explain, row, settings.draws)
             for metric, value in scores.items():
                 place[metric].append(value)
     return found
 
 
-def score(case: Case, explain: Callable[[Case], Tensor], seed: int) -> dict[str, float]:
+def score(case: Case, explain: Callable[[Case], Tensor], seed: int, draws: int) -> dict[str, float]:
     """Captum's infidelity and sensitivity of one method's map at one image."""
     captum = require("captum.metrics", "captum")
 
@@ -130,7 +130,7 @@ def score(case: Case, explain: Callable[[Case], Tensor], seed: int) -> dict[str,
         torch.manual_seed(seed)
         infidelity = captum.infidelity(case.net, paint, case.x, spread, target=case.target,
                                        n_perturb_samples=PATCHES, normalize=True)
-        sensitivity = captum.sensitivity_max(again, case.x, perturb_radius=RADIUS, n_perturb_samples=DRAWS)
+        sensitivity = captum.sensitivity_max(again, case.x, perturb_radius=RADIUS, n_perturb_samples=draws)
     return {"infidelity": float(infidelity), "sensitivity": float(sensitivity)}
 
 
