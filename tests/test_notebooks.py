@@ -25,6 +25,8 @@ def test_the_notebook_runs(path, tmp_path, monkeypatch):
     # The kernel is a process of its own: it finds what this one finds.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     notebook = nbformat.read(path, as_version=4)
+    for module in notebook.metadata.get("specxai", {}).get("requires", []):
+        pytest.importorskip(module, reason=f"{path.name} needs {module}: pip install 'specxai[paper]'")
     nbclient.NotebookClient(notebook, timeout=SLOWEST, kernel_name="python3",
                             resources={"metadata": {"path": str(tmp_path)}}).execute()
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]

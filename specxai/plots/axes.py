@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from specxai.plots.heatmap import BLUE, INK, RED
 
-__all__ = ["MEANINGS", "axis_or_new", "displayed", "legend_handles", "sign_legend"]
+__all__ = ["MEANINGS", "axis_or_new", "colour_bar", "displayed", "legend_handles", "sign_legend"]
 
 # What red and blue mean, by what is drawn.
 MEANINGS = {
@@ -38,6 +38,14 @@ def sign_legend(axis: Axes, of: str, inside: bool = False) -> None:
     where = {"loc": "best"} if inside else {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 2,
                                             "columnspacing": 1.0, "borderaxespad": 0.2}
     axis.legend(handles=legend_handles(of), fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1.0, **where)
+
+
+def colour_bar(axis: Axes, image, label: str, **options) -> None:
+    """A colour bar as high as the picture beside it, whose axis may be larger; `options` of `Figure.colorbar`."""
+    bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.03, 0.05, 0.035, 0.9]), **options)
+    bar.set_label(label, fontsize=7, color=INK)
+    bar.ax.tick_params(labelsize=7)
+    bar.outline.set(color="0.75", linewidth=0.6)
 
 
 def displayed(values: np.ndarray, smooth: float = 0.0, threshold: float = 0.0) -> tuple[np.ndarray, str]:

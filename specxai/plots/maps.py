@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from specxai.plots import heatmap
-from specxai.plots.axes import axis_or_new, displayed, sign_legend
+from specxai.plots.axes import axis_or_new, colour_bar, displayed, sign_legend
 from specxai.plots.heatmap import INK
 from specxai.plots.spectrum import signed, subscript
 from specxai.spectral.contraction import combine, contract, normalise_dims
@@ -96,10 +96,8 @@ def draw_heatmap(source, axis: Axes | None = None, *, k: int | None = 0, of: str
     axis.set_title("\n".join(line for line in (heading if title is None else title, note) if line), fontsize=9,
                    color=INK, parse_math=False)
     if image is not None:
-        bar = axis.figure.colorbar(image, ax=axis, shrink=0.8, aspect=22, pad=0.02, extend="both")
-        bar.set_label(heatmap.scale_text(half, own), fontsize=7.5, color=INK)
-        bar.ax.tick_params(labelsize=7)
-        bar.outline.set(color="0.75", linewidth=0.6)
+        colour_bar(axis, image, heatmap.scale_text(half, own), extend="both", ticks=[-half, 0, half],
+                   format=lambda value, _: signed(float(value), 2))
     if legend:
         sign_legend(axis, of, inside=image is None)
     return axis

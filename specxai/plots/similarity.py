@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from specxai._text import printable
-from specxai.plots.axes import axis_or_new
+from specxai.plots.axes import axis_or_new, colour_bar
 from specxai.plots.heatmap import INK, SOFT
 
 __all__ = ["draw_similarity", "similarity"]
@@ -80,9 +80,6 @@ def draw_similarity(source, axis: Axes | None = None, *, k: int = 0, labels: Seq
         axis.set_xlabel(f"{n} inputs", fontsize=8, color=SOFT)
     axis.tick_params(length=0)
     axis.spines[:].set_color("0.75")
-    bar = axis.figure.colorbar(image, ax=axis, shrink=0.85, aspect=22, pad=0.02)
-    bar.set_label(f"{meaning}\nred: 1, the same; white: 0, orthogonal", fontsize=7.5, color=INK)
-    bar.ax.tick_params(labelsize=7)
-    bar.outline.set(color="0.75", linewidth=0.6)
+    colour_bar(axis, image, f"{meaning}\nred: 1, the same; white: 0, orthogonal")
     axis.set_title("similarity" if title is None else title, fontsize=10, color=INK, parse_math=False)
     return axis

@@ -109,6 +109,7 @@ def test_the_analysis_is_that_of_the_dense_jacobian():
     left = torch.from_numpy(U[:, c.argmax()])
     alone = c.max() * left * torch.sign(torch.from_numpy(Vh[c.argmax()]) @ x.flatten().double())
     assert found["error_of_dominant"] == pytest.approx(((alone - x.flatten()).norm() / x.norm()).item(), rel=1e-3)
+    assert found["left_input"] == pytest.approx(abs(float(left @ x.flatten().double() / x.norm())), rel=1e-3)
     top = np.linalg.svd(split(20, 1, seed=0, size=16, side=8)[0].flatten(1).double().numpy())[2][0]
     assert found["last_data"] == pytest.approx(abs(float(last.numpy() @ top) / float(last.norm())), rel=1e-3)
 
@@ -149,16 +150,17 @@ def test_tiny_run_writes_everything_and_resumes(tmp_path, monkeypatch):
     run(s, **TINY)
     s.finish()
     assert {p.name for p in tmp_path.iterdir()} == {
-        "index.html", "numbers.json", "run.json", "steps", "figure8.png", "figure8.svg", "figure9.png", "figure9.svg"}
+        "index.html", "numbers.json", "run.json", "steps", "figure8.png", "figure8.svg", "figure9.png", "figure9.svg",
+        "figure9-fast-bias.png", "figure9-fast-bias.svg"}
     assert (tmp_path / "figure8.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "numbers.json").read_bytes()
     numbers = json.loads(text)
-    assert set(numbers) == {"without-bias", "with-bias", "better_with_biases", "data", "operator", "biases", "tables"}
+    assert set(numbers) == {"without-bias", "with-bias", "fast-bias", "data", "operator", "tables"}
     assert len(numbers["with-bias"]["losses"]["value"]) == 3
-    assert numbers["biases"]["last_data"]["paper"].startswith("3.1: the bias of the last decoder layer aligns")
+    assert numbers["fast-bias"]["last_data"]["paper"].startswith("3.1: the bias of the last decoder layer aligns")
     low, high = numbers["operator"]["c0"]["interval"]
     assert low <= numbers["operator"]["c0"]["value"] <= high
-    layers = numbers["tables"]["biases-by-layer"]
+    layers = numbers["tables"]["with-bias-by-layer"]
     assert [row["layer"] for row in layers][-1] == "decoder.4"
     monkeypatch.setattr("specxai.experiments.squares.experiment.train", None)  # nothing is trained again
     again = study(tmp_path, seed=1)

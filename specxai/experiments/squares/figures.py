@@ -49,11 +49,11 @@ def figure8(data: Spectrum, net: Analysis) -> Figure:
     return figure
 
 
-def figure9(net: Analysis) -> Figure:
+def figure9(net: Analysis, note: str = "") -> Figure:
     """Contributions of the singular vectors and of the biases, network with biases."""
     figure = Figure(figsize=(8.6, 10.9), layout="constrained", facecolor="white")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 1.13])
-    figure.suptitle("Rotated squares, autoencoder with biases: f(x) = J x + b", fontsize=13)
+    figure.suptitle(f"Rotated squares, autoencoder with biases{note}: f(x) = J x + b", fontsize=13)
     spectrum = net.spectrum
     parts = spectrum.coefficients[:, None, None] * spectrum.left
     decoder = {name: part for name, part in net.layers.items() if name.startswith("decoder")}

@@ -89,6 +89,8 @@ def of_spectrum(spectrum: Spectrum, x: Tensor) -> dict[str, float]:
     if spectrum.left is not None:
         alone = spectrum.coefficients[first] * spectrum.left[first]
         found |= {"left_right": abs(cosine(spectrum.left[first], spectrum.right[first])),
+                  "left_input": abs(cosine(spectrum.left[first], x)),
+                  "right_input": abs(cosine(spectrum.right[first], x)),
                   "error_of_dominant": ((alone - x).norm() / x.norm()).item()}
     return found
 
