@@ -60,7 +60,8 @@ def _predicted(net: torch.nn.Module, x: torch.Tensor) -> int:
 def _compare(study: Study, name: str, cases: list[Case], layers: dict[str, str], labels: list[str], names: list[str],
              rank: int) -> None:
     """One figure, and the mean rank correlation of every pair of methods over the images."""
-    parts = [study.step(f"{name}-{place}", compared, case, layers, rank, version="1")
+    parts = [study.step(f"{name}-{place}", compared, case, layers, rank,
+                        version=f"{case.ig_steps} {case.lime_samples}")
              for place, case in zip(names, cases, strict=True)]
     for kind, layer in layers.items():
         study.figure(f"{name}-{kind.replace(' ', '-')}",

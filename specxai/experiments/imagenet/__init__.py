@@ -52,10 +52,11 @@ def _explain(study: Study, network: Network, pictures: list[Photograph]) -> None
             parts[layer, picture.name] = study.step(f"{network.name}-{layer.replace(' ', '-')}-{picture.name}",
                                                     taken_apart, network, picture, module, rank, study.seed)
     for layer, module in network.layers.items():
-        rows = [(picture, _reading(parts[layer, picture.name], labels), parts[layer, picture.name])
-                for picture in pictures]
+        rows = [(picture, _reading(parts[layer, picture.name], labels) if network.trained else picture.name,
+                 parts[layer, picture.name]) for picture in pictures]
+        title = f"{network.name}, {module}" + ("" if network.trained else ", weights at random")
         note = "" if network.trained else "  The weights are random: this shows the mechanics only."
-        study.figure(f"{network.name}-{layer.replace(' ', '-')}", figures.vectors(rows, f"{network.name}, {module}"),
+        study.figure(f"{network.name}-{layer.replace(' ', '-')}", figures.vectors(rows, title),
                      f"Figures {'1 and 2' if layer == 'penultimate' else '3'} for {network.name} at `{module}`: the "
                      "first three vectors by singular value (maps φ·x per pixel) and by reduced contribution (parts "
                      f"of α), full and reduced spectrum.  {figures.LEGEND}{note}")

@@ -74,17 +74,20 @@ def run(study: Study, sizes: Sizes | None = None) -> None:
     study.text(__doc__ or "")
     _network(study, net, sizes.held_out)
     _examples(study, net, data[:sizes.shown], settings)
-    found = joined([study.step(f"images-{start}", measure, net, data[start:start + CHUNK], settings)
+    found = joined([study.step(f"images-{start}", measure, net, data[start:start + CHUNK], settings,
+                               version=repr(settings))
                     for start in starts])
     _maps(study, found)
     _vectors(study, found)
     parts = {name: [data[start:min(start + CHUNK, count)] for start in range(0, count, CHUNK)]
              for name, count in chunks.items()}
-    _randomised(study, joined([study.step(f"randomised-{n}", trials.randomisation, net, part, small, study.seed)
+    _randomised(study, joined([study.step(f"randomised-{n}", trials.randomisation, net, part, small, study.seed,
+                                          version=repr(small))
                                for n, part in enumerate(parts["randomised"])]))
-    _stable(study, joined([study.step(f"stable-{n}", trials.stability, net, part, small, study.seed + n)
+    _stable(study, joined([study.step(f"stable-{n}", trials.stability, net, part, small, study.seed + n,
+                                      version=repr(small))
                            for n, part in enumerate(parts["stable"])]))
-    scores = joined([study.step(f"captum-{n}", trials.captum_scores, net, part, small)
+    scores = joined([study.step(f"captum-{n}", trials.captum_scores, net, part, small, version=repr(small))
                      for n, part in enumerate(parts["captum"])])
     tabulate(study, "captum", scores, "method", "Captum's infidelity (a grey square of 16 pixels, best scale) and "
              "sensitivity (largest relative change under noise of 0.02): less is better.")
