@@ -74,9 +74,8 @@ def run(study: Study, sizes: Sizes | None = None) -> None:
     study.text(__doc__ or "")
     _network(study, net, sizes.held_out)
     _examples(study, net, data[:sizes.shown], settings)
-    found = joined([study.step(f"images-{start}", measure, net, data[start:start + CHUNK], settings,
-                               version=repr(settings))
-                    for start in starts])
+    found = joined([study.step(f"images-{start}", measure, net, data[start:start + CHUNK], settings, start,
+                               version=repr(settings)) for start in starts])
     _maps(study, found)
     _vectors(study, found)
     parts = {name: [data[start:min(start + CHUNK, count)] for start in range(0, count, CHUNK)]

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from specxai.experiments.compare.methods import CONTROLS
 from specxai.experiments.shapes.report import BETTER, is_ours
 from specxai.plots import heatmap
 from specxai.plots.heatmap import BLUE, INK, PERCENTILE, RED, SOFT
@@ -45,7 +46,7 @@ def forest(cells: Mapping[str, Mapping[str, tuple[float, float, float]]], title:
     for axes, metric in zip(panels, metrics, strict=True):
         for place, name in enumerate(methods):
             mean, low, high = cells[name][metric]
-            colour = RED if is_ours(name) else SOFT if name in ("edges", "random") else BLUE
+            colour = RED if is_ours(name) else SOFT if name in CONTROLS else BLUE
             axes.plot([low, high], [place, place], color=colour, lw=2.2, solid_capstyle="round")
             axes.plot(mean, place, "o", color=colour, ms=4.5)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
@@ -64,7 +65,7 @@ def cascade(cells: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Fi
     for place, name in enumerate(methods):
         means = np.array([cells[depth][name] for depth in depths])
         at = np.arange(len(depths)) + (place / len(methods) - 0.5) * 0.25
-        style = "-" if is_ours(name) else ":" if name in ("edges", "random") else "--"
+        style = "-" if is_ours(name) else ":" if name in CONTROLS else "--"
         axes.errorbar(at, means[:, 0], np.abs(means[:, 1:].T - means[:, 0]), fmt=f"o{style}", ms=3.5, lw=1.2,
                       capsize=2, label=name, color=colormaps["tab20"](place % 20))
     axes.set_xticks(range(len(depths)), depths)

@@ -34,12 +34,12 @@ class Settings:
     draws: int = 4
 
 
-def case_of(net: nn.Module, plain: nn.Module, data: Shapes, row: int, settings: Settings) -> Case:
+def case_of(net: nn.Module, plain: nn.Module, data: Shapes, row: int, settings: Settings, first: int = 0) -> Case:
     """One image as the rivals need it; explained is the predicted class."""
     x = data[row:row + 1].x
     with torch.no_grad():
         target = int(net(x).argmax())
-    return Case(net, x, data.raw[row], target, CAMERA, plain, seed=row, gamma=GAMMA, ig_steps=settings.ig,
+    return Case(net, x, data.raw[row], target, CAMERA, plain, seed=first + row, gamma=GAMMA, ig_steps=settings.ig,
                 lime_samples=settings.lime)
 
 
@@ -55,20 +55,22 @@ def all_maps(case: Case, settings: Settings, layers: dict[str, str],
     return maps, explanations
 
 
-def measure(net: nn.Module, data: Shapes, settings: Settings) -> dict:
-    """{"maps": {method: {metric: [per image]}}, "vectors": {layer: {metric: […]}}, "images": {…}}."""
+def measure(net: nn.Module, data: Shapes, settings: Settings, first: int = 0) -> dict:
+    """All numbers of some images, of which the first is number `first` of the run.
+
+    {"maps": {method: {metric: [per image]}}, "vectors": {layer: {metric: […]}}, "images": {…}}
+    """
     plain = canonised(net)
     found: dict = {"maps": {}, "vectors": {}, "images": {}}
     for row in range(len(data)):
-        case, mask = case_of(net, plain, data, row, settings), data.masks[row]
+        case, mask = case_of(net, plain, data, row, settings, first), data.masks[row]
         maps, explanations = all_maps(case, settings, LAYERS)
         for name, values in maps.items():
             _append(found["maps"], name, of_map(case, values, mask, settings.steps))
         for name, e in explanations.items():
-            _append(found["vectors"], name, of_vectors(e, mask, row))
-        with torch.no_grad():
-            right = float(case.target == int(data.y[row]))
-        _append(found, "images", {"correct": right, "area": float(mask.double().mean())})
+            _append(found["vectors"], name, of_vectors(e, mask, case.seed))
+        _append(found, "images", {"correct": float(case.target == int(data.y[row])),
+                                  "area": float(mask.double().mean())})
     return found
 
 

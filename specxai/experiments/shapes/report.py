@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from specxai.experiments.compare.methods import CONTROLS
 from specxai.experiments.compare.spectral import READINGS
 from specxai.experiments.shapes.metrics import bootstrap
 from specxai.experiments.study import Study
@@ -14,7 +15,6 @@ INTERVAL = "95 % bootstrap interval over images"
 # Metric -> is more better?
 BETTER = {"pointing": True, "pointing, smoothed": True, "inside": True, "insertion": True, "deletion": False,
           "insertion, places": True, "deletion, places": False}
-CONTROLS = ("edges", "random")
 
 
 def tabulate(study: Study, name: str, found: Mapping[str, Mapping[str, Sequence[float]]], first: str, caption: str,
