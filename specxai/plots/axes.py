@@ -33,9 +33,9 @@ def legend_handles(of: str) -> list[Patch]:
     return [Patch(color=color, label=label) for color, label in zip((RED, BLUE), MEANINGS[of], strict=True)]
 
 
-def sign_legend(axis: Axes, of: str, inside: bool = False) -> None:
-    """Say what red and blue mean: below the axis, or inside it where there is room."""
-    where = {"loc": "best"} if inside else {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 2,
+def sign_legend(axis: Axes, of: str, inside: bool = False, drop: float = 0.01) -> None:
+    """Say what red and blue mean: `drop` of its height below the axis, or inside it where there is room."""
+    where = {"loc": "best"} if inside else {"loc": "upper center", "bbox_to_anchor": (0.5, -drop), "ncols": 2,
                                             "columnspacing": 1.0, "borderaxespad": 0.2}
     axis.legend(handles=legend_handles(of), fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1.0, **where)
 

@@ -96,10 +96,11 @@ def draw_heatmap(source, axis: Axes | None = None, *, k: int | None = 0, of: str
     axis.set_title("\n".join(line for line in (heading if title is None else title, note) if line), fontsize=9,
                    color=INK, parse_math=False)
     if image is not None:
-        colour_bar(axis, image, heatmap.scale_text(half, own), extend="both", ticks=[-half, 0, half],
+        colour_bar(axis, image, "", extend="both", ticks=[-half, 0, half],
                    format=lambda value, _: signed(float(value), 2))
+        axis.set_xlabel(heatmap.scale_text(half, own), fontsize=7, color=INK, labelpad=2)
     if legend:
-        sign_legend(axis, of, inside=image is None)
+        sign_legend(axis, of, inside=image is None, drop=0.07)
     return axis
 
 

@@ -99,7 +99,8 @@ def _biases(study: Study, kind: str, data: Spectrum, biased: Analysis, of: Mappi
     _over(study, f"{kind}/linear_bulk", of["linear_bulk"], "share of ‖J x‖² where every square reaches", edges)
     _over(study, f"{kind}/bias_bulk", of["bias_bulk"], "share of ‖b‖² there", edges)
     aligned = "3.1: the bias of the last decoder layer aligns nicely with the top vector of the data"
-    _over(study, f"{kind}/last_data", of["last_data"], "|cos| of β of the last layer and φ_0 of the data", aligned)
+    study.number(f"{kind}/last_data", of["last_data"][0], paper=aligned,
+                 note="|cos| of β of the last layer, the same at every image, and φ_0 of the data")
     _over(study, f"{kind}/sum_data", of["bias_data"], "|cos| of b and φ_0 of the data")
     study.table(f"{kind}-by-layer", [
         {"layer": name, "‖β‖": part.norm().item(), "share of f(x)": share(part, biased.output),
