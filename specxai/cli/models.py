@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from specxai._vision import import_vision
+from specxai._weights import load_weights
 from specxai.cli.images import Transform, read_image
 from specxai.cli.near import near
 from specxai.cli.own import from_file
-from specxai.cli.weights import load_weights
 
 DEFAULT = "DEFAULT"  # the weights that a package itself offers
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from specxai.zoo.checkpoint import header, loaded
 
 SIZE = 32
 CLASSES = tuple("0123456789")
@@ -88,10 +89,7 @@ def checkpoint_info(path: Path = CHECKPOINT) -> dict:
 
     Keys: classes, mean, std, split_seed, held_out (images), held_out_accuracy, seed, epochs, batch, torch.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("specxai", "{}"))
+    return header(path)
 
 
 def load_digits_net(path: Path = CHECKPOINT) -> DigitsNet:
@@ -99,15 +97,7 @@ def load_digits_net(path: Path = CHECKPOINT) -> DigitsNet:
 
     Raises ValueError for a checkpoint whose classes or normalisation are not this module's.
     """
-    from safetensors.torch import load_file
-
-    info = checkpoint_info(path)
-    for name, own in (("classes", list(CLASSES)), ("mean", MEAN), ("std", STD)):
-        if info.get(name) != own:
-            raise ValueError(f"{path.name} was trained with {name} {info.get(name)!r}; this version expects {own!r}")
-    net = DigitsNet()
-    net.load_state_dict(load_file(path))
-    return net.eval()
+    return loaded(DigitsNet(), path, {"classes": list(CLASSES), "mean": MEAN, "std": STD})
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from specxai.cli.weights import load_weights
+from specxai._weights import load_weights
 
 
 class Wicked:

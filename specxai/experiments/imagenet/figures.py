@@ -1,0 +1,112 @@
+"""Figures 1-3 (vectors and spectra, one row an image) and 11 (contracted beside averaged)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from specxai.plots import heatmap
+from specxai.plots.axes import legend_handles
+from specxai.plots.heatmap import INK, PERCENTILE, SOFT
+from specxai.plots.spectrum import signed, subscript
+
+LEGEND = ("Red adds, blue takes away; the colours of a block of maps end at the "
+          f"{PERCENTILE}th percentile of their magnitudes, nothing is smoothed or cut off.")
+SHOWN = 12  # survivors of a reduced spectrum
+
+
+def vectors(rows: Sequence[tuple], title: str) -> Figure:
+    """rows   (photograph, reading, part) with the parts of `taken_apart`"""
+    figure = Figure(figsize=(19, 0.9 + 2.25 * len(rows)), layout="constrained", facecolor="white")
+    figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
+                  frameon=False)
+    grid = figure.subplots(len(rows), 9, squeeze=False, width_ratios=[1] * 7 + [1.25, 1.0])
+    for axes, (picture, reading, part) in zip(grid, rows, strict=True):
+        _input(axes[0], picture, reading)
+        names = [f"λ{subscript(k)} = {part['S'][k]:.3g}   φ·x = {float(p):.2g}"
+                 for k, p in zip(part["leading"], part["projections"], strict=True)]
+        maps(axes[1:4], part["strongest"].numpy(), names)
+        names = [f"α{subscript(k)} = {signed(float(part['alpha'][k]))}   {float(share):.0%}"
+                 for k, share in zip(part["dominant"], part["shares"], strict=False)]
+        maps(axes[4:7], part["contributing"].numpy(), names)
+        _full(axes[7], part)
+        _reduced(axes[8], part)
+    for place, text in ((2, "largest singular values"), (5, "most for the class after cancelling")):
+        above = grid[0, place].annotate(text, (0.5, 1.16), xycoords="axes fraction", ha="center", fontsize=10.5,
+                                        color=INK)
+        above.set_in_layout(False)  # wider than its column
+    grid[0, 7].set_title("α (bars), λ (grey)", fontsize=9, color=INK)
+    grid[0, 8].set_title("reduced α̂", fontsize=9, color=INK)
+    return figure
+
+
+def averaged(rows: Sequence[tuple], title: str) -> Figure:
+    """rows   (photograph, {layer: part}): the top contributing vector, contracted and averaged"""
+    layers = list(rows[0][1])
+    figure = Figure(figsize=(2.3 * (1 + 2 * len(layers)), 0.9 + 2.35 * len(rows)), layout="constrained",
+                    facecolor="white")
+    figure.suptitle(f"{title}: top contributing vector", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
+                  frameon=False)
+    grid = figure.subplots(len(rows), 1 + 2 * len(layers), squeeze=False)
+    for axes, (picture, parts) in zip(grid, rows, strict=True):
+        _input(axes[0], picture, picture.name)
+        for place, layer in enumerate(layers):
+            for offset, kind in enumerate(("contributing", "averaged")):
+                name = f"{layer}:\n{'contracted' if kind == 'contributing' else 'averaged'}"
+                maps(axes[1 + 2 * place + offset:][:1], parts[layer][kind][:1].numpy(), [name])
+    return figure
+
+
+def maps(axes: Sequence[Axes], values: np.ndarray, names: Sequence[str]) -> None:
+    """Maps side by side, one scale; cells without a map stay empty."""
+    shown = list(zip(axes, values, names, strict=False))
+    for empty in axes[len(shown):]:
+        empty.set_axis_off()
+    half = heatmap.half_range([one for _, one, _ in shown])
+    for cell, one, name in shown:
+        heatmap.draw(cell, one, half, half)
+        cell.set_title(name, fontsize=8.5, color=INK, parse_math=False)
+
+
+def _input(axes: Axes, picture, reading: str) -> None:
+    heatmap.draw_input(axes, picture.raw.numpy(), image=picture.raw.numpy())
+    axes.set_title(reading, fontsize=9, color=INK, parse_math=False)
+
+
+def _full(axes: Axes, part: dict) -> None:
+    alpha, values = part["alpha"].numpy(), part["S"].numpy()
+    twin = axes.twinx()
+    twin.bar(np.arange(len(values)), values, width=1.0, color="0.88")
+    twin.set_yticks([])
+    twin.spines[:].set_visible(False)
+    axes.set_zorder(twin.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.bar(np.arange(len(alpha)), alpha, color=heatmap.signs(alpha), width=0.9)
+    limit = float(np.abs(alpha).max()) * 1.08 or 1.0
+    axes.set_ylim(-limit, limit)
+    top = float(values.max()) * 1.08 or 1.0
+    twin.set_ylim(-top, top)  # both zeros at one height
+    _plain(axes)
+
+
+def _reduced(axes: Axes, part: dict) -> None:
+    values = part["values"].numpy()[:SHOWN]
+    axes.bar(np.arange(len(values)), values, color=heatmap.signs(values), width=0.8)
+    axes.set_xticks(range(len(values)), [str(k) for k in part["dominant"][:SHOWN]])
+    hidden = len(part["values"]) - len(values)
+    if hidden:
+        axes.text(0.98, 0.9, f"{hidden} smaller", transform=axes.transAxes, ha="right", fontsize=7.5, color=SOFT)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.axhline(0, color="0.5", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7, color="0.75")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
