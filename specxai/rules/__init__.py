@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from specxai.rules import activation, conv, elementwise, linear, norm, pooling, reduce, shape  # noqa: F401  register
-from specxai.rules.base import RULES, Call, Convolution, FullyConnected, Gate, LinearNode, Term
+from specxai.rules.base import RULES, Call, Convolution, FullyConnected, Gate, LinearNode, Term, rule
 from specxai.rules.generic import generic
 
-__all__ = ["Call", "Convolution", "FullyConnected", "Gate", "LinearNode", "Term", "linear_node"]
+__all__ = ["RULES", "Call", "Convolution", "FullyConnected", "Gate", "LinearNode", "Term", "linear_node", "rule"]
 
 
 def linear_node(call: Call) -> LinearNode:
     """The linear node of one call at one x."""
-    rule = RULES.get(call.step.target)
-    node = rule(call) if rule is not None else None
+    known = RULES.get(call.step.target)
+    node = known(call) if known is not None else None
     return generic(call) if node is None else node

@@ -17,6 +17,7 @@ _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 @rule("max_pool1d.default", "max_pool2d.default", "max_pool3d.default", "max_pool2d_with_indices.default",
       "max_pool3d_with_indices.default", "max_pool1d_with_indices.default")
 def max_pool(call: Call) -> LinearNode | None:
+    """Each window is its winner at x."""
     if call.output != 0:
         return None
     z = call.args[0].detach()
@@ -38,6 +39,7 @@ def max_pool(call: Call) -> LinearNode | None:
 
 @rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(call: Call) -> LinearNode | None:
+    """Each window is its winner at x; windows are as many as asked for."""
     if call.output != 0:
         return None
     dims = int(str(call.step.target).split("max_pool")[1][0])
@@ -93,6 +95,7 @@ def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilati
       "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default", "_adaptive_avg_pool2d.default",
       "_adaptive_avg_pool3d.default")
 def average_pool(call: Call) -> LinearNode:
+    """Each window is the mean of its units."""
     own, shape = call.args[0].shape, call.value.shape
     dims = int(str(call.step.target).split("avg_pool")[1][0])
 
