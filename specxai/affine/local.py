@@ -114,6 +114,11 @@ class Local:
         self.agreement_details = self._certify() if verify else None
 
     @property
+    def plan_from(self) -> int:
+        """Columns from which products run a plan; fewer run on the reference, as a plan costs more than they do."""
+        return self._backend.plan_from
+
+    @property
     def layers(self) -> list[str]:
         """Layer names in execution order."""
         return self.captured.layers

@@ -112,6 +112,10 @@ class LocalOperator(LinearOperator):
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)
 
+    def bytes_moved(self, columns: int) -> int:
+        """Bytes that the stages of one product of so many columns read and write: the floor that memory sets."""
+        return self._products.bytes_moved(columns)
+
     @property
     def own_products(self) -> bool:
         return True
@@ -140,6 +144,10 @@ class LocalOperator(LinearOperator):
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""
         return self._products.costs()
+
+    def opaque_steps(self) -> list[int]:
+        """Steps that a plan runs through whole values, by the reference's terms."""
+        return self._products.opaque
 
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specxai._text import printable
+from specxai.backends import describe
 
 
 def report(local) -> str:
@@ -13,8 +14,8 @@ def report(local) -> str:
     lines = [
         f"{local.model_name}: {tuple(local.input.shape)} -> {tuple(local.output.shape)}, {local.input.dtype}, "
         f"{local.input.device}",
-        f"{len(local.graph.nodes)} linear nodes, {len(local.layers)} layers, gates {local.gates}, "
-        f"backend {local.backend}",
+        f"{len(local.graph.nodes)} linear nodes, {len(local.layers)} layers, gates {local.gates}",
+        *_backends(local),
         f"exactness {local.exactness:.1e}",
         f"one probe: {local.jacobian.flops / 1e9:.3g} GFLOP, {local.jacobian.product_bytes / 2**20:.3g} MiB",
         "generic nodes (no rule, torch differentiates them one probe at a time): "
@@ -30,6 +31,24 @@ def report(local) -> str:
                      f"{', '.join(local.captured.specialised)}")
     lines += _live_table(local)
     return "\n".join(map(printable, lines))
+
+
+def _backends(local) -> list[str]:
+    """Which backend was chosen, which were refused and why, and what runs elsewhere nevertheless."""
+    chosen = f"backend {local.backend}"
+    if local.plan_from:
+        chosen += f" from {local.plan_from} columns on, reference below, unless a plan is there already"
+    lines = [chosen]
+    lines += [f"  refused: {name}, {reason}" for name, able, reason in describe(local.graph.device, local.graph.dtype)
+              if not able]
+    whole: dict[str, list[str]] = {}
+    for step in local.jacobian.opaque_steps():
+        origin = local.captured.program.steps[step]
+        whole.setdefault(str(origin.target).removeprefix("aten."), []).append(origin.layer)
+    if whole:
+        lines.append("  through whole values, by the reference's terms: "
+                     + "; ".join(f"{name} in {', '.join(dict.fromkeys(layers))}" for name, layers in whole.items()))
+    return lines
 
 
 def _live_table(local) -> list[str]:

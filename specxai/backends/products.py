@@ -43,7 +43,7 @@ class PlannedProducts:
     The plan itself is not kept: its executables hold what they need of it.
 
     pool     idle arenas, shared with other plans of the same engine
-    opaque   (step, name) of the stages that run through the reference's terms
+    opaque   steps that run through the reference's terms
     """
 
     def __init__(self, plan: Plan, engine: Engine, dtype: torch.dtype, pool: list[Tensor]) -> None:
@@ -53,9 +53,9 @@ class PlannedProducts:
         self._places = [stage.place for stage in plan.stages]
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
-        self.opaque = [(stage.step, stage.name) for stage in plan.stages if isinstance(stage, Opaque)]
+        self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
-        self.arena_rows, self._n, self._m = plan.rows, plan.n, plan.m
+        self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
         self.direct, self._source = plan.direct, plan.source
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
@@ -107,6 +107,10 @@ class PlannedProducts:
 
     def column_cost(self, columns: int, rough: bool = False) -> float:
         return self._engine.column_cost(columns, rough and self.has_rough)
+
+    def bytes_moved(self, columns: int) -> int:
+        """Bytes of the rows that stages read, each once a stage, and write: what no cache can spare."""
+        return self._traffic * self.dtype.itemsize * columns
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product holds, block and result included."""

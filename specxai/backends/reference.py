@@ -50,10 +50,18 @@ class WholeValues:
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
+        self.opaque: list[int] = []  # there is no plan
         self.flops = sum(graph.nodes[index].flops for index in path)
 
     def product_bytes(self, columns: int) -> int:
         return self._probe_bytes * columns
+
+    def bytes_moved(self, columns: int) -> int:
+        """Every value written once and read once by each term."""
+        shapes, path = self._graph.shapes, self._graph.between(self._sources, self._targets, self._held)
+        moved = sum(shapes[index].numel() + sum(shapes[term.input].numel() for term in self._graph.nodes[index].terms)
+                    for index in path)
+        return moved * self._graph.dtype.itemsize * columns
 
     def column_cost(self, columns: int, rough: bool = False) -> float:
         return max(1.0, 16 / columns)

@@ -37,6 +37,12 @@ class Question:
     settings: dict = field(hash=False)
 
 
+def plain_call(name: str, rank: int) -> Question:
+    return Question(name, f"the plain call, specxai.explain(model, x, layer, rank={rank}), capture and certificates "
+                    "included; the peers' decomposition alone, to the same residual", "input",
+                    {"rank": rank, "tol": DEFAULT_TOLERANCE})
+
+
 QUESTIONS = {
     question.name: question
     for question in (
@@ -48,9 +54,8 @@ QUESTIONS = {
         ),
         Question("first", "from a new input to the first 10 triplets, residuals at most 1e-3 λ₁", "input",
                  {"method": "auto", "rank": 10, "tol": 1e-3, "max_products": 2048}),
-        Question("default", f"the plain call, specxai.explain(model, x, layer, rank={RANK}), capture and certificates "
-                 "included; the peers' decomposition alone, to the same residual", "input",
-                 {"rank": RANK, "tol": DEFAULT_TOLERANCE}),
+        plain_call("default", RANK),
+        plain_call("default20", 20),
         Question("exact", "from a new input to all triplets, exact", "input", {"method": "exact"}),
     )
 }  # fmt: skip
@@ -76,12 +81,13 @@ class Case:
 
 
 def vision(name: str, size: int = 224, closed: tuple[str, ...] = ()) -> tuple[nn.Module, Tensor]:
-    """A torchvision model with seeded weights.
+    """A torchvision model, or one of timm, with seeded weights.
 
     The ReLUs after the layers `closed` open for a tenth of their units, as fully connected ones do in trained nets.
     """
     torch.manual_seed(WEIGHTS_SEED)
-    model = getattr(import_vision("torchvision.models"), name)(weights=None)
+    models = import_vision("torchvision.models")
+    model = getattr(models, name)(weights=None) if hasattr(models, name) else import_vision("timm").create_model(name)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(WEIGHTS_SEED))
     _randomise(model)
     _calibrate(model, images)
@@ -150,5 +156,7 @@ CASES = {
         Case("densenet121", lambda: vision("densenet121"), "features", (), ("default", "equal", "first")),
         Case("vgg11_bn_fc", lambda: vision("vgg11_bn", closed=("classifier.0", "classifier.3")), "classifier.5",
              (), ("default", "exact")),
+        Case("efficientnet_lite0", lambda: vision("tf_efficientnet_lite0"), "blocks.6", (), ("default20", "equal")),
+        Case("mobilenet_v2", lambda: vision("mobilenet_v2"), "features.17", (), ("default20", "equal")),
     )
 }  # fmt: skip

@@ -100,7 +100,7 @@ class Subject:
 
     def left_out(self, peer: str, question: str) -> str | None:
         """Why a peer cannot be run on this case, None where it can."""
-        if peer in SOLVERS and question not in ("first", "default"):
+        if peer in SOLVERS and not question.startswith(("first", "default")):
             return "finds the leading triplets by products of its own choice"
         if peer in (AUTOGRAD, CHAIN) and question == "exact":
             return "the same as matrix-free, slower"
@@ -140,7 +140,7 @@ class Subject:
             settings = question.settings
         if peer in SOLVERS:
             return lambda: self._solved(peer, settings)
-        if question.name == "default" and peer in (REFERENCE, AUTO):
+        if question.name.startswith("default") and peer in (REFERENCE, AUTO):
             # A model of its own each time, as a capture would be found again.
             chosen = {} if peer == AUTO else {"backend": "reference"}
             return lambda: specxai.explain(copy.deepcopy(self.model), self.x, self.case.layer, rank=settings["rank"],

@@ -68,7 +68,7 @@ def svds(subject: Subject, question: str, peers: Sequence[str], full: bool, memo
             truth["values"] = torch.linalg.svdvals(result[0].double())
         row = {"group": f"{subject.case.name} {question}", **spread(times),
                **facts(subject, question, peer, result, difference, truth.get("values"), left_out)}
-        if question == "default" and peer == AUTO:
+        if question.startswith("default") and peer == AUTO:
             live = subject.operator(AUTO).flops * row["products"]
             row["of_peak"] = live / row["median"] / native.multiply_add_peak(subject.x.dtype)
         del result
@@ -80,8 +80,8 @@ def svds(subject: Subject, question: str, peers: Sequence[str], full: bool, memo
 
 
 def passes(subject: Subject) -> Iterator[dict]:
-    """One product of 64 columns forward and adjoint, its live operations beside the multiply-adds that registers
-    alone would allow."""
+    """One product of 64 columns forward and adjoint: its live operations beside the multiply-adds that registers alone
+    would allow, and the rows that stages read and write beside what a copy moves."""
     if subject.left_out(AUTO, PASSES):
         return
     operator = subject.operator(AUTO)
@@ -99,13 +99,21 @@ def passes(subject: Subject) -> Iterator[dict]:
         want = reference(block[:, :1])
         error = float((result[:, :1] - want).norm() / want.norm())
         done.append((direction, times, error))
-    gflop = operator.flops * COLUMNS / 1e9
+    gflop, moved, copied = operator.flops * COLUMNS / 1e9, operator.bytes_moved(COLUMNS), copy_rate()
     for direction, times, error in done:
         yield {"group": f"{subject.case.name} {PASSES}", **spread(times), "case": subject.case.name, "question": PASSES,
                "text": f"one product of {COLUMNS} columns; live operations, against {peak / 1e9:.0f} GFLOP/s of "
                        "multiply-adds on registers alone", "peer": f"{AUTO}, {direction}",
-               "error": error, "gflop": gflop,
-               "of_peak": gflop * 1e9 / median(times) / peak}
+               "error": error, "gflop": gflop, "of_peak": gflop * 1e9 / median(times) / peak,
+               "of_memory": moved / copied / median(times)}
+
+
+def copy_rate(size: int = 256 << 20) -> float:
+    """Bytes read and written a second by a copy of `size` bytes, the best of five."""
+    source = torch.ones(size, dtype=torch.uint8)
+    to = torch.empty_like(source)
+    to.copy_(source)  # its pages are there then
+    return 2 * size / min(timed(lambda: to.copy_(source), 1)[1][0] for _ in range(5))
 
 
 def rounds_of(subject: Subject, peer: str, full: bool) -> int:
@@ -158,6 +166,7 @@ def line(row: dict) -> str:
     text = f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
     worst = f", residual {row['residual']:.1e} λ₁" if row.get("residual") is not None else ""
     rate = f", {row['of_peak']:.0%} of the peak" if "of_peak" in row else ""
+    rate += f", {row['of_memory']:.0%} of the memory's" if "of_memory" in row else ""
     return f"{row['group']}: {row['peer']} {text}{worst}{rate}"
 
 

@@ -17,7 +17,7 @@ AGAINST = ("torch.func matrix-free", "torch.func dense", "autograd on a batch", 
            "scipy PROPACK", "skerch", "bare torch.export", "forward pass", "import torch",
            "torch.mm, dense with masks")
 COLUMNS = ("peer", "median", "rounds", "error", "estimate", "worst residual / λ₁", "true error of λ / λ₁", "products",
-           "GFLOP/s", "of peak", "GB/s", "peak MB")
+           "GFLOP/s", "of peak", "of memory", "GB/s", "peak MB")
 NOTES = """\
 Medians; a ratio is the peer's median over the row's, so that above 1 the row is faster.  *error*: for an SVD the
 certified bound of ‖R − UΣVᵀ‖_F / ‖R‖_F, in which what a truncation leaves out counts, and its *estimate*, the same
@@ -66,6 +66,7 @@ def section(rows: list[dict]) -> str:
     table = [[row["peer"], seconds(row["median"]), row["rounds"], number(row.get("error")),
               number(row.get("estimate")), number(row.get("residual")), number(row.get("values_error")),
               products(row), rate(row, "gflop"), number(row.get("of_peak"), "{:.0%}"),
+              number(row.get("of_memory"), "{:.0%}"),
               rate(row, "gigabytes"), number(row.get("peak_mb"), "{:,.0f}"),
               *(f"{medians[peer] / row['median']:.2f}×" for peer in against)]
              for row in rows]  # fmt: skip

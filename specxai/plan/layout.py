@@ -25,6 +25,7 @@ class Plan:
 
     stages       in order
     rows         of the arena
+    traffic      rows that the stages read, each once a stage, and write
     n, m         units of the sources and of the targets
     seed         copies the sources' columns to their rows
     collect      makes the targets' columns of their rows
@@ -35,6 +36,7 @@ class Plan:
 
     stages: tuple[Stage, ...]
     rows: int
+    traffic: int
     n: int
     m: int
     seed: Sum
@@ -109,8 +111,10 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
         table[draft.sources[units].long()] = column
     at = draft.at if rows is None else _position(rows, sum(graph.shapes[s].numel() for s in targets))[draft.at]
     stages = tuple(replace(stage.moved(table), place=placed[k]) for k, stage in enumerate(draft.stages))
+    traffic = sum(int(counts.sum()) + int((stage.writes >= 0).sum())
+                  for stage, counts in zip(draft.stages, touched, strict=True))
     return Plan(
-        stages, size, n, m, sum_of(-1, [(table[draft.sources[units].long()], column, None)]),
+        stages, size, traffic, n, m, sum_of(-1, [(table[draft.sources[units].long()], column, None)]),
         sum_of(-1, [(at, table[draft.read.long()], draft.scale)]), span(0), direct, seed_zero,
         collect_zero)
 

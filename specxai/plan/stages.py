@@ -157,7 +157,6 @@ class Opaque(Stage):
     operands: tuple[Operand, ...]
     at: Tensor
     shape: torch.Size
-    name: str = ""
 
     def parts(self) -> list[tuple[Operand, Tensor]]:
         """Each operand with its rows."""
@@ -173,7 +172,7 @@ def opaque(step: int, node: LinearNode, inputs: dict[int, Rows], outputs: Rows, 
     operands = tuple(Operand(term, units, scale, shapes[term.input])
                      for term, (units, _, scale) in zip(terms, live, strict=True))
     return Opaque(step=step, reads=torch.cat([rows for _, rows, _ in live]), writes=rows, operands=operands, at=at,
-                  shape=shape, name=node.generic)
+                  shape=shape)
 
 
 def channel_constant(table: Tensor, rows: Tensor) -> bool:

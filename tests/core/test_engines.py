@@ -125,3 +125,22 @@ def test_what_runs_where_is_said():
     assert "run on the CPU" in known["native"][1]
     with pytest.raises(RuntimeError, match=r"the model is torch\.bfloat16; use backend="):
         backends.choose("torch", "cpu", torch.bfloat16)
+
+
+def test_a_report_says_what_runs_where():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Softmax(-1), nn.Linear(8, 3)).eval()
+    report = specxai.linearize(net, torch.randn(1, 6), backend="torch").report()
+    assert "backend torch\n" in report
+    assert "through whole values, by the reference's terms: softmax.int in 2" in report
+    half = specxai.linearize(net.to(torch.bfloat16), torch.randn(1, 6).bfloat16(), verify=False).report()
+    assert "backend reference\n" in half
+    assert "refused: native, " in half
+    assert "refused: torch, sums over rows need float32 or float64, the model is torch.bfloat16" in half
+
+
+def test_traffic_counts_each_row_once_a_stage():
+    net = nn.Sequential(nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.randn(1, 8, 4, 4)
+    J = specxai.linearize(net, x, backend="torch").jacobian
+    # The convolution reads 128 rows and writes 16, which the last layer reads once; it writes 3.
+    assert J.bytes_moved(10) == 4 * 10 * (128 + 16 + 16 + 3)
