@@ -146,6 +146,17 @@ def test_rule(name):
     assert local.generic_nodes == []
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_rule_in_a_plan(name):
+    """What the rule says of its units, entries or weights is what its terms do."""
+    model, x = build(*CASES[name])
+    ours, wanted = (specxai.linearize(model, x, backend=backend, verify=False).jacobian
+                    for backend in ("torch", "reference"))
+    V, U = (torch.randn(side, 3, dtype=x.dtype) for side in reversed(ours.shape))
+    for got, want in ((ours @ V, wanted @ V), (ours.T @ U, wanted.T @ U)):
+        assert (got - want).norm() <= 1e-12 * max(1.0, want.norm().item())
+
+
 def test_hardsigmoid():
     # Against its definition: torch's own derivative holds 1/6 in single precision.
     model, x = build(lambda z: F.hardsigmoid(6 * z), IMAGE)
