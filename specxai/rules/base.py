@@ -195,8 +195,8 @@ def one(call: Call, apply: Block, adjoint: Block, *, position: int = 0, flops: i
     return LinearNode((Term(call.ref(position), apply, adjoint, flops, picks, entries=entries),), **node)
 
 
-def selection(call: Call, rows: Tensor) -> LinearNode:
-    """A node whose unit i is unit `rows[i]` of its one input."""
+def selection(call: Call, rows: Tensor, **node: Any) -> LinearNode:
+    """A node whose unit i is unit `rows[i]` of its one input; further fields of the node by name."""
     own, shape = call.args[0].shape, call.value.shape
 
     def apply(block: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def selection(call: Call, rows: Tensor) -> LinearNode:
         out = block.new_zeros(block.shape[0], own.numel())
         return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
 
-    return one(call, apply, adjoint, picks=apply)
+    return one(call, apply, adjoint, picks=apply, **node)
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

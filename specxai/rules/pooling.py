@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Call, Gate, LinearNode, differentiating, one, per_axis, rule
+from specxai.rules.base import Call, Gate, LinearNode, differentiating, one, per_axis, rule, selection
 
 LARGEST_PLANE = 4096  # points of a plane whose pooling is written out as a matrix
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -89,6 +89,24 @@ def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilati
     gain = windows(direction, 0.0) - of_winner(direction)
     time = torch.where(gain > 0, gap / gain, math.inf)
     return time.amin(1).reshape(*winners.shape[:-2], *out)
+
+
+@rule("max.dim", "min.dim")
+def extreme(call: Call) -> LinearNode | None:
+    """Each line along an axis is its largest, or its smallest, unit at x."""
+    z = call.args[0].detach()
+    if z.ndim == 0:
+        return None
+    axis, shape, sign = call.args[1] % z.ndim, call.value.shape, 1 if "max" in str(call.step.target) else -1
+    winners = call.step.target(z, axis, True)[1]  # (..., 1, ...): one unit of each line
+
+    def crossing(z: Tensor, direction: Tensor) -> Tensor:
+        lead = sign * (z.gather(axis, winners) - z)
+        gain = sign * (direction - direction.gather(axis, winners))
+        return torch.where(gain > 0, lead / gain, math.inf).amin(axis).reshape(shape)
+
+    numbers = torch.arange(z.numel(), device=z.device).reshape(z.shape)
+    return selection(call, numbers.gather(axis, winners).reshape(-1), gate=Gate(call.ref(0), winners, crossing))
 
 
 @rule("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default", "adaptive_avg_pool1d.default",

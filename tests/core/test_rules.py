@@ -68,6 +68,8 @@ CASES = {
     "max pool 1d": (nn.MaxPool1d(3, 2), LINE),
     "max pool 3d": (nn.MaxPool3d(2), (1, 2, 4, 6, 6)),
     "adaptive max pool": (nn.AdaptiveMaxPool2d((4, 3)), IMAGE),
+    "max over an axis": (lambda z: z.max(1).values, IMAGE),
+    "min over an axis": (lambda z: z.min(-1, keepdim=True)[0], IMAGE),
     "avg pool": (nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
     "avg pool 1d": (nn.AvgPool1d(3, 1), LINE),
     "adaptive avg pool": (nn.AdaptiveAvgPool2d((4, 3)), IMAGE),
