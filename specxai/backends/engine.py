@@ -42,7 +42,7 @@ class Executable(Protocol):
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
         """Write the cotangents of what the stage reads, rows of `inside`, from those of its outputs.
 
-        Where the stage's `place.accumulate` says so it adds to them.  Shapes as in `forward`.
+        Where the stage's `place.accumulate` says so it adds to them.  Both are (rows, stride), as in `forward`.
         """
 
 
