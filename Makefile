@@ -35,7 +35,6 @@ sanitize: $(VENV)/.stamp-torch
 	$(PIP) cmake
 	$(BIN)/cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
-	build/sanitize/gated_linear_test
 	build/sanitize/stages_test
 
 # The pages, into build/site: nothing is fetched when they are built or read.  The variable silences the theme's note

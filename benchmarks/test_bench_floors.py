@@ -47,8 +47,17 @@ def test_gated_stage(benchmark, record, options, chain, peer, transpose):
         if not native.available()[0]:
             pytest.skip(native.available()[1])
 
+        def table(live):  # one position: live units take the rows of a block in order
+            return torch.full((1, SIDE), -1, dtype=torch.int32).index_copy_(
+                1, live, torch.arange(LIVE, dtype=torch.int32)[None])
+
+        stage = native.GatherGemm(inside=table(into), outside=table(out), weight=matrix[:, None].contiguous(),
+                                  neighbours=torch.zeros(1, 1, dtype=torch.int32))
+        block = torch.empty(LIVE, PROBES)
+
         def work():
-            return native.gated_linear(W, Z, rows=rows, cols=cols, transpose=transpose)
+            stage.run(Z, block)
+            return block
     elif peer == "torch.mm, live packed":
         packed = matrix[out][:, into].contiguous()
 

@@ -98,29 +98,34 @@ template <class T>
 void bind_row_sum(py::module_& m, const char* name) {
   using Stage = RowSumStage<T>;
   py::class_<Stage>(m, name)
-      .def(py::init([](const Array& to, const Array& from, const Array& scale) {
+      .def(py::init([](const Array& to, const Array& from, const Array& scale, const Array& empty) {
              const int64_t n = to.second;
              return std::make_unique<Stage>(RowSum<T>{n, elements<std::int32_t>(to, n, "to"),
                                                       elements<std::int32_t>(from, n, "from_"),
-                                                      scale.first ? elements<T>(scale, n, "scale") : nullptr});
+                                                      scale.first ? elements<T>(scale, n, "scale") : nullptr,
+                                                      empty.second,
+                                                      elements<std::int32_t>(empty, empty.second, "empty")});
            }),
-           py::kw_only(), py::arg("to"), py::arg("from_"), py::arg("scale"))
+           py::kw_only(), py::arg("to"), py::arg("from_"), py::arg("scale"), py::arg("empty"))
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,
-             int64_t output_rows, int64_t output_stride, int64_t output_width, int64_t n_probes, bool accumulate) {
+             int64_t output_rows, int64_t output_stride, int64_t output_width, int64_t n_probes, bool accumulate,
+             const std::optional<std::string>& level) {
             require_count(input_rows, "input_rows");
             require_count(output_rows, "output_rows");
             require_count(n_probes, "n_probes");
-            require_pointer(input, input_rows * input_stride, "input");
+            require_pointer(input, n_probes ? input_rows * input_stride : 0, "input");
             require_pointer(output, output_rows * output_stride, "output");
+            const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
+            const Rows<T> rows{reinterpret_cast<const T*>(input), input_stride, reinterpret_cast<T*>(output),
+                               output_stride, output_width, n_probes, accumulate};
             const py::gil_scoped_release release;
-            stage.run(reinterpret_cast<const T*>(input), input_rows, input_stride, reinterpret_cast<T*>(output),
-                      output_rows, output_stride, output_width, n_probes, accumulate);
+            stage.run(rows, input_rows, output_rows, simd);
           },
           py::arg("input"), py::arg("input_rows"), py::arg("input_stride"), py::arg("output"),
           py::arg("output_rows"), py::arg("output_stride"), py::arg("output_width"), py::arg("n_probes"),
-          py::arg("accumulate"));
+          py::arg("accumulate"), py::arg("level"));
 }
 
 }  // namespace

@@ -9,30 +9,13 @@
 #include "common/checks.h"
 #include "common/indices.h"
 #include "common/threads.h"
-#include "cpu/narrow_gemm.h"
+#include "cpu/kernels.h"
 #include "cpu/rough_gemm.h"
 
 namespace specxai {
 namespace {
 
 constexpr std::int64_t square = 8;  // positions a side
-
-template <class T>
-GatherGemmKernel<T> kernel_for(SimdLevel level) {
-  constexpr bool f32 = std::is_same_v<T, float>;
-#ifdef SPECXAI_X86_SIMD
-  if constexpr (f32) {
-    if (level == SimdLevel::avx512) return avx512::gather_gemm_f32;
-    if (level == SimdLevel::avx2) return avx2::gather_gemm_f32;
-  } else {
-    if (level == SimdLevel::avx512) return avx512::gather_gemm_f64;
-    if (level == SimdLevel::avx2) return avx2::gather_gemm_f64;
-  }
-#endif
-  (void)level;
-  if constexpr (f32) return scalar::gather_gemm_f32;
-  else return scalar::gather_gemm_f64;
-}
 
 // Writes the live of `count` rows and their columns after the `n` that are there, and returns how many there are then.
 // Without a branch, as liveness is random: so one place more than there are live ones is written.
@@ -204,7 +187,7 @@ void GatherGemmStage<T>::run(const T* input, std::int64_t input_rows, T* output,
     narrow_->run({input, output, stride, accumulate}, multiply_adds_ * stride, may_spread, level);
     return;
   }
-  run_tasks(kernel_for<T>(level), {input, output, stride, accumulate});
+  run_tasks(kernels<T>(level).gather_gemm, {input, output, stride, accumulate});
 }
 
 template <class T>
@@ -217,7 +200,7 @@ void GatherGemmStage<T>::run_rough(const T* input, std::int64_t input_rows, T* o
   if constexpr (std::is_same_v<T, float>) {
     std::call_once(roughened_, [this] { rough_ = std::make_unique<const RoughGemm>(stage_, multiply_adds_); });
     if (rough_->pays()) rough_->run({input, output, stride, accumulate}, multiply_adds_ * stride);
-    else run_tasks(kernel_for<T>(active_level()), {input, output, stride, accumulate});
+    else run_tasks(kernels<T>(active_level()).gather_gemm, {input, output, stride, accumulate});
   } else {
     throw std::invalid_argument("specxai._native: only float32 blocks have rough products");
   }

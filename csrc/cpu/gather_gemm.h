@@ -144,17 +144,4 @@ class GatherGemmStage {
   std::int64_t rows_read_ = 0, rows_written_ = 0, most_inputs_ = 0, multiply_adds_ = 0;
 };
 
-namespace scalar {
-extern const GatherGemmKernel<float> gather_gemm_f32;
-extern const GatherGemmKernel<double> gather_gemm_f64;
-}  // namespace scalar
-namespace avx2 {
-extern const GatherGemmKernel<float> gather_gemm_f32;
-extern const GatherGemmKernel<double> gather_gemm_f64;
-}  // namespace avx2
-namespace avx512 {
-extern const GatherGemmKernel<float> gather_gemm_f32;
-extern const GatherGemmKernel<double> gather_gemm_f64;
-}  // namespace avx512
-
 }  // namespace specxai

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <memory>
 #include <new>
-#include <type_traits>
 
 #include "common/threads.h"
+#include "cpu/kernels.h"
 
 namespace specxai {
 namespace {
@@ -16,23 +16,6 @@ constexpr std::int64_t parts = 8;
 struct AlignedDelete {
   void operator()(double* p) const { ::operator delete(p, std::align_val_t{64}); }
 };
-
-template <class T>
-GramKernel<T> kernel_for(SimdLevel level) {
-  constexpr bool f32 = std::is_same_v<T, float>;
-#ifdef SPECXAI_X86_SIMD
-  if constexpr (f32) {
-    if (level == SimdLevel::avx512) return avx512::gram_f32;
-    if (level == SimdLevel::avx2) return avx2::gram_f32;
-  } else {
-    if (level == SimdLevel::avx512) return avx512::gram_f64;
-    if (level == SimdLevel::avx2) return avx2::gram_f64;
-  }
-#endif
-  (void)level;
-  if constexpr (f32) return scalar::gram_f32;
-  else return scalar::gram_f64;
-}
 
 std::int64_t rounded_up(std::int64_t n) { return (n + gram_unit - 1) / gram_unit * gram_unit; }
 
@@ -46,7 +29,7 @@ void gram(const T* left, std::int64_t n_left, const T* right, std::int64_t n_rig
   const std::int64_t per_part = n_sums + n_scratch;
   const std::unique_ptr<double, AlignedDelete> memory(static_cast<double*>(
       ::operator new(static_cast<std::size_t>(parts * per_part) * sizeof(double), std::align_val_t{64})));
-  const GramKernel<T> kernel = kernel_for<T>(level);
+  const GramKernel<T> kernel = kernels<T>(level).gram;
   const int n_threads = thread_count(parts, n_rows * n_left * n_right);
 
 #pragma omp parallel for schedule(static) num_threads(n_threads)

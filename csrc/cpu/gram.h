@@ -24,17 +24,4 @@ template <class T>
 using GramKernel = void (*)(const T* left, std::int64_t n_left, const T* right, std::int64_t n_right,
                             std::int64_t n_rows, double* sums, double* scratch);
 
-namespace scalar {
-extern const GramKernel<float> gram_f32;
-extern const GramKernel<double> gram_f64;
-}  // namespace scalar
-namespace avx2 {
-extern const GramKernel<float> gram_f32;
-extern const GramKernel<double> gram_f64;
-}  // namespace avx2
-namespace avx512 {
-extern const GramKernel<float> gram_f32;
-extern const GramKernel<double> gram_f64;
-}  // namespace avx512
-
 }  // namespace specxai

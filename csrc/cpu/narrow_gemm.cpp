@@ -1,33 +1,16 @@
 #include "cpu/narrow_gemm.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <utility>
 
 #include "common/memory.h"
 #include "common/threads.h"
+#include "cpu/kernels.h"
 
 namespace specxai {
 namespace {
 
 constexpr std::int64_t spread_cost = 8;  // of a vector of spread inputs, written and read, in multiplied vectors
-
-template <class T>
-std::pair<NarrowKernel<T>, NarrowKernel<T>> kernels_for(SimdLevel level) {
-#ifdef SPECXAI_X86_SIMD
-  const bool wide = level == SimdLevel::avx512;
-  if constexpr (std::is_same_v<T, float>) {
-    return wide ? std::pair(avx512::by_outputs_f32, avx512::by_inputs_f32)
-                : std::pair(avx2::by_outputs_f32, avx2::by_inputs_f32);
-  } else {
-    return wide ? std::pair(avx512::by_outputs_f64, avx512::by_inputs_f64)
-                : std::pair(avx2::by_outputs_f64, avx2::by_inputs_f64);
-  }
-#else
-  (void)level;
-  return {nullptr, nullptr};  // never asked for: the scalar kernel takes rows of any width
-#endif
-}
 
 // Vectors of weight_panel weights that either form multiplies for one probe.
 template <class T>
@@ -96,7 +79,7 @@ void NarrowGemm<T>::spread(const Blocks<T>& blocks, T* to, std::int64_t lanes, i
 
 template <class T>
 void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool may_spread, SimdLevel level) const {
-  const auto [by_outputs, by_inputs] = kernels_for<T>(level);
+  const Kernels<T>& kernel = kernels<T>(level);
   const std::int64_t spread_all = stage_.n_cells * blocks.stride * stage_.pitch;
   const bool through_inputs = may_spread ? by_inputs_ : can_by_inputs_ && stage_.n_sites <= 1;
   if (!through_inputs) std::call_once(laid_out_, [this] { lay_out_weights(); });
@@ -104,15 +87,15 @@ void NarrowGemm<T>::run(const Blocks<T>& blocks, std::int64_t work, bool may_spr
   const int n_threads = thread_count(n_tasks, work);
   const Block scratch(through_inputs ? static_cast<std::size_t>(spread_all) * sizeof(T) : 0);
   if (through_inputs) {
-    const std::int64_t lanes = (level == SimdLevel::avx512 ? 64 : 32) / static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t lanes = kernel.vector_bytes / static_cast<std::int64_t>(sizeof(T));
     spread(blocks, static_cast<T*>(scratch.data()), lanes, n_threads);
   }
-  const NarrowKernel<T> kernel = through_inputs ? by_inputs : by_outputs;
+  const NarrowKernel<T> task = through_inputs ? kernel.narrow_by_inputs : kernel.narrow_by_outputs;
   const T* const laid_out = through_inputs ? static_cast<const T*>(scratch.data()) : panels_.data();
 
   // One after the other in the order of their weights, which a thread then finds in its cache.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-  for (std::int64_t i = 0; i < n_tasks; ++i) kernel(stage_, laid_out, blocks, tasks_[i]);
+  for (std::int64_t i = 0; i < n_tasks; ++i) task(stage_, laid_out, blocks, tasks_[i]);
 }
 
 template class NarrowGemm<float>;

@@ -47,13 +47,4 @@ class NarrowGemm {
   mutable std::vector<T> panels_;  // made by the first run that needs them, and kept
 };
 
-namespace avx2 {
-extern const NarrowKernel<float> by_outputs_f32, by_inputs_f32;
-extern const NarrowKernel<double> by_outputs_f64, by_inputs_f64;
-}  // namespace avx2
-namespace avx512 {
-extern const NarrowKernel<float> by_outputs_f32, by_inputs_f32;
-extern const NarrowKernel<double> by_outputs_f64, by_inputs_f64;
-}  // namespace avx512
-
 }  // namespace specxai

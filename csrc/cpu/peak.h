@@ -15,17 +15,4 @@ double multiply_add(std::int64_t rounds, SimdLevel level);
 template <class T>
 using MultiplyAdd = std::int64_t (*)(std::int64_t rounds, T* sink);  // on one thread
 
-namespace scalar {
-extern const MultiplyAdd<float> multiply_add_f32;
-extern const MultiplyAdd<double> multiply_add_f64;
-}  // namespace scalar
-namespace avx2 {
-extern const MultiplyAdd<float> multiply_add_f32;
-extern const MultiplyAdd<double> multiply_add_f64;
-}  // namespace avx2
-namespace avx512 {
-extern const MultiplyAdd<float> multiply_add_f32;
-extern const MultiplyAdd<double> multiply_add_f64;
-}  // namespace avx512
-
 }  // namespace specxai

@@ -7,6 +7,7 @@
 #include "common/checks.h"
 #include "common/indices.h"
 #include "common/threads.h"
+#include "cpu/kernels.h"
 
 namespace specxai {
 
@@ -16,60 +17,55 @@ RowSumStage<T>::RowSumStage(const RowSum<T>& sum) {
   const std::int64_t n = sum.n_entries;
   require(n < limit, "a sum of 2^31 rows or more");
   rows_read_ = 1 + check_range(sum.from, n, 0, limit, "from");
-  rows_written_ = 1 + check_range(sum.to, n, 0, limit, "to");
-  // A counting sort keeps the order of a row's entries.
-  std::vector<std::int32_t> place(static_cast<std::size_t>(rows_written_) + 1, 0);
-  for (std::int64_t e = 0; e < n; ++e) ++place[sum.to[e]];
-  std::int32_t start = 0;
+  rows_written_ = 1 + std::max(check_range(sum.to, n, 0, limit, "to"),
+                               check_range(sum.empty, sum.n_empty, 0, limit, "empty"));
+  std::vector<std::int32_t> count(static_cast<std::size_t>(rows_written_), 0);
+  std::vector<std::uint8_t> written(count.size(), 0);
+  for (std::int64_t e = 0; e < n; ++e) ++count[sum.to[e]];
+  for (std::int64_t i = 0; i < sum.n_empty; ++i) written[sum.empty[i]] = 1;
   for (std::int64_t row = 0; row < rows_written_; ++row) {
-    const std::int32_t count = place[row];
-    place[row] = start;
-    if (count == 0) continue;
-    to_.push_back(static_cast<std::int32_t>(row));
-    begin_.push_back(start);
-    start += count;
+    if (count[row] > 0 || written[row]) to_.push_back(static_cast<std::int32_t>(row));
   }
-  begin_.push_back(start);
+  // A counting sort keeps the order of a row's entries.
+  begin_.push_back(0);
+  for (const std::int32_t row : to_) {
+    begin_.push_back(begin_.back() + count[row]);
+    count[row] = begin_[begin_.size() - 2];
+  }
   from_.resize(static_cast<std::size_t>(n));
   if (sum.scale) scale_.resize(static_cast<std::size_t>(n));
   for (std::int64_t e = 0; e < n; ++e) {
-    const std::int32_t at = place[sum.to[e]]++;
+    const std::int32_t at = count[sum.to[e]]++;
     from_[at] = sum.from[e];
     if (sum.scale) scale_[at] = sum.scale[e];
   }
 }
 
 template <class T>
-void RowSumStage<T>::run(const T* input, std::int64_t input_rows, std::int64_t input_stride, T* output,
-                         std::int64_t output_rows, std::int64_t output_stride, std::int64_t output_width,
-                         std::int64_t n_probes, bool accumulate) const {
-  require(n_probes <= input_stride && n_probes <= output_width && output_width <= output_stride,
+void RowSumStage<T>::run(const Rows<T>& rows, std::int64_t input_rows, std::int64_t output_rows,
+                         SimdLevel level) const {
+  require(rows.n_probes <= rows.input_stride && rows.n_probes <= rows.output_width &&
+              rows.output_width <= rows.output_stride,
           "rows are narrower than the probes");
   require(input_rows >= rows_read_, "the input has " + std::to_string(input_rows) + " rows, the sum reads " +
                                         std::to_string(rows_read_));
   require(output_rows >= rows_written_, "the output has " + std::to_string(output_rows) + " rows, the sum writes " +
                                             std::to_string(rows_written_));
-  checked_area(input_rows, input_stride, "the input block");
-  checked_area(output_rows, output_stride, "the output block");
-  const std::int64_t n_outputs = static_cast<std::int64_t>(to_.size());
-  const std::int64_t n_entries = static_cast<std::int64_t>(from_.size());
+  checked_area(input_rows, rows.input_stride, "the input block");
+  checked_area(output_rows, rows.output_stride, "the output block");
+  const std::int64_t n_outputs = static_cast<std::int64_t>(to_.size()), n = static_cast<std::int64_t>(from_.size());
+  const SortedSum<T> sum{n_outputs, n, begin_.data(), to_.data(), from_.data(),
+                         scale_.empty() ? nullptr : scale_.data()};
+  const RowSumKernel<T> kernel = kernels<T>(level).row_sum;
   // A row costs bytes, not operations: count each number as eight.
-  const int n_threads = thread_count(n_outputs, (n_entries + n_outputs) * n_probes * 8);
+  const int n_threads = thread_count(n_outputs, (n + n_outputs) * rows.n_probes * 8);
+  const auto cut = [&](int thread) {  // equal numbers of entries; neighbouring rows read the same inputs
+    if (thread == n_threads) return n_outputs;
+    return std::lower_bound(begin_.begin(), begin_.end() - 1, n * thread / n_threads) - begin_.begin();
+  };
 
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (std::int64_t o = 0; o < n_outputs; ++o) {
-    T* y = output + to_[o] * output_stride;
-    for (std::int32_t e = begin_[o]; e < begin_[o + 1]; ++e) {
-      const T* z = input + from_[e] * input_stride;
-      const T scale = scale_.empty() ? T(1) : scale_[e];
-      if (e == begin_[o] && !accumulate) {
-        for (std::int64_t p = 0; p < n_probes; ++p) y[p] = scale * z[p];
-      } else {
-        for (std::int64_t p = 0; p < n_probes; ++p) y[p] += scale * z[p];
-      }
-    }
-    std::fill(y + n_probes, y + output_width, T(0));
-  }
+#pragma omp parallel for schedule(static, 1) num_threads(n_threads)
+  for (int thread = 0; thread < n_threads; ++thread) kernel(sum, rows, cut(thread), cut(thread + 1));
 }
 
 template class RowSumStage<float>;

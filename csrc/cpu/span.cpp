@@ -1,33 +1,16 @@
 #include "cpu/span.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "common/threads.h"
+#include "cpu/kernels.h"
 
 namespace specxai {
 namespace {
 
 // The columns are summed in this many parts and those in order: equal bits on any number of threads.
 constexpr std::int64_t parts = 8;
-
-template <class T>
-const SpanKernels<T>& kernels_for(SimdLevel level) {
-  constexpr bool f32 = std::is_same_v<T, float>;
-#ifdef SPECXAI_X86_SIMD
-  if constexpr (f32) {
-    if (level == SimdLevel::avx512) return avx512::span_f32;
-    if (level == SimdLevel::avx2) return avx2::span_f32;
-  } else {
-    if (level == SimdLevel::avx512) return avx512::span_f64;
-    if (level == SimdLevel::avx2) return avx2::span_f64;
-  }
-#endif
-  (void)level;
-  if constexpr (f32) return scalar::span_f32;
-  else return scalar::span_f64;
-}
 
 }  // namespace
 
@@ -37,7 +20,7 @@ void coefficients(const T* basis, std::int64_t n_basis, const T* block, std::int
   const std::int64_t n_sums = n_basis * width, n_scratch = span_chunk * span_unit;
   std::vector<double> sums(static_cast<std::size_t>(parts * n_sums), 0.0);
   std::vector<T> scratch(static_cast<std::size_t>(parts * n_scratch));
-  const auto kernel = kernels_for<T>(level).coefficients;
+  const auto kernel = kernels<T>(level).coefficients;
   const int n_threads = thread_count(parts, n * n_sums);
 
 #pragma omp parallel for schedule(static) num_threads(n_threads)
@@ -60,7 +43,7 @@ void subtract(const T* basis, std::int64_t n_basis, const double* factors, const
   for (std::int64_t i = 0; i < n_basis; ++i) {
     for (std::int64_t p = 0; p < width; ++p) rounded[i * padded + p] = static_cast<T>(factors[i * width + p]);
   }
-  const auto kernel = kernels_for<T>(level).subtract;
+  const auto kernel = kernels<T>(level).subtract;
   const std::int64_t chunks = (n + span_chunk - 1) / span_chunk;
   const int n_threads = thread_count(chunks, n * n_basis * width);
 

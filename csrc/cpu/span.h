@@ -33,23 +33,4 @@ template <class T>
 using SubtractKernel = void (*)(const T* basis, std::int64_t n_basis, std::int64_t n, const T* factors, const T* block,
                                 std::int64_t width, std::int64_t begin, std::int64_t end, T* output);
 
-template <class T>
-struct SpanKernels {
-  CoefficientsKernel<T> coefficients;
-  SubtractKernel<T> subtract;
-};
-
-namespace scalar {
-extern const SpanKernels<float> span_f32;
-extern const SpanKernels<double> span_f64;
-}  // namespace scalar
-namespace avx2 {
-extern const SpanKernels<float> span_f32;
-extern const SpanKernels<double> span_f64;
-}  // namespace avx2
-namespace avx512 {
-extern const SpanKernels<float> span_f32;
-extern const SpanKernels<double> span_f64;
-}  // namespace avx512
-
 }  // namespace specxai

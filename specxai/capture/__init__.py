@@ -7,9 +7,13 @@ it is made above the recorder, in `specxai.affine.captured`, which this door ope
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from specxai._callable import make_callable
 from specxai.capture.program import Program, Ref, Step
+
+if TYPE_CHECKING:
+    from specxai.affine.captured import Captured, capture
 
 _EXPORTS = {"Captured": "specxai.affine.captured", "capture": "specxai.affine.captured"}
 __all__ = ["Captured", "Program", "Ref", "Step", "capture"]

@@ -70,5 +70,5 @@ def narrowest(graph: Graph, live: Mapping[int, Tensor], sources: Sequence[int], 
         offsets += graph.shapes[step].numel()
     if not cut:
         return None
-    chosen = torch.cat(units)
+    chosen = torch.cat(units).to(graph.device)
     return LiveCut(cut, chosen, len(chosen))

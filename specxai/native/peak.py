@@ -6,9 +6,8 @@ import time
 
 import torch
 
+from specxai.native.checks import suffix
 from specxai.native.module import compiled
-
-_KERNELS = {torch.float32: "multiply_add_f32", torch.float64: "multiply_add_f64"}
 
 
 def multiply_add_peak(dtype: torch.dtype = torch.float32, level: str | None = None, seconds: float = 0.2) -> float:
@@ -19,11 +18,9 @@ def multiply_add_peak(dtype: torch.dtype = torch.float32, level: str | None = No
     >>> multiply_add_peak(seconds=0.01) > 1e8
     True
     """
-    if dtype not in _KERNELS:
-        raise TypeError(f"the kernels multiply float32 and float64, not {dtype}")
     if not 0 < seconds <= 60:
         raise ValueError(f"seconds={seconds!r}: give more than 0 and at most 60")
-    kernel, rounds, best = getattr(compiled(), _KERNELS[dtype]), 1000, 0.0
+    kernel, rounds, best = getattr(compiled(), f"multiply_add_{suffix(dtype)}"), 1000, 0.0
     runs = 0
     while runs < 5:
         start = time.perf_counter()

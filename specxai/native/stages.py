@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specxai.native.checks import array, require_block, require_columns, require_contiguous, require_table, suffix
 from specxai.native.module import compiled
 
 PROBE_UNIT = 16  # the stride of a wide block is a multiple of it
 LINE = 16  # weights that are read together
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def stride_of(probes: int) -> int:
@@ -55,7 +55,8 @@ class GatherGemm:
     def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1,
                  across: int | None = None) -> None:
         tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
-        _indices(tables, 2)
+        for name, table in tables.items():
+            require_table(name, table, 2)
         if not isinstance(weight, Tensor) or weight.ndim != 3:
             got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
             raise ValueError(f"weight must be a tensor (width, taps, depth), got {got}")
@@ -65,9 +66,9 @@ class GatherGemm:
             raise ValueError(f"weight has shape {tuple(weight.shape)}, which does not hold {width} outputs")
         if max(len(inside), len(outside)) >= 1 << 31:
             raise ValueError("a stage has fewer than 2^31 positions")
-        self._weight = _floats("weight", _packed(weight), self.dtype)
-        self._stage = getattr(compiled(), f"GatherGemm_{_suffix(self.dtype)}")(
-            **{name: _array(t) for name, t in tables.items()}, weight=_array(self._weight), n_inside=len(inside),
+        self._weight = require_contiguous("weight", _packed(weight), self.dtype)
+        self._stage = getattr(compiled(), f"GatherGemm_{suffix(self.dtype)}")(
+            **{name: array(t) for name, t in tables.items()}, weight=array(self._weight), n_inside=len(inside),
             n_outside=len(outside), taps=taps, across=max(1, len(outside)) if across is None else across, groups=groups,
             depth=depth, width=width, pitch=self._weight.shape[2])
 
@@ -80,11 +81,12 @@ class GatherGemm:
             rough: bool = False, may_spread: bool = True) -> None:
         """Write (or add to) the outputs' rows of `output` (rows, stride) from `input` (rows, stride).
 
-        The two may be one block where no row is both read and written.  `level` as in `gated_linear`.  `rough` rounds
-        inputs to 13 bits of the largest of their column and weights to 12 of the largest of their output, and sums
-        exactly, at twice the rate, where a stage is large enough for it; RuntimeError without `has_rough()`.
+        The two may be one block where no row is both read and written.  `level` is "scalar", "avx2" or "avx512"
+        instead of `simd_level()`, for tests and benchmarks.  `rough` rounds inputs to 13 bits of the largest of their
+        column and weights to 12 of the largest of their output, and sums exactly, at twice the rate, where a stage is
+        large enough for it; RuntimeError without `has_rough()`.
         """
-        rows_in, rows_out = _block("input", input, self.dtype), _block("output", output, self.dtype)
+        rows_in, rows_out = require_block("input", input, self.dtype), require_block("output", output, self.dtype)
         stride = input.shape[1]
         if output.shape[1] != stride:
             raise ValueError(f"input holds {stride} probes a row, output {output.shape[1]}")
@@ -101,6 +103,8 @@ class RowSum:
     to, source   (entries,) int32 rows
     scale        (entries,) or None for ones
     dtype        of the blocks
+    empty        (n,) int32 rows that become zero (or stay, with `accumulate`) where no entry names them; other rows
+                 without entries are left alone
 
     >>> def i(*values): return torch.tensor(values, dtype=torch.int32)
     >>> total = torch.zeros(1, 2)
@@ -109,26 +113,31 @@ class RowSum:
     tensor([[1., 1.]])
     """
 
-    def __init__(self, *, to: Tensor, source: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
-        _indices({"to": to, "source": source}, 1)
+    def __init__(self, *, to: Tensor, source: Tensor, dtype: torch.dtype, scale: Tensor | None = None,
+                 empty: Tensor | None = None) -> None:
+        require_table("to", to, 1)
+        require_table("source", source, 1)
+        if empty is not None:
+            require_table("empty", empty, 1)
         self.dtype = dtype
-        scale = None if scale is None else _floats("scale", scale, dtype)
-        self._stage = getattr(compiled(), f"RowSum_{_suffix(dtype)}")(
-            to=_array(to), from_=_array(source), scale=_array(scale))
+        scale = None if scale is None else require_contiguous("scale", scale, dtype)
+        self._stage = getattr(compiled(), f"RowSum_{suffix(dtype)}")(
+            to=array(to), from_=array(source), scale=array(scale), empty=array(empty))
 
-    def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False) -> None:
+    def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False,
+            level: str | None = None) -> None:
         """Sum the first `n_probes` of each row (rows, width); the rest of a written row becomes zero.
 
-        The blocks may be columns [a, b) of wider ones.
+        The blocks may be columns [a, b) of wider ones.  `level` as in `GatherGemm.run`.
         """
-        rows_in, rows_out = _columns("input", input, self.dtype), _columns("output", output, self.dtype)
+        rows_in, rows_out = require_columns("input", input, self.dtype), require_columns("output", output, self.dtype)
         if not 0 <= n_probes <= min(input.shape[1], output.shape[1]):
             raise ValueError(f"n_probes={n_probes}: the input holds {input.shape[1]} a row, the output "
                              f"{output.shape[1]}")
         if output.shape[1] == 0:
             return
         self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
-                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate)
+                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate, level)
 
 
 def pitch_of(depth: int) -> int:
@@ -149,63 +158,3 @@ def _packed(weight: Tensor) -> Tensor:
     packed = weight.new_zeros(*weight.shape[:2], pitch)
     packed[:, :, :depth] = weight
     return packed
-
-
-def is_columns(t: Tensor) -> bool:
-    """Do a block's rows (rows, width) lie one after the other, each without gaps?"""
-    # An axis of one element has any stride, which `contiguous` leaves as it is.
-    return t.ndim == 2 and (t.shape[1] <= 1 or t.stride(1) == 1) and (t.shape[0] <= 1 or t.stride(0) >= t.shape[1])
-
-
-def _suffix(dtype: torch.dtype) -> str:
-    if dtype not in _SUFFIX:
-        raise TypeError(f"the compiled kernels take float32 and float64, not {dtype}")
-    return _SUFFIX[dtype]
-
-
-def _array(t: Tensor | None) -> tuple[int, int]:
-    """(address, length); an empty array needs an address too, as null stands for none."""
-    return (0, 0) if t is None else (t.data_ptr() or 1, t.numel())
-
-
-def _indices(tables: dict[str, Tensor], ndim: int) -> None:
-    for name, t in tables.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-        on_cpu = t.device.type == "cpu" and t.layout is torch.strided
-        if not on_cpu or t.dtype is not torch.int32 or t.ndim != ndim or not t.is_contiguous():
-            raise ValueError(f"{name} must be a contiguous int32 {'vector' if ndim == 1 else 'table'} on the CPU, got "
-                             f"{t.dtype} {tuple(t.shape)} on {t.device}")
-
-
-def _floats(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
-    _tensor(name, t)
-    if t.dtype is not dtype or not t.is_contiguous() or t.device.type != "cpu":
-        raise ValueError(f"{name} must be contiguous {dtype} on the CPU, got {t.dtype} on {t.device}")
-    return t
-
-
-def _tensor(name: str, t: Tensor) -> None:
-    """Is it a tensor whose memory holds its numbers as they are?"""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-    if t.layout is not torch.strided or t.is_neg():
-        raise ValueError(f"{name} must be a dense tensor, not of layout {t.layout} nor a lazy negative view; call "
-                         ".to_dense() or .resolve_neg()")
-
-
-def _columns(name: str, t: Tensor, dtype: torch.dtype) -> int:
-    """The number of rows of a block that may be part of a wider one."""
-    _tensor(name, t)
-    if t.dtype is not dtype or not is_columns(t) or t.device.type != "cpu":
-        raise ValueError(f"{name} must be a block (rows, probes) of {dtype} on the CPU, row by row; got {t.dtype} "
-                         f"{tuple(t.shape)} with strides {t.stride()} on {t.device}")
-    return t.shape[0]
-
-
-def _block(name: str, t: Tensor, dtype: torch.dtype) -> int:
-    """The number of rows of a block."""
-    _floats(name, t, dtype)
-    if t.ndim != 2:
-        raise ValueError(f"{name} must be a block (rows, probes), got shape {tuple(t.shape)}")
-    return t.shape[0]

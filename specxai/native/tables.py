@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specxai.native.checks import require_contiguous, require_plain
 from specxai.native.module import compiled
 
 
@@ -15,8 +16,8 @@ def map_rows(rows: Tensor, table: Tensor) -> Tensor:
     >>> map_rows(i(2, -1, 0), i(7, 8, 9)).tolist()
     [9, -1, 7]
     """
-    _check("table", table, 1)
-    whole = _checked("rows", rows)
+    require_contiguous("table", table, torch.int32, 1)
+    whole = require_plain("rows", rows, torch.int32).contiguous()
     mapped = torch.empty_like(whole) if whole is rows else whole  # a copy has pages of its own already
     compiled().map_rows(whole.data_ptr(), whole.numel(), table.data_ptr(), table.numel(), mapped.data_ptr())
     return mapped
@@ -28,8 +29,8 @@ def count_distinct(rows: Tensor, begin: Tensor) -> Tensor:
     >>> count_distinct(torch.tensor([4, 0, -1, 4], dtype=torch.int32), torch.tensor([0, 3, 5], dtype=torch.int32))
     tensor([1, 1])
     """
-    rows = _checked("rows", rows)
-    _check("begin", begin, 1)
+    rows = require_plain("rows", rows, torch.int32).contiguous()
+    require_contiguous("begin", begin, torch.int32, 1)
     if len(begin) == 0:
         raise ValueError("begin must hold one number more than there are groups, so at least one; got none")
     counts = torch.zeros(len(begin) - 1, dtype=torch.int64, device="cpu")
@@ -43,28 +44,10 @@ def any_neighbour(cells: Tensor, neighbours: Tensor) -> Tensor:
     >>> any_neighbour(torch.tensor([[True], [False]]), torch.tensor([[1, -1], [1, 0]], dtype=torch.int32)).tolist()
     [[False], [True]]
     """
-    cells, neighbours = _checked("cells", cells, 2, torch.bool), _checked("neighbours", neighbours, 2)
+    cells = require_plain("cells", cells, torch.bool, 2).contiguous()
+    neighbours = require_plain("neighbours", neighbours, torch.int32, 2).contiguous()
     if neighbours.numel() == 0 or cells.shape[1] == 0:  # of which there may be any number
         return torch.zeros(len(neighbours), cells.shape[1], dtype=torch.bool, device="cpu")
     seen = torch.empty(len(neighbours), cells.shape[1], dtype=torch.bool, device="cpu")
     compiled().any_neighbour(cells.data_ptr(), *cells.shape, neighbours.data_ptr(), *neighbours.shape, seen.data_ptr())
     return seen
-
-
-def _check(name: str, t: Tensor, ndim: int | None = None, dtype: torch.dtype = torch.int32) -> None:
-    """Is it a tensor of this dtype, in one piece, on the CPU, of `ndim` axes where that is given?"""
-    _checked(name, t, ndim, dtype)
-    if not t.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, got strides {t.stride()}; call .contiguous()")
-
-
-def _checked(name: str, t: Tensor, ndim: int | None = None, dtype: torch.dtype = torch.int32) -> Tensor:
-    """The same in one piece."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-    if t.dtype is not dtype or t.device.type != "cpu" or t.layout is not torch.strided:
-        raise ValueError(f"{name} must be contiguous {dtype} on the CPU, got {t.dtype} on {t.device}"
-                         + ("" if t.layout is torch.strided else f" of layout {t.layout}"))
-    if ndim is not None and t.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(t.shape)}")
-    return t.contiguous()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specxai import native
-from specxai.native.tall import takes
+from specxai.native.checks import takes
 
 __all__ = ["difference_norms", "extend", "gram", "range_basis", "row_chunks", "tall_product", "tall_qr"]
 

@@ -18,16 +18,19 @@ from tolerances import assert_close
 needs_native = pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels: {native.available()[1]}")
 
 
-def pair(name: str, dtype: torch.dtype):
+engines = pytest.mark.parametrize("engine", [pytest.param("native", marks=needs_native), "torch"])
+
+
+def pair(name: str, dtype: torch.dtype, engine: str = "native"):
     model, x = build(name, dtype)
     captured = specxai.capture(model, x)
-    return captured.linearize(x, backend="native"), captured.linearize(x, backend="reference")
+    return captured.linearize(x, backend=engine), captured.linearize(x, backend="reference")
 
 
-@needs_native
+@engines
 @pytest.mark.parametrize("name", NETS)
-def test_every_split(name, dtype):
-    ours, wanted = pair(name, dtype)
+def test_every_split(engine, name, dtype):
+    ours, wanted = pair(name, dtype, engine)
     for layer in ours.layers:
         for part in ("right", "left", "bypass"):
             got, want = getattr(ours.split(layer), part), getattr(wanted.split(layer), part)
@@ -96,7 +99,8 @@ def test_a_forced_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(RuntimeError, match="'native' cannot run here: it was not built; use backend='auto'"):
         specxai.linearize(model, x, backend="native")
     assert specxai.linearize(model, x).backend == "reference"
-    assert {name: ok for name, ok, _ in backends.describe()} == {"reference": True, "native": False}
+    assert {name: ok for name, ok, _ in backends.describe()} == {
+        "reference": True, "native": False, "torch": True}
 
 
 def test_other_dtypes_run_on_the_reference():

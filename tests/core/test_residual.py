@@ -52,18 +52,17 @@ class Net(nn.Module):
 
 def check(net: nn.Module, x: torch.Tensor) -> specxai.Local:
     captured = specxai.capture(net, x, verify=False)
-    ours, wanted = (captured.linearize(x, backend=name) for name in ("native", "reference"))
+    ours, plain, wanted = (captured.linearize(x, backend=name) for name in ("native", "torch", "reference"))
     for layer in ("", *ours.layers[1:-1:3]):
-        pairs = [(ours.jacobian, wanted.jacobian)]
-        if layer:
-            a, b = ours.split(layer), wanted.split(layer)
-            pairs = [(a.right, b.right), (a.left, b.left), (a.bypass, b.bypass)]
-        for a, b in pairs:
+        parts = ("right", "left", "bypass") if layer else ("jacobian",)
+        for part in parts:
+            *got, want = (getattr(local.split(layer) if layer else local, part) for local in (ours, plain, wanted))
             for probes in (2, 17):
-                X, Y = (torch.randn(size, probes, dtype=x.dtype) for size in (b.shape[1], b.shape[0]))
+                X, Y = (torch.randn(size, probes, dtype=x.dtype) for size in (want.shape[1], want.shape[0]))
                 for _ in range(2):  # the second finds the first's values in the arena
-                    assert_close(a @ X, b @ X, factor=8)
-                    assert_close(a.T @ Y, b.T @ Y, factor=8)
+                    for a in got:
+                        assert_close(a @ X, want @ X, factor=8)
+                        assert_close(a.T @ Y, want.T @ Y, factor=8)
     return ours
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from specxai._once import once
 
-MODULES = ("specxai", "specxai.operators", "specxai.plan", "specxai.backends", "specxai.rules", "specxai.plots")
+MODULES = ("specxai", "specxai.operators", "specxai.plan", "specxai.backends", "specxai.rules", "specxai.plots",
+           "specxai.spectral", "specxai.svd", "specxai.capture")
 # Numbers and tables have no docstring of their own: the module's names them.
 CONSTANTS = (str, int, float, tuple, dict)
 SHAPE = re.compile(r"\([\w*·+/ ]+,[^()]*\)|\(\*\w+\)|\bshape\b")  # (k, *in), (*in), (entries,), or in words

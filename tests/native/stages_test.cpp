@@ -133,7 +133,7 @@ bool gather_gemm_agrees(Index sites, Index outputs, Index inputs, Index stride, 
 }
 
 template <class T>
-bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
+bool row_sum_agrees(Index outputs, Index probes, bool accumulate, SimdLevel level) {
   const Index input_rows = 20, in_stride = probes + below(3);
   const Index out_width = probes + below(20), out_stride = out_width + below(4);
   const Index output_rows = outputs + 1, entries = 2 * outputs;
@@ -147,10 +147,13 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
   const auto before = random_block<T>(output_rows * out_stride);
   std::unique_ptr<T[]> output(new T[output_rows * out_stride]);
   std::copy_n(before.get(), output_rows * out_stride, output.get());
-  specxai::RowSumStage<T>({entries, to.data(), from.data(), scale.get()})
-      .run(input.get(), input_rows, in_stride, output.get(), output_rows, out_stride, out_width, probes, accumulate);
+  const Indices empty{static_cast<std::int32_t>(below(output_rows)), 0};
+  const specxai::Rows<T> rows{input.get(), in_stride, output.get(), out_stride, out_width, probes, accumulate};
+  specxai::RowSumStage<T>({entries, to.data(), from.data(), scale.get(), 2, empty.data()})
+      .run(rows, input_rows, output_rows, level);
   for (Index row = 0; row < output_rows; ++row) {
-    const bool written = std::count(to.begin(), to.end(), static_cast<std::int32_t>(row)) > 0;
+    const bool written = std::count(to.begin(), to.end(), static_cast<std::int32_t>(row)) > 0 ||
+                         std::count(empty.begin(), empty.end(), static_cast<std::int32_t>(row)) > 0;
     for (Index p = 0; p < out_stride; ++p) {
       const Index at = row * out_stride + p;
       const bool kept = !written || p >= out_width || (accumulate && p < probes);
@@ -162,7 +165,8 @@ bool row_sum_agrees(Index outputs, Index probes, bool accumulate) {
         size += std::fabs(term);
       }
       if (close<T>(output[at], sum, size, entries)) continue;
-      std::printf("row sum, %zu-byte reals: %Lg, not %Lg\n", sizeof(T), static_cast<long double>(output[at]), sum);
+      std::printf("row sum, %s, %zu-byte reals, %lld probes: %Lg, not %Lg\n", specxai::name_of(level), sizeof(T),
+                  static_cast<long long>(probes), static_cast<long double>(output[at]), sum);
       return false;
     }
   }
@@ -293,14 +297,15 @@ int main() {
         ok &= span_agrees<float>(n, 13, width, level) && span_agrees<double>(n, 5, width, level);
       }
     }
-    std::printf("stages, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
-  }
-  for (Index outputs : {0, 1, 50}) {
-    for (Index probes : {0, 1, 17}) {
-      for (bool accumulate : {false, true}) {
-        ok &= row_sum_agrees<float>(outputs, probes, accumulate) && row_sum_agrees<double>(outputs, probes, accumulate);
+    for (Index outputs : {0, 1, 50}) {
+      for (Index probes : {0, 1, 7, 16, 17, 63, 64, 100}) {
+        for (bool accumulate : {false, true}) {
+          ok &= row_sum_agrees<float>(outputs, probes, accumulate, level);
+          ok &= row_sum_agrees<double>(outputs, probes, accumulate, level);
+        }
       }
     }
+    std::printf("stages, %s: %s\n", specxai::name_of(level), ok ? "ok" : "FAILED");
   }
   for (Index n : {1, 2, 50}) ok &= tables_agree(n);
   ok &= refused([](auto& r, auto&) { r.neighbours[0] = static_cast<std::int32_t>(r.places); },

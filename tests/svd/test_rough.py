@@ -106,3 +106,15 @@ def test_a_finer_tolerance_is_not_sought_with_the_twin():
     result = specxai.svd(operator, rank=6, tol=1e-6, method="krylov")
     assert not result.settings["rough"]
     assert result.residuals.max() <= 1e-6 * result.S[0]
+
+
+@pytest.mark.parametrize("make", [lambda R: R.T, lambda R: -2 * R, lambda R: (R / 4).T])
+def test_adjoints_and_multiples_have_the_twin_of_their_operator(make):
+    A = matrix()
+    operator = Rounded(A, 1e-3)
+    result = specxai.svd(make(operator), rank=6, method="krylov", block_size=16)
+    assert operator.asked
+    assert result.settings["rough"]
+    assert result.converged
+    truth = torch.linalg.svdvals(make(DenseOperator(A)).to_dense())
+    assert ((result.S - truth[:6]).abs() <= result.residuals).all()
