@@ -17,7 +17,7 @@ import pytest
 from specxai._once import once
 
 MODULES = ("specxai", "specxai.operators", "specxai.plan", "specxai.backends", "specxai.rules", "specxai.plots",
-           "specxai.spectral", "specxai.svd", "specxai.capture")
+           "specxai.spectral", "specxai.svd")
 # Numbers and tables have no docstring of their own: the module's names them.
 CONSTANTS = (str, int, float, tuple, dict)
 SHAPE = re.compile(r"\([\w*·+/ ]+,[^()]*\)|\(\*\w+\)|\bshape\b")  # (k, *in), (*in), (entries,), or in words
@@ -26,7 +26,9 @@ SHAPE = re.compile(r"\([\w*·+/ ]+,[^()]*\)|\(\*\w+\)|\bshape\b")  # (k, *in), (
 def names() -> Iterator[tuple[str, object]]:
     for module in MODULES:
         for name in importlib.import_module(module).__all__:
-            yield f"{module}.{name}", getattr(importlib.import_module(module), name)
+            value = getattr(importlib.import_module(module), name)
+            if not inspect.ismethod(value):  # a class's, which is looked at with the class
+                yield f"{module}.{name}", value
 
 
 def methods(cls: type) -> Iterator[tuple[str, object]]:
