@@ -69,7 +69,10 @@ def require_contiguous(name: str, t: Tensor, dtype: torch.dtype, ndim: int | Non
 
 def require_table(name: str, t: Tensor, ndim: int) -> Tensor:
     """Indices that a stage keeps."""
-    return require_contiguous(name, t, torch.int32, ndim, f"a contiguous int32 {'vector' if ndim == 1 else 'table'}")
+    what = f"a contiguous int32 {'vector' if ndim == 1 else 'table'}"
+    if require_contiguous(name, t, torch.int32, what=what).ndim != ndim:
+        raise ValueError(f"{name} must be {what} on the CPU, got {said(t)}")
+    return t
 
 
 def require_columns(name: str, t: Tensor, dtype: torch.dtype) -> int:

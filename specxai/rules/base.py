@@ -114,17 +114,18 @@ class Convolution:
 class LinearNode:
     """One linear node z = Σ A_i z_i + offset: the terms, the offset (*S), and the gate if it is a non-linearity.
 
-    offset    of the op itself, a bias or a shift; None for zero
-    fully_connected, convolution   set for a weighted layer
-    generic   the op's name where no rule exists and torch differentiates it
-    resets    a later product is not 'gated' by what lies before this node (convolution, linear)
-    scale     set where the node is diagonal
-    view      the units of its one input, in the same order
-    curved    its map changes with x although it is no gate: a product of two values, a stopped gradient
-    joined    set for a concatenation: () -> (output units,) the unit that each one is, counted through the terms'
-              inputs one after the other, -1 for none
-    together  all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for zero) -> the
-              node's block
+    offset            of the op itself, a bias or a shift; None for zero
+    fully_connected   set for a product with a weight over the last axis
+    convolution       set for a convolution
+    generic           the op's name where no rule exists and torch differentiates it
+    resets            a later product is not 'gated' by what lies before this node (convolution, linear)
+    scale             set where the node is diagonal
+    view              the units of its one input, in the same order
+    curved            its map changes with x although it is no gate: a product of two values, a stopped gradient
+    joined            set for a concatenation: () -> (output units,) the unit that each one is, counted through the
+                      terms' inputs one after the other, -1 for none
+    together          all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for
+                      zero) -> the node's block
 
     >>> import specxai
     >>> graph = specxai.linearize(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph

@@ -10,6 +10,7 @@ import torch
 
 from specxai._blocks import as_integer
 from specxai._version import __version__
+from specxai.affine.operator import LocalOperator
 from specxai.affine.target import without_batch
 from specxai.backends.used import used
 from specxai.errors import SpecXAIError
@@ -215,8 +216,7 @@ def _solve(local, split, request: Request, progress, start) -> Decomposition:
 
 def _reference_image(right, x: torch.Tensor) -> torch.Tensor:
     """R x by the reference, whatever backend decomposes R: the one product of its that the results are held against."""
-    dense = getattr(right, "dense", None)
-    return right.matvec(x) if dense is None else dense.matmat(x[:, None])[:, 0]
+    return right.reference.matmat(x[:, None])[:, 0] if isinstance(right, LocalOperator) else right.matvec(x)
 
 
 def _check_backend(svd, image: torch.Tensor, x: torch.Tensor, layer: str, backend: str) -> None:

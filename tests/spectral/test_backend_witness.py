@@ -36,8 +36,9 @@ def test_a_wrong_weight_of_the_fast_path_alone_is_seen(fault, rank, backend):
     right = specxai.explain(local, layer="3", rank=rank)
     assert right.completeness < 1e-4
     local.decompositions.clear()
-    step, node = next((step, node) for step, node in local.graph.nodes.items() if node.conv is not None)
-    local.graph.nodes[step] = replace(node, conv=replace(node.conv, weight=FAULTS[fault](node.conv.weight)))
-    local.graph._structures.clear()
+    step, node = next((step, node) for step, node in local.graph.nodes.items() if node.convolution)
+    local.graph.nodes[step] = replace(
+        node, convolution=replace(node.convolution, weight=FAULTS[fault](node.convolution.weight)))
+    local._backend._planner._structures.clear()
     with pytest.raises(SpecXAIError, match="products at layer '3' are not those of the reference"):
         specxai.explain(local, layer="3", rank=rank)
