@@ -107,6 +107,22 @@ void bind_row_sum(py::module_& m, const char* name) {
                                                       elements<std::int32_t>(empty, empty.second, "empty")});
            }),
            py::kw_only(), py::arg("to"), py::arg("from_"), py::arg("scale"), py::arg("empty"))
+      .def(py::init([](const Array& inside, const Array& outside, const Array& neighbours, const Array& weight,
+                       int64_t n_inside, int64_t n_outside, int64_t taps, int64_t channels) {
+             require_count(n_inside, "n_inside");
+             require_count(n_outside, "n_outside");
+             require_count(taps, "taps");
+             require_count(channels, "channels");
+             return std::make_unique<Stage>(Depthwise<T>{
+                 n_inside, n_outside, taps, channels,
+                 elements<std::int32_t>(inside, checked_area(n_inside, channels, "inside"), "inside"),
+                 elements<std::int32_t>(outside, checked_area(n_outside, channels, "outside"), "outside"),
+                 elements<std::int32_t>(neighbours, checked_area(n_outside, taps, "neighbours"), "neighbours"),
+                 elements<T>(weight, checked_area(channels, taps, "weight"), "weight")});
+           }),
+           py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("neighbours"), py::arg("weight"),
+           py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("channels"))
+      .def_property_readonly("entries", &Stage::entries)
       .def(
           "run",
           [](const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,

@@ -42,6 +42,62 @@ RowSumStage<T>::RowSumStage(const RowSum<T>& sum) {
 }
 
 template <class T>
+RowSumStage<T>::RowSumStage(const Depthwise<T>& t) {
+  constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
+  const std::int64_t inputs = checked_area(t.n_inside, t.channels, "the input");
+  const std::int64_t outputs = checked_area(t.n_outside, t.channels, "the output");
+  require(checked_area(outputs, t.taps, "the entries") < limit && inputs < limit && outputs < limit,
+          "a sum of 2^31 entries or more");
+  rows_read_ = 1 + check_range(t.inside, inputs, -1, limit, "inside");
+  rows_written_ = check_distinct(t.outside, outputs, limit, "outside");
+  check_range(t.neighbours, t.n_outside * t.taps, -1, t.n_inside, "neighbours");
+
+  // What a position has before it: live outputs, and their entries.
+  std::vector<std::int32_t> first(static_cast<std::size_t>(t.n_outside) + 1, 0), entry(first.size(), 0);
+  const int n_threads = thread_count(t.n_outside, outputs * t.taps);
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (std::int64_t s = 0; s < t.n_outside; ++s) {
+    const std::int32_t* to = t.outside + s * t.channels;
+    std::int32_t live = 0, met = 0;
+    for (std::int64_t c = 0; c < t.channels; ++c) live += to[c] >= 0;
+    for (std::int64_t tap = 0; tap < t.taps; ++tap) {
+      const std::int32_t near = t.neighbours[s * t.taps + tap];
+      if (near < 0) continue;
+      const std::int32_t* from = t.inside + near * t.channels;
+      for (std::int64_t c = 0; c < t.channels; ++c) met += (from[c] >= 0) & (to[c] >= 0);
+    }
+    first[s + 1] = live;
+    entry[s + 1] = met;
+  }
+  for (std::int64_t s = 0; s < t.n_outside; ++s) {
+    first[s + 1] += first[s];
+    entry[s + 1] += entry[s];
+  }
+  to_.resize(static_cast<std::size_t>(first.back()));
+  begin_.resize(to_.size() + 1);
+  begin_.back() = entry.back();
+  from_.resize(static_cast<std::size_t>(entry.back()));
+  scale_.resize(from_.size());
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (std::int64_t s = 0; s < t.n_outside; ++s) {
+    const std::int32_t* near = t.neighbours + s * t.taps;
+    std::int32_t output = first[s], at = entry[s];
+    for (std::int64_t c = 0; c < t.channels; ++c) {
+      const std::int32_t row = t.outside[s * t.channels + c];
+      if (row < 0) continue;
+      to_[output] = row;
+      begin_[output++] = at;
+      for (std::int64_t tap = 0; tap < t.taps; ++tap) {
+        const std::int32_t from = near[tap] < 0 ? -1 : t.inside[near[tap] * t.channels + c];
+        if (from < 0) continue;
+        from_[at] = from;
+        scale_[at++] = t.weight[c * t.taps + tap];
+      }
+    }
+  }
+}
+
+template <class T>
 void RowSumStage<T>::run(const Rows<T>& rows, std::int64_t input_rows, std::int64_t output_rows,
                          SimdLevel level) const {
   require(rows.n_probes <= rows.input_stride && rows.n_probes <= rows.output_width &&

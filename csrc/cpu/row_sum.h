@@ -21,6 +21,20 @@ struct RowSum {
   const std::int32_t* empty;
 };
 
+// A depthwise convolution as such a sum: each output of a channel sums its channel's inputs under the taps.
+//
+//   output[outside[s, c], :] (+)= sum_t weight[c, t] * input[inside[neighbours[s, t], c], :]
+//
+// where -1 stands for a dead unit and for no neighbour.
+template <class T>
+struct Depthwise {
+  std::int64_t n_inside, n_outside, taps, channels;  // positions
+  const std::int32_t* inside;      // (n_inside, channels) rows
+  const std::int32_t* outside;     // (n_outside, channels) rows, no two the same
+  const std::int32_t* neighbours;  // (n_outside, taps) positions inside
+  const T* weight;                 // (channels, taps)
+};
+
 // The same with the entries brought together by the row that they are summed in, in their order: row to[o] sums the
 // entries [begin[o], begin[o + 1]).
 template <class T>
@@ -53,6 +67,10 @@ class RowSumStage {
  public:
   // Throws std::invalid_argument on a negative index.
   explicit RowSumStage(const RowSum<T>& sum);
+  // Throws std::invalid_argument on any index out of range, and where two outputs share a row.
+  explicit RowSumStage(const Depthwise<T>& tables);
+
+  std::int64_t entries() const { return static_cast<std::int64_t>(from_.size()); }
 
   // Throws std::invalid_argument unless the blocks hold every row that is read and written.  The blocks may be one,
   // if no row is both read and written.  Equal arguments give equal bits, on any number of threads.

@@ -124,6 +124,32 @@ class RowSum:
         self._stage = getattr(compiled(), f"RowSum_{suffix(dtype)}")(
             to=array(to), from_=array(source), scale=array(scale), empty=array(empty))
 
+    @classmethod
+    def depthwise(cls, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor) -> RowSum:
+        """output[outside[s, c]] (+)= Σ_t weight[c, t] · input[inside[neighbours[s, t], c]]: a depthwise convolution.
+
+        inside       (positions inside, channels) int32 rows of the input, -1 for a dead unit
+        outside      (positions outside, channels) rows of the output, no two the same; those without an input become 0
+        neighbours   (positions outside, taps) positions inside, -1 for none
+        weight       (channels, taps)
+
+        Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
+        """
+        for name, table in (("inside", inside), ("outside", outside), ("neighbours", neighbours)):
+            require_table(name, table, 2)
+        made = cls.__new__(cls)
+        made.dtype = weight.dtype
+        require_contiguous("weight", weight, weight.dtype)
+        made._stage = getattr(compiled(), f"RowSum_{suffix(weight.dtype)}")(
+            inside=array(inside), outside=array(outside), neighbours=array(neighbours), weight=array(weight),
+            n_inside=len(inside), n_outside=len(outside), taps=neighbours.shape[1], channels=outside.shape[1])
+        return made
+
+    @property
+    def entries(self) -> int:
+        """Rows that are multiplied and added for one probe."""
+        return self._stage.entries
+
     def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False,
             level: str | None = None) -> None:
         """Sum the first `n_probes` of each row (rows, width); the rest of a written row becomes zero.

@@ -103,3 +103,49 @@ def test_rows_without_entries():
         native.RowSum(to=i32([1]), source=i32([0]), dtype=torch.float32, empty=i32([-1, 0]))
     with pytest.raises(RuntimeError, match="expected one of scalar, avx2, avx512"):
         stage.run(torch.ones(1, 2), out, 2, level="sse9")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depthwise_is_the_convolution(dtype):
+    """Against torch's own, with dead units on both sides and missing neighbours."""
+    torch.manual_seed(0)
+    channels, size, probes = 5, 7, 9
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False).to(dtype)
+    alive_in, alive_out = (torch.rand(channels, size, size) < 0.6 for _ in range(2))
+    block = torch.randn(probes, channels, size, size, dtype=dtype) * alive_in
+    want = (conv(block) * alive_out).detach()
+
+    def rows(alive):  # (positions, channels)
+        flat = alive.flatten(1).T
+        return torch.where(flat, torch.arange(flat.numel()).view(flat.shape), -1).int().contiguous()
+
+    at = torch.arange(size)[:, None] + torch.arange(-1, 2)
+    inner = (at >= 0) & (at < size)
+    near = (at[:, None, :, None] * size + at[None, :, None, :]).masked_fill(
+        ~(inner[:, None, :, None] & inner[None, :, None, :]), -1).reshape(size * size, 9).int()
+    stage = native.RowSum.depthwise(inside=rows(alive_in), outside=rows(alive_out), neighbours=near,
+                                    weight=conv.weight.detach().flatten(1))
+    source = block.flatten(2).permute(2, 1, 0).reshape(-1, probes).contiguous()
+    for accumulate in (False, True):
+        found = torch.full_like(source, 3.0)
+        stage.run(source, found, probes, accumulate)
+        wanted = want.flatten(2).permute(2, 1, 0).reshape(-1, probes) + (3.0 if accumulate else 0.0)
+        live = alive_out.flatten(1).T.flatten()
+        assert_close(found[live], wanted[live])
+        assert bool((found[~live] == 3.0).all()), "dead outputs are not written"
+    pairs = (near >= 0)[:, :, None] & (rows(alive_in) >= 0)[near.clamp_min(0).long()] & (rows(alive_out) >= 0)[:, None]
+    assert stage.entries == int(pairs.sum())
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("inside", lambda t: t - 2, "inside spans"), ("outside", lambda t: t * 0, "holds row 0 twice"),
+    ("neighbours", lambda t: t + 9, "neighbours spans"),
+    ("weight", lambda t: t[:1].contiguous(), "weight has 3 elements, not 6"),
+    ("inside", lambda t: t.long(), "inside must be")])
+def test_depthwise_tables_that_do_not_fit(name, change, message):
+    tables = {"inside": torch.tensor([[0, 1]] * 3).add(torch.arange(3)[:, None] * 2).int(),
+              "outside": torch.tensor([[0, 1]]).int(), "neighbours": torch.tensor([[0, 1, 2]]).int(),
+              "weight": torch.ones(2, 3)}
+    tables[name] = change(tables[name])
+    with pytest.raises(ValueError, match=message):
+        native.RowSum.depthwise(**tables)
