@@ -40,8 +40,12 @@ class Planner:
         held            steps whose value is kept at zero
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
+
+        Raises ValueError where there are no sources or targets, or one is no step of the graph.
         """
         graph = self.graph
+        self._check(sources, "sources")
+        self._check(targets, "targets")
         columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
             path = self._path(sources, targets, held)
@@ -55,6 +59,12 @@ class Planner:
         """The live units of the sources and of every step between: step -> mask (units,)."""
         with self._lock:
             return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
+
+    def _check(self, steps: Sequence[int], name: str) -> None:
+        unknown = [step for step in steps if step not in self.graph.shapes]
+        if unknown or not steps:
+            raise ValueError(f"{name} are steps of the graph, one or more, as graph.input or a key of graph.nodes; "
+                             + (f"got {unknown[0]!r}" if unknown else "got none"))
 
     def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:

@@ -134,7 +134,7 @@ def test_strides_of_the_input_are_the_models_to_ask_for():
     for given in (x, last, x, last):
         local = specxai.linearize(model, given)
         want = torch.autograd.functional.jacobian(model, given).reshape(3, 48)
-        torch.testing.assert_close(local.jacobian.to_fully_connected(), want)
+        torch.testing.assert_close(local.jacobian.to_dense(), want)
         torch.testing.assert_close(local.output, model(given))
 
 

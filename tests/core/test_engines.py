@@ -106,6 +106,14 @@ def test_a_plan_is_frozen():
             setattr(part, name, None)
 
 
+@pytest.mark.parametrize(("sources", "targets", "message"), [
+    ([], [2], "sources are steps of the graph, .* got none"), ([0], [99], "targets are steps of the graph, .* got 99")])
+def test_ends_that_a_plan_cannot_have(sources, targets, message):
+    graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    with pytest.raises(ValueError, match=message):
+        Planner(graph).plan(sources, targets, [])
+
+
 def test_explain_on_torch_is_explain_on_native():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(9, 9, 3, groups=9),
@@ -144,3 +152,16 @@ def test_traffic_counts_each_row_once_a_stage():
     J = specxai.linearize(net, x, backend="torch").jacobian
     # The convolution reads 128 rows and writes 16, which the last layer reads once; it writes 3.
     assert J.bytes_moved(10) == 4 * 10 * (128 + 16 + 16 + 3)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_winner_of_two_windows_is_read_twice(engine, groups, dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 1), nn.Conv2d(4, 4, 3, groups=groups), nn.Flatten()).eval()
+    net, x = net.to(dtype), torch.randn(1, 2, 9, 9, dtype=dtype)
+    captured = specxai.capture(net, x, verify=False)
+    ours, want = (captured.linearize(x, backend=name).jacobian for name in (engine, "reference"))
+    assert_rows_close(both_ways(ours), both_ways(want), 4)
+    Y = torch.randn(ours.shape[0], 20, dtype=dtype)
+    assert_rows_close(ours.T @ Y, want.T @ Y, 4)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai._once import once
+from specxai.backends.native.sums import apart
 from specxai.plan import Gather
 
 if TYPE_CHECKING:
@@ -32,8 +33,12 @@ class DepthwiseWork:
         made.run(inside, outside, probes, adds)
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Mode) -> None:
-        made, accumulate = self._adjoint
-        made.run(outside, inside, probes, accumulate)
+        made, fold, accumulate = self._adjoint
+        if fold is None:
+            made.run(outside, inside, probes, accumulate)
+        else:
+            made.run(outside, outside, probes)
+            fold.run(outside, inside, probes, accumulate)
 
     @property
     def multiply_adds(self) -> int:
@@ -47,11 +52,12 @@ class DepthwiseWork:
         return made, stage.adds
 
     @once
-    def _adjoint(self) -> tuple[native.RowSum, bool]:
+    def _adjoint(self) -> tuple[native.RowSum, native.RowSum | None, bool]:
         stage = self._stage
-        made = _sum(stage.writes, stage.reads, stage.sites.feeds, stage.weight())
+        inside, fold = apart(stage)
+        made = _sum(stage.writes, inside, stage.sites.feeds, stage.weight())
         self._release("_forward")
-        return made, stage.place.accumulate
+        return made, fold, stage.place.accumulate
 
     def _release(self, other: str) -> None:
         if other in self.__dict__:

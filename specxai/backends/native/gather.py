@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from specxai import native
 from specxai._once import once
+from specxai.backends.native.sums import apart
 from specxai.plan import Gather
 from specxai.plan.positions import Cells
 from specxai.plan.sites import Sites
@@ -71,14 +71,8 @@ class GatherWork:
     @once
     def _adjoint(self) -> tuple[native.GatherGemm, native.RowSum | None, bool]:
         """The stage, and how its results fold where an input is read twice."""
-        stage, fold = self._stage, None
-        inside = stage.reads
-        if stage.repeats:  # a pooling winner of two windows: each its own row first, then their sum
-            live = inside >= 0
-            rows = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + stage.place.scratch
-            fold = native.RowSum(to=inside[live], source=rows, dtype=stage.sites.weight.dtype)
-            inside = torch.full_like(inside, -1)
-            inside[live] = rows
+        stage = self._stage
+        inside, fold = apart(stage)
         made = _made(stage, stage.writes, inside, adjoint=True)
         self._release("_forward")
         return made, fold, stage.place.accumulate
