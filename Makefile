@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find specxai kernels csrc -type f ! -name '*.pyc' ! -name '*.so')
 
-.PHONY: demo test bench lint sanitize dev clean
+.PHONY: demo test bench lint sanitize docs dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -37,11 +37,16 @@ sanitize: $(VENV)/.stamp-torch
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/stages_test
 
+# The pages, into build/site: nothing is fetched when they are built or read.  The variable silences the theme's note
+# about a later major version of mkdocs, which the `docs` extra excludes.
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # An editable install for work on the Python files; run it again after a change to csrc/.
 dev: $(VENV)/.stamp-torch
 	$(PIP) $(VISION) $(TRITON) $(TORCH)
 	$(PIP) -e ".[test]"
-	rm -f $(VENV)/.stamp-test $(VENV)/.stamp-demo
+	rm -f $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-docs
 
 clean:
 	rm -rf build dist *.egg-info specxai/_native*.so .pytest_cache .ruff_cache .hypothesis demo out
@@ -65,3 +70,9 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-torch $(SOURCES)
 	$(PIP) $(TORCH) $(VISION) $(TRITON)
 	$(PIP) ".[test]"
 	@touch $@ $(VENV)/.stamp-demo
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-torch $(SOURCES)
+	@echo "building specxai and installing it with what the pages need"
+	rm -rf build/lib*
+	$(PIP) ".[docs]"
+	@touch $@

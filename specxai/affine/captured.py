@@ -69,7 +69,8 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", ba
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
                  capture was made, which is True
 
-    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains.
+    Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains, ValueError for
+    an input or an option that is out of range, TypeError for `output=` of what was captured.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()

@@ -74,6 +74,20 @@ class Local:
 
     Attributes: `input` x, `output` f(x), `gates` the policy, `backend` the one that runs, `captured` the program,
     `decompositions` the last ones made of it, at most 4 of at most 512 MiB together (`decompositions.clear()`).
+
+    Raises TypeError or ValueError for `max_memory`, `gates` or `backend` that are none, CaptureError where J is not the
+    model's derivative.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 3)).eval()
+    >>> local = specxai.linearize(net, torch.tensor([[1.0, -1.0]]))
+    >>> local.layers, local.jacobian.shape, local.bias.shape, local.exactness < 1e-5
+    (['0', '1'], (3, 2), torch.Size([1, 3]), True)
+    >>> s = local.split("0")
+    >>> s.left.shape, s.right.shape, s.bypass.is_zero
+    ((3, 2), (2, 2), True)
+    >>> local.first_flip(torch.tensor([[-2.0, 0.0]])), local.same_region(torch.tensor([[3.0, -2.0]]))
+    (Flip(0.5, layer='0', unit=0), True)
     """
 
     def __init__(self, captured: Recording, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
@@ -125,6 +139,7 @@ class Local:
 
     @property
     def model_name(self) -> str:
+        """The model's class, by name."""
         return self.captured.model_name
 
     @once
@@ -135,7 +150,7 @@ class Local:
 
     @property
     def bias(self) -> Tensor:
-        """b = f(x) − J x, in the output's shape.  Eq. (9), left."""
+        """The bias b = f(x) − J x, of the output's shape.  Eq. (9), left."""
         self.ensure_current()
         return self._bias
 
@@ -220,7 +235,9 @@ class Local:
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.
 
-        Everything that does not pass through the layer is as at x.
+        Everything that does not pass through the layer is as at x.  `value` has the layer's shape, or is flat.
+
+        Raises LayerError for a name that is not a layer, ValueError for a value of another size.
         """
         _, step = self.captured.program.layer(layer)
         own = self.graph.shapes[step]
@@ -231,11 +248,16 @@ class Local:
             return self.captured.program.run(self.input, replaced)[self.captured.program.output]
 
     def same_region(self, x2: Tensor) -> bool:
-        """Are all gates at x2 as at x, so that the same affine map holds?"""
+        """Are all gates at x2, of x's shape, as at x, so that the same affine map holds?  Errors as of
+        `differing_gates`.
+        """
         return not self.differing_gates(x2)
 
     def differing_gates(self, x2: Tensor) -> dict[str, Tensor]:
-        """{layer: flat indices of the gates that differ at x2}; empty in the same region."""
+        """{layer: flat indices of the gates that differ at x2, of x's shape}; empty in the same region.
+
+        Raises ValueError where a gate is smooth or has no rule: then there are no regions.
+        """
         self.ensure_current()
         other = self._by_reference(self.captured, x2, verify=False)
         return regions.differing(self.named_gates(), other.named_gates())
@@ -244,7 +266,9 @@ class Local:
         """Smallest t > 0 at which x + t·direction meets a gate: exact, as the map is affine until then.
 
         The result is a float that knows its `layer` and `unit`: inf where no gate is ever met, 0 where x lies on one,
-        as in a max-pool over a constant background, whose ties a step breaks.
+        as in a max-pool over a constant background, whose ties a step breaks.  `direction` has x's shape, or is flat.
+
+        Raises ValueError for a direction that is zero or not finite, and where a gate's crossing is not known.
         """
         self.ensure_current()
         with full_precision(self.input.device):

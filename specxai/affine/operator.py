@@ -36,6 +36,12 @@ class LocalOperator(LinearOperator):
     Products may run in several threads.
 
     `input_shape` and `output_shape` are those of the single source and target.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+    >>> J = specxai.linearize(net, torch.ones(1, 1, 5, 5)).jacobian
+    >>> J.shape, J.input_shape, J.output_shape, (J @ torch.ones(25, 4)).shape
+    ((18, 25), torch.Size([1, 1, 5, 5]), torch.Size([1, 2, 3, 3]), torch.Size([18, 4]))
     """
 
     def __init__(self, backend: Backend, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),

@@ -14,17 +14,36 @@ from specxai.plan import Stage
 class Executable(Protocol):
     """One stage that runs, forward and adjoint, on blocks [row][probe].
 
-    multiply_adds   of one probe, forward
+    >>> import specxai
+    >>> from specxai.backends.torch import TorchEngine
+    >>> from specxai.plan import Planner
+    >>> net = torch.nn.Linear(2, 1, bias=False).eval()
+    >>> net.weight.data = torch.tensor([[3.0, 5.0]])
+    >>> graph = specxai.linearize(net, torch.ones(1, 2)).graph
+    >>> stage, = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages
+    >>> work, arena = TorchEngine(torch.float32, torch.device("cpu")).lower(stage), torch.zeros(17, 1)
+    >>> arena[stage.reads.flatten()] = torch.tensor([[1.0], [2.0]])
+    >>> work.forward(arena, arena, 1, None)
+    >>> arena[stage.writes.flatten()], work.multiply_adds
+    (tensor([[13.]]), 2)
     """
 
     @property
-    def multiply_adds(self) -> int: ...
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one probe, forward; 0 for what only moves or sums rows."""
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
-        """Write the stage's outputs, rows of `outside`, from what it reads, rows of `inside`."""
+        """Write the stage's outputs, rows of `outside`, from what it reads, rows of `inside`.
+
+        inside, outside   (rows, stride), which may be one block; the first `probes` numbers of a row count
+        mode              what the engine's `mode` returned
+        """
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
-        """Write, or add to, the cotangents of what it reads, rows of `inside`."""
+        """Write the cotangents of what the stage reads, rows of `inside`, from those of its outputs.
+
+        Where the stage's `place.accumulate` says so it adds to them.  Both are (rows, stride), as in `forward`.
+        """
 
 
 class Engine(Protocol):
@@ -32,12 +51,18 @@ class Engine(Protocol):
 
     name        as in `backend=`
     has_rough   are there cheaper products in fewer digits?
+
+    >>> from specxai.backends.torch import TorchEngine
+    >>> engine = TorchEngine(torch.float64, torch.device("cpu"))
+    >>> engine.name, engine.has_rough, engine.stride_of(5), engine.empty(3, 5).shape
+    ('torch', False, 5, torch.Size([3, 5]))
     """
 
     name: str
     has_rough: bool
 
-    def lower(self, stage: Stage) -> Executable: ...
+    def lower(self, stage: Stage) -> Executable:
+        """The stage, a `Gather`, `Sum` or `Opaque`, as something that runs; it is called once a plan."""
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
@@ -45,10 +70,10 @@ class Engine(Protocol):
         """Numbers of a row that holds so many probes."""
 
     def empty(self, rows: int, width: int) -> Tensor:
-        """A block without values."""
+        """A block (rows, width) without values."""
 
     def columns(self, block: Tensor) -> Tensor:
-        """The caller's block as stages read it: row by row, each in one piece."""
+        """The caller's block (rows, probes) as stages read it: row by row, each in one piece."""
 
     # -- costs ------------------------------------------------------------------------------------------------------
 
@@ -64,34 +89,67 @@ class Engine(Protocol):
 
 class Products(Protocol):
     """R X and Rᵀ Y of one operator in the graph's dtype, (n, k) -> (m, k) and (m, k) -> (n, k), and what a column
-    costs."""
+    costs.
+
+    >>> import specxai
+    >>> from specxai.backends import make
+    >>> graph = specxai.linearize(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    >>> R = make("torch", graph).products([graph.input], [max(graph.nodes)], [])
+    >>> R.backend, R.flops, R.matmat(torch.ones(3, 5)).shape
+    ('torch', 12, torch.Size([2, 5]))
+    """
 
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
     opaque: list[int]  # steps that a plan runs through the reference's terms
 
     @property
-    def flops(self) -> int: ...
-    def product_bytes(self, columns: int) -> int: ...
-    def bytes_moved(self, columns: int) -> int: ...
-    def column_cost(self, columns: int, rough: bool = False) -> float: ...
-    def costs(self) -> list[tuple[int, int, int]]: ...
-    def matmat(self, X: Tensor, rough: bool = False) -> Tensor: ...
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor: ...
+    def flops(self) -> int:
+        """Operations of one column's product, a multiply-add counted as two."""
+
+    def product_bytes(self, columns: int) -> int:
+        """Bytes that a product of so many columns holds, block and result included."""
+
+    def bytes_moved(self, columns: int) -> int:
+        """Bytes that a product of so many columns reads and writes, however large the caches are."""
+
+    def column_cost(self, columns: int, rough: bool = False) -> float:
+        """Time of a column of a product of so many, as a multiple of its operations at the processor's peak."""
+
+    def costs(self) -> list[tuple[int, int, int]]:
+        """(step, live units, operations of one column) of every weighted node; empty where all units are computed."""
+
+    def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
+        """R X, (n, k) -> (m, k); `rough` allows fewer digits where `has_rough` says that there are such products."""
+
+    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+        """Rᵀ Y, (m, k) -> (n, k)."""
 
 
 class Backend(Protocol):
     """Makes the products of the maps between the steps of one graph.
 
+    name        as in `backend=`
     plan_from   columns from which its products are worth making; fewer run through the reference
+
+    >>> import specxai
+    >>> from specxai.backends import make
+    >>> graph = specxai.linearize(torch.nn.ReLU().eval(), torch.tensor([[1.0, -2.0]])).graph
+    >>> make("torch", graph).live_units([graph.input], [max(graph.nodes)], [])[graph.input].tolist()
+    [True, False]
     """
 
     name: str
     plan_from: int
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products: ...
+                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
+        """The products of the map from the units of some steps to those of others, the steps `held` kept at zero.
+
+        columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
+                        all
+        """
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int],
                    held: Sequence[int]) -> dict[int, torch.Tensor]:
-        """step -> mask of its live units (flat), for the sources and every step between."""
+        """The live units of the sources and of every step between: step -> mask (units,)."""

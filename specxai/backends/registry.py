@@ -18,7 +18,11 @@ PLAN_FROM = 16  # columns: a plan costs about as much as the reference's product
 
 
 def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[tuple[str, bool, str]]:
-    """(name, eligible, reason) of every backend for models of this device and dtype."""
+    """(name, eligible, reason) of every backend for models of this device and dtype.
+
+    >>> describe("cpu", torch.float16)[2]
+    ('torch', False, 'sums over rows need float32 or float64, the model is torch.float16')
+    """
     return [("reference", True, "plain PyTorch over whole values, every dtype and device"),
             ("native", *native_eligible(device, dtype)),
             ("torch", *torch_eligible(device, dtype))]
@@ -29,6 +33,9 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     the reference.
 
     Raises ValueError for an unknown name, RuntimeError where a backend asked for by name is not eligible.
+
+    >>> choose("auto", torch.device("cuda"), torch.float32)
+    'reference'
     """
     if name not in ("auto", *NAMES):
         raise ValueError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
@@ -41,7 +48,14 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
-    """The backend of this name for one graph; fewer than `plan_from` columns are not worth its plan."""
+    """The backend of this name for one graph; fewer than `plan_from` columns are not worth its plan.
+
+    >>> import specxai
+    >>> graph = specxai.linearize(torch.nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3)).graph
+    >>> R = make("torch", graph).products([graph.input], [max(graph.nodes)], [])
+    >>> R.matmat(torch.ones(3, 5)).shape, R.rmatmat(torch.ones(2, 5)).shape
+    (torch.Size([2, 5]), torch.Size([3, 5]))
+    """
     if name == "reference":
         return ReferenceBackend(graph)
     engine = NativeEngine(graph.dtype) if name == "native" else TorchEngine(graph.dtype, graph.device)

@@ -19,6 +19,13 @@ class Cut:
     """A factorisation R = left @ right through a space of `width` dimensions (live units at a layer).
 
     Shapes: left (m, width), right (width, n).
+
+    Example:
+        >>> import torch
+        >>> from specxai.operators import DenseOperator
+        >>> cut = Cut(1, DenseOperator(torch.ones(3, 1)), DenseOperator(torch.ones(1, 2)))
+        >>> (cut.left @ cut.right).shape
+        (3, 2)
     """
 
     width: int
@@ -121,7 +128,15 @@ class LinearOperator(CheckedProducts):
 
 
 class AdjointOperator(LinearOperator):
-    """Rᵀ (n, m) of an operator R (m, n): the two products change places."""
+    """Rᵀ (n, m) of an operator R (m, n): the two products change places.
+
+    Example:
+        >>> import torch
+        >>> from specxai.operators import DenseOperator
+        >>> R = DenseOperator(torch.tensor([[1.0, 2.0]]))
+        >>> R.T.shape, R.T @ torch.ones(1), R.T.T is R
+        ((2, 1), tensor([1., 2.]), True)
+    """
 
     def __init__(self, original: LinearOperator) -> None:
         super().__init__(original.shape[::-1], original.dtype, original.device)
@@ -256,6 +271,13 @@ class SumOperator(_Pair):
 
     Shapes: left, right (m, n).
     Errors: ValueError where the shapes, dtypes or devices differ.
+
+    Example:
+        >>> import torch
+        >>> from specxai.operators import DenseOperator
+        >>> R = DenseOperator(torch.eye(2))
+        >>> (R + R).matvec(torch.ones(2))
+        tensor([2., 2.])
     """
 
     def __init__(self, left: LinearOperator, right: LinearOperator, *, block_size: int | None = None) -> None:
@@ -300,9 +322,16 @@ class SumOperator(_Pair):
 
 
 class ScaledOperator(LinearOperator):
-    """factor · original, for a finite real factor that the operator's dtype can hold.
+    """factor · original (m, n), for a finite real factor that the operator's dtype can hold.
 
     Errors: ValueError for any other.
+
+    Example:
+        >>> import torch
+        >>> from specxai.operators import DenseOperator
+        >>> (-3 * DenseOperator(torch.eye(2))).to_dense()
+        tensor([[-3., -0.],
+                [-0., -3.]])
     """
 
     def __init__(self, factor: float, original: LinearOperator, *, block_size: int | None = None) -> None:

@@ -212,8 +212,8 @@ class CheckedProducts(ABC):
 
 
 def plain(block: Tensor) -> Tensor:
-    """The same numbers in a tensor that kernels and autograd take: without a graph, nor a lazy sign, nor the marks of
-    inference mode.  It may share the memory of `block`.
+    """The same numbers, of the same shape, in a tensor that kernels and autograd take: without a graph, nor a lazy
+    sign, nor the marks of inference mode.  It may share the memory of `block`.
 
     >>> plain(torch.tensor([1 + 2j]).conj().imag).is_neg()
     False

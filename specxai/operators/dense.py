@@ -12,6 +12,8 @@ __all__ = ["DenseOperator"]
 class DenseOperator(LinearOperator):
     """A matrix (m, n) held as a tensor.
 
+    Errors: ValueError for what is no matrix, or not of a real floating dtype.
+
     Example:
         >>> import torch
         >>> DenseOperator(torch.zeros(2, 5))

@@ -32,6 +32,15 @@ class Plan:
     source       the rows of the sources; of a direct source, dead ones too
     direct       the stage that alone reads the sources and may do so where the caller's columns lie; None for none
     seed_zero, collect_zero   rows to clear before the adjoint reads, or writes, the ends
+
+    Tables are int32 rows of the arena, of any shape; a plan holds no block.
+
+    >>> import torch, specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    >>> plan = Planner(graph).plan([graph.input], [max(graph.nodes)], [])
+    >>> plan.n, plan.m, plan.fills_sources, plan.fills_targets
+    (3, 2, True, True)
     """
 
     stages: tuple[Stage, ...]
@@ -53,6 +62,7 @@ class Plan:
 
     @property
     def fills_targets(self) -> bool:
+        """Does every unit of the targets have a row, so that a product writes all of its result?"""
         return len(self.collect.writes) == self.m
 
 

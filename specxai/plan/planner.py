@@ -17,7 +17,15 @@ KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the p
 
 
 class Planner:
-    """Plans for the maps between the steps of one graph; threads may share it."""
+    """Plans for the maps between the steps of one graph; threads may share it.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1)).eval()
+    >>> graph = specxai.linearize(net, torch.tensor([[1.0, -2.0]])).graph
+    >>> plan = Planner(graph).plan([graph.input], [max(graph.nodes)], [])
+    >>> plan.stages[0].reads.tolist()  # the second input meets a closed gate
+    [[0, -1]]
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -30,7 +38,8 @@ class Planner:
         """The plan of the map from the units of some steps to the units of others.
 
         held            steps whose value is kept at zero
-        columns, rows   the only units of the sources and targets, numbered one step after the other; None for all
+        columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
+                        all
 
         Raises ValueError where there are no sources or targets, or one is no step of the graph.
         """
@@ -47,7 +56,7 @@ class Planner:
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
-        """step -> mask of its live units (flat), for the sources and every step between."""
+        """The live units of the sources and of every step between: step -> mask (units,)."""
         with self._lock:
             return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
 

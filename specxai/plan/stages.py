@@ -29,6 +29,9 @@ class Place:
     zero         rows to clear before its adjoint
     accumulate   its adjoint adds to what the adjoints of later stages have written
     scratch      the first of the rows that its adjoint has for itself, one for each read
+
+    >>> Place(fresh=((0, 16),), accumulate=True)
+    Place(fresh=((0, 16),), zero=(), accumulate=True, scratch=0)
     """
 
     fresh: tuple[Span, ...] = ()
@@ -42,9 +45,13 @@ class Stage:
     """A step of a plan.
 
     step     of the program, whose live units are written
-    reads    int32 rows, which may repeat; -1 for none
-    writes   int32 rows, all different; -1 for none
+    reads    int32 rows of any shape, which may repeat; -1 for none
+    writes   int32 rows of any shape, all different; -1 for none
     place    set by the layout
+
+    >>> rows = torch.tensor([0, -1], dtype=torch.int32)
+    >>> Stage(step=3, reads=rows, writes=rows).moved(torch.tensor([7], dtype=torch.int32)).reads.tolist()
+    [7, -1]
     """
 
     step: int
@@ -53,7 +60,7 @@ class Stage:
     place: Place = Place()
 
     def moved(self, table: Tensor) -> Stage:
-        """The stage with `table[row]` for every row."""
+        """The stage with `table[row]` for every row; table (rows,) int32."""
         return replace(self, reads=map_rows(self.reads, table), writes=map_rows(self.writes, table))
 
 
@@ -68,6 +75,13 @@ class Gather(Stage):
     output_scale   (outputs,) what each output is multiplied by afterwards; None for ones
     own            the buffer of a sum that the stage adds onto; None where its outputs are overwritten
     repeats        some row is read twice, as a pooling winner of two windows is
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.Conv2d(1, 4, 3).eval(), torch.ones(1, 1, 5, 5)).graph
+    >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+    >>> stage.reads.shape, stage.writes.shape, stage.weight().shape, stage.live, stage.multiply_adds()
+    (torch.Size([25, 1]), torch.Size([9, 4]), torch.Size([1, 4, 1, 9]), 36, 324)
     """
 
     sites: Sites
@@ -78,6 +92,7 @@ class Gather(Stage):
 
     @property
     def adds(self) -> bool:
+        """Does the stage add onto rows that another has written?"""
         return self.own is not None
 
     @property
@@ -86,7 +101,7 @@ class Gather(Stage):
         return int((self.writes >= 0).sum())
 
     def weight(self) -> Tensor:
-        """(groups, outputs, inputs, taps) with the scales in it."""
+        """The weights with the scales in them, (groups, outputs, inputs, taps)."""
         weight, groups = self.sites.weight, self.sites.groups
         if self.input_scale is not None:
             weight = weight * self.input_scale.to(weight.device).reshape(groups, 1, -1, 1)
@@ -111,16 +126,24 @@ class Sum(Stage):
     reads, writes   (entries,) rows; here a row may be written by several entries
     sizes           entries of each operand of the sum, in order
     scales          of each operand: (its entries,), None for ones
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.AvgPool1d(2).eval(), torch.ones(1, 1, 4)).graph
+    >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+    >>> stage.reads.tolist(), len(stage.writes.unique()), stage.scale(torch.float32).tolist()
+    ([0, 1, 2, 3], 2, [0.5, 0.5, 0.5, 0.5])
     """
 
     sizes: tuple[int, ...]
     scales: tuple[Tensor | None, ...]
 
     def links(self) -> list[Link]:
+        """Each operand as (rows written, rows read, scale or None for ones), all of shape (its entries,)."""
         return list(zip(self.writes.split(self.sizes), self.reads.split(self.sizes), self.scales, strict=True))
 
     def scale(self, dtype: torch.dtype) -> Tensor | None:
-        """(entries,), None for ones."""
+        """The scales of all entries, (entries,), None for ones."""
         if all(scale is None for scale in self.scales):
             return None
         return torch.cat([torch.ones(size, dtype=dtype, device="cpu") if scale is None else scale.to(dtype)
@@ -152,6 +175,13 @@ class Opaque(Stage):
 
     reads      the rows of all operands, one after the other
     at         (live outputs,) the unit of the value, of shape `shape`, that each row of `writes` is
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.Softmax(-1).eval(), torch.ones(1, 3)).graph
+    >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+    >>> type(stage).__name__, stage.shape, [rows.tolist() for _, rows in stage.parts()]
+    ('Opaque', torch.Size([1, 3]), [[0, 1, 2]])
     """
 
     operands: tuple[Operand, ...]
@@ -159,7 +189,7 @@ class Opaque(Stage):
     shape: torch.Size
 
     def parts(self) -> list[tuple[Operand, Tensor]]:
-        """Each operand with its rows."""
+        """Each operand with its rows, (its live units,)."""
         return list(zip(self.operands, self.reads.split([len(o.at) for o in self.operands]), strict=True))
 
 

@@ -20,7 +20,7 @@ def draw_biases(source, axis: Axes | None = None, *, top: int = 8, title: str | 
     """Draw the bias of every layer as a bar, first layer on top, and their sum below; returns the axis.
 
     source  an Explanation, or {layer: number} such as a norm or a share
-    top     the layers with the largest |β|; the others share a bar
+    top     the layers with the largest |β|; the others share a bar.  Raises ValueError for a negative number
 
     >>> axis = draw_biases({"conv1": 0.5, "conv2": -0.2, "fc": 1.0}, top=2)
     >>> [label.get_text() for label in axis.get_yticklabels()]

@@ -36,6 +36,8 @@ def draw_evolution(explanations: Sequence, axis: Axes | None = None, *, top: int
     The maps of a column share a scale of their own.  In the spectra grey is λ / λ₀, red and blue are α / max |α|, so
     that they can be compared over the layers; the first twelve components are shown.  Returns the axis.
 
+    Raises ValueError without an explanation or a vector, and for another number of labels.
+
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4), torch.nn.ReLU()).eval()
     >>> items = [specxai.explain(net, torch.ones(1, 6), layer=name, target=0) for name in ("1", "2")]

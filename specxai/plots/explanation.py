@@ -43,6 +43,14 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     The maps of the first row are c^k = Σ_c φ_k x (23), which add up to φ_k·x; of the second the contributions
     α_k ĉ^k = ψ_k λ_k c^k (25), which add up to α_k.  Never absolute values.  One scale along a row: ± the 98th
     percentile of |c|, printed beside it.  pyplot is not touched, so this is safe in threads and servers.
+
+    Raises ValueError for an image or a `dim` that does not fit the input.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    >>> e = specxai.explain(net, torch.ones(1, 1, 4, 4), layer="1", rank=2)
+    >>> len(plot_explanation(e, top=1, image=torch.ones(4, 4)).subfigs)
+    2
     """
     dim = default_dim(e.x.shape) if dim is None else dim
     top = max(1, top)

@@ -29,6 +29,8 @@ def component_map(source, k: int | None = 0, *, of: str = "projection", dim: int
             up to α_k (an Explanation's); "average" the mean of φ_k over the axes `dim`, as in the paper's figure 11
     dim     axes of the input to contract; default as `default_dim`
 
+    Raises ValueError for a component that is not there, and for contributions to an output that is not known.
+
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
     >>> e = specxai.explain(net, torch.ones(1, 4), layer="1", rank=2)
@@ -70,6 +72,8 @@ def draw_heatmap(source, axis: Axes | None = None, *, k: int | None = 0, of: str
                largest value; the title then says so
     title      first line; default: the component and its numbers
     legend     say below the map what red means
+
+    Raises ValueError for a map of more axes than a picture has.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.ReLU()).eval()

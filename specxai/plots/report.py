@@ -45,6 +45,16 @@ def write_report(path: str | os.PathLike, entries: Sequence, title: str, intro: 
     rows       contributions in each table, the largest first
 
     All text is escaped; the file is written under a temporary name and renamed.
+
+    Raises ValueError where there are not as many images as explanations.
+
+    >>> import tempfile, torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> e = specxai.explain(net, torch.ones(1, 4), layer="1", rank=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_report(Path(folder) / "report.html", [e], "One input")
+    ...     "One input" in path.read_text(), path.name
+    (True, 'report.html')
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -23,6 +23,8 @@ def similarity(items: Sequence, k: int = 0) -> np.ndarray:
     The sign of a singular vector is a convention, so the absolute value is compared.  Where λ_k lies near its
     neighbours the vector itself is arbitrary within their space: compare subspaces there.
 
+    Raises ValueError for no items, a component that one of them lacks, or inputs of different sizes.
+
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
     >>> items = [specxai.decompose(net, torch.ones(1, 4), layer="1", rank=2) for _ in range(2)]
@@ -47,6 +49,8 @@ def draw_similarity(source, axis: Axes | None = None, *, k: int = 0, labels: Seq
     source   n Explanations or Decompositions, compared by `similarity` at component `k`; or a matrix (n, n) in [0, 1]
     labels   n names for rows and columns
     meaning  of the numbers, for the colour bar
+
+    Raises ValueError for a matrix that is not square or not in [0, 1], and for another number of labels.
 
     >>> draw_similarity(np.eye(3), labels=["a", "b", "c"]).get_title()
     'similarity'

@@ -13,16 +13,19 @@ from specxai.rules.elementwise import diagonal, scaled
 
 @rule("relu.default")
 def relu(call: Call) -> LinearNode:
+    """max(z, 0): slope 0 or 1."""
     return _pieces(call, [0.0], [0.0, 1.0])
 
 
 @rule("leaky_relu.default")
 def leaky_relu(call: Call) -> LinearNode:
+    """Slope `negative_slope` below 0, 1 above."""
     return _pieces(call, [0.0], [call.arg(1, "negative_slope", 0.01), 1.0])
 
 
 @rule("prelu.default", "_prelu_kernel.default")
 def prelu(call: Call) -> LinearNode | None:
+    """Slope 1 above 0, below it the weight, one for all units or one a channel."""
     if not call.only(0):
         return None
     z, weight = call.args[:2]
@@ -33,32 +36,37 @@ def prelu(call: Call) -> LinearNode | None:
 
 @rule("relu6.default")
 def relu6(call: Call) -> LinearNode:
+    """min(max(z, 0), 6): slope 0, 1, 0."""
     return _clipped(call, 0.0, 6.0)
 
 
 @rule("hardtanh.default")
 def hardtanh(call: Call) -> LinearNode:
+    """min(max(z, min_val), max_val): slope 0, 1, 0."""
     return _clipped(call, call.arg(1, "min_val", -1.0), call.arg(2, "max_val", 1.0))
 
 
 @rule("clamp.default")
 def clamp(call: Call) -> LinearNode:
+    """min(max(z, min), max) with numbers as bounds: slope 0, 1, 0."""
     return _clipped(call, call.arg(1, "min"), call.arg(2, "max"), closed=True)
 
 
 @rule("clamp_min.default")
 def clamp_min(call: Call) -> LinearNode:
+    """max(z, min): slope 0 or 1."""
     return _clipped(call, call.arg(1, "min"), None, closed=True)
 
 
 @rule("clamp_max.default")
 def clamp_max(call: Call) -> LinearNode:
+    """min(z, max): slope 1 or 0."""
     return _clipped(call, None, call.arg(1, "max"), closed=True)
 
 
 @rule("abs.default")
 def absolute(call: Call) -> LinearNode:
-    """Slope −1, 0 at z = 0 as in torch, and 1."""
+    """|z|: slope −1 or 1, and 0 at z = 0, as in torch."""
     z = call.args[0].detach()
 
     def crossing(z: Tensor, direction: Tensor) -> Tensor:
@@ -70,6 +78,7 @@ def absolute(call: Call) -> LinearNode:
 
 @rule("hardsigmoid.default")
 def hardsigmoid(call: Call) -> LinearNode:
+    """Slope 1/6 between −3 and 3, 0 outside."""
     return _pieces(call, [-3.0, 3.0], [0.0, 1 / 6, 0.0])
 
 
@@ -78,8 +87,11 @@ def hardsigmoid(call: Call) -> LinearNode:
       "pow.Tensor_Scalar", "reciprocal.default", "erf.default", "selu.default", "log_sigmoid.default", "celu.default",
       "sin.default", "cos.default")
 def smooth(call: Call) -> LinearNode | None:
-    """tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
-    tangent.  σ(0) counts as 0 where it is not finite."""
+    """A smooth activation σ, unit by unit.
+
+    tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
+    tangent.  σ(0) counts as 0 where it is not finite.
+    """
     if not call.only(0):
         return None
     z = call.args[0].detach()
@@ -100,7 +112,7 @@ def smooth(call: Call) -> LinearNode | None:
 @rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
       "_safe_softmax.default")
 def softmax(call: Call) -> LinearNode | None:
-    """p = softmax(z): z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
+    """The derivative of p = softmax(z), z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
     z, axis = call.args[0].detach(), call.arg(1, "dim")
     if not call.only(0) or z.ndim == 0 or z.dtype != call.value.dtype:
         return None

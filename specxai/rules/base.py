@@ -40,11 +40,16 @@ def unchanged(block: Tensor) -> Tensor:
 class Term:
     """A_i and its adjoint: `apply` (k, *S_i) -> (k, *S), `adjoint` (k, *S) -> (k, *S_i).
 
-    flops   of one probe, a multiply-add counted as two
-    units   set where every output unit is one input unit times a factor, or zero: the same map without the factor, on
-            numbers of any dtype
-    factor  that factor, broadcast to the output
-    entries set where A_i is sparse: () -> (output units, input units, numbers), one entry each
+    input    the step whose value z_i is multiplied
+    flops    of one probe, a multiply-add counted as two
+    picks    set where every output unit is one input unit times a factor, or zero: the same map without the factor, on
+             numbers of any dtype
+    factor   that factor, broadcast to the output
+    entries  set where A_i is sparse: () -> (output units, input units, numbers), one entry each
+
+    >>> double = Term(0, lambda block: 2 * block, lambda block: 2 * block, picks=unchanged, factor=2.0)
+    >>> double.apply(torch.ones(1, 3))
+    tensor([[2., 2., 2.]])
     """
 
     input: int
@@ -64,6 +69,11 @@ class Gate:
     crossing  (z, direction dz), each (*S_in) -> smallest t > 0 per unit at which z + t dz leaves its piece, inf for
               never; z is given, since nodes that held it would hold every value of the network
     input     the step whose value z is gated
+
+    >>> z = torch.tensor([1.0, -2.0])
+    >>> gate = Gate(0, z > 0, lambda z, direction: torch.where(z * direction < 0, -z / direction, torch.inf))
+    >>> gate.pattern.tolist(), gate.crossing(z, torch.tensor([-4.0, -1.0])).tolist()
+    ([True, False], [0.25, inf])
     """
 
     input: int
@@ -73,16 +83,23 @@ class Gate:
 
 @dataclass(frozen=True)
 class FullyConnected:
-    """y = W z with z the last axis: what a compiled backend may run instead of the terms."""
+    """y = W z with z the last axis, weight (out, in): what a plan runs instead of the terms.
+
+    >>> FullyConnected(torch.ones(4, 3)).weight.shape
+    torch.Size([4, 3])
+    """
 
     weight: Tensor
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution's kernel and geometry, one number per spatial axis: what a compiled backend may run instead.
+    """A convolution's kernel and geometry, one number per spatial axis: what a plan runs instead of the terms.
 
     weight   (out, in / groups, *kernel), or (in, out / groups, *kernel) where transposed
+
+    >>> Convolution(torch.ones(8, 3, 3, 3), (1, 1), (1, 1), (1, 1), groups=1, transposed=False).stride
+    (1, 1)
     """
 
     weight: Tensor
@@ -95,8 +112,9 @@ class Convolution:
 
 @dataclass(frozen=True)
 class LinearNode:
-    """One linear node: the terms, its own offset (None for zero), and the gate if it is a non-linearity.
+    """One linear node z = Σ A_i z_i + offset: the terms, the offset (*S), and the gate if it is a non-linearity.
 
+    offset            of the op itself, a bias or a shift; None for zero
     fully_connected   set for a product with a weight over the last axis
     convolution       set for a convolution
     generic           the op's name where no rule exists and torch differentiates it
@@ -108,6 +126,12 @@ class LinearNode:
                       terms' inputs one after the other, -1 for none
     together          all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for
                       zero) -> the node's block
+
+    >>> import specxai
+    >>> graph = specxai.linearize(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    >>> node = graph.nodes[max(graph.nodes)]
+    >>> len(node.terms), node.offset.shape, node.fully_connected.weight.shape, node.flops
+    (1, torch.Size([1, 2]), torch.Size([2, 3]), 12)
     """
 
     terms: tuple[Term, ...]
@@ -125,6 +149,7 @@ class LinearNode:
 
     @property
     def flops(self) -> int:
+        """Operations of one probe through all terms, a multiply-add counted as two."""
         return sum(term.flops for term in self.terms)
 
 
@@ -133,11 +158,18 @@ class Call:
     """One call at one x: what a rule sees.  A node must not hold it, or it would hold the call's values;
     the generic node does, which calls again.
 
+    step           of the program: the overload is `step.target`
     args, kwargs   the call's arguments as values
-    refs           the same positions, `Ref` where the value depends on x and else None
-    value          the call's result (of output `output` for calls that return several)
+    value          (*S) the call's result, of output `output` where it has several
     policy         "tangent" or "frozen"
-    gated          steps that went through a non-linearity since the last weighted layer
+    active         the steps whose values depend on x
+    gated          those that went through a non-linearity since the last weighted layer
+
+    >>> from specxai.capture import Ref, Step
+    >>> step = Step(1, "relu", "call", torch.ops.aten.relu.default, (Ref(0),))
+    >>> call = Call(step, (torch.ones(1, 2),), {}, torch.ones(1, 2), "tangent", frozenset({0, 1}))
+    >>> call.ref(0), call.only(0), call.arg(1, "inplace", False)
+    (0, True, False)
     """
 
     step: Step
@@ -163,6 +195,7 @@ class Call:
         return mine is not None and used == [mine]
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position`, or of this name, or the default that the op has for it."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
@@ -176,6 +209,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for ATen overloads, written as "relu.default".
 
     A rule may return None for arguments that it does not cover: the generic node then takes the call.
+
+    >>> @rule("an_op_that_torch_lacks.default")
+    ... def nothing(call: Call) -> LinearNode | None:
+    ...     return None
+    >>> nothing in RULES.values(), RULES[torch.ops.aten.relu.default].__name__
+    (False, 'relu')
     """
 
     def register(function: Rule) -> Rule:
@@ -195,8 +234,8 @@ def one(call: Call, apply: Block, adjoint: Block, *, position: int = 0, flops: i
     return LinearNode((Term(call.ref(position), apply, adjoint, flops, picks, entries=entries),), **node)
 
 
-def selection(call: Call, rows: Tensor) -> LinearNode:
-    """A node whose unit i is unit `rows[i]` of its one input."""
+def selection(call: Call, rows: Tensor, **node: Any) -> LinearNode:
+    """A node whose unit i is unit `rows[i]` of its one input; further fields of the node by name."""
     own, shape = call.args[0].shape, call.value.shape
 
     def apply(block: Tensor) -> Tensor:
@@ -206,7 +245,7 @@ def selection(call: Call, rows: Tensor) -> LinearNode:
         out = block.new_zeros(block.shape[0], own.numel())
         return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
 
-    return one(call, apply, adjoint, picks=apply)
+    return one(call, apply, adjoint, picks=apply, **node)
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

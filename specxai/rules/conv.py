@@ -11,6 +11,7 @@ from specxai.rules.base import Call, Convolution, LinearNode, one, per_axis, rul
 
 @rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def convolution(call: Call) -> LinearNode | None:
+    """A convolution with a constant kernel in one to three dimensions, grouped, dilated, strided."""
     weight = call.args[1]
     dims = weight.ndim - 2
     stride = per_axis(call.arg(3, "stride", 1), dims)
@@ -21,6 +22,7 @@ def convolution(call: Call) -> LinearNode | None:
 
 @rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
 def transposed(call: Call) -> LinearNode | None:
+    """A transposed convolution with a constant kernel."""
     dims = call.args[1].ndim - 2
     return _node(call, per_axis(call.arg(3, "stride", 1), dims), per_axis(call.arg(4, "padding", 0), dims),
                  per_axis(call.arg(7, "dilation", 1), dims), True, per_axis(call.arg(5, "output_padding", 0), dims),
@@ -29,6 +31,7 @@ def transposed(call: Call) -> LinearNode | None:
 
 @rule("convolution.default")
 def general(call: Call) -> LinearNode | None:
+    """Either of them, as torch names it inside."""
     _, _, _, stride, padding, dilation, is_transposed, output_padding, groups = call.args
     dims = call.args[1].ndim - 2
     return _node(call, *(per_axis(v, dims) for v in (stride, padding, dilation)), is_transposed,

@@ -49,6 +49,7 @@ def add(call: Call) -> LinearNode | None:
 
 @rule("mul.Tensor", "mul.Scalar")
 def mul(call: Call) -> LinearNode | None:
+    """A factor that does not depend on x is a scale; two that do are a product, each term the other times the unit."""
     if call.ref(0) is None or call.ref(1) is None:
         position = 0 if call.ref(0) is not None else 1
         return LinearNode((scaled(call, position, _constant(call, 1 - position)),))
@@ -66,6 +67,7 @@ def mul(call: Call) -> LinearNode | None:
 
 @rule("div.Tensor", "div.Scalar")
 def div(call: Call) -> LinearNode | None:
+    """Division by what does not depend on x; a frozen denominator is held."""
     if call.ref(1) is not None and call.policy == "frozen" and call.ref(0) is not None:
         return LinearNode((scaled(call, 0, 1 / call.args[1].detach()),), curved=True)  # the denominator is held
     if call.ref(1) is not None:
@@ -100,6 +102,7 @@ def masked_fill(call: Call) -> LinearNode | None:
 
 @rule("neg.default")
 def neg(call: Call) -> LinearNode:
+    """Every unit times −1."""
     return LinearNode((scaled(call, 0, -1.0),))
 
 

@@ -10,6 +10,7 @@ from specxai.rules.base import Call, FullyConnected, LinearNode, expand_to, one,
 
 @rule("linear.default")
 def linear(call: Call) -> LinearNode | None:
+    """y = W z + b over the last axis, with constant weights."""
     if not call.only(0):
         return None
     weight = call.args[1]
@@ -18,6 +19,7 @@ def linear(call: Call) -> LinearNode | None:
 
 @rule("addmm.default")
 def addmm(call: Call) -> LinearNode | None:
+    """y = z W + b with a constant matrix, and without factors of their own."""
     bias, _, matrix = call.args[:3]
     if not call.only(1) or call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
         return None
@@ -26,6 +28,7 @@ def addmm(call: Call) -> LinearNode | None:
 
 @rule("mm.default", "matmul.default", "bmm.default", "mv.default", "_sparse_mm.default")
 def matmul(call: Call) -> LinearNode | None:
+    """A product with a constant matrix, dense or sparse, on either side."""
     left, right = call.args[:2]
     if any(part.layout is not torch.strided for part in (left, right)):
         return _sparse(call)

@@ -12,6 +12,7 @@ from specxai.rules.elementwise import diagonal
 @rule("_native_batch_norm_legit_no_training.default", "batch_norm.default", "_native_batch_norm_legit.default",
       "native_batch_norm.default", "cudnn_batch_norm.default")
 def batch_norm(call: Call) -> LinearNode | None:
+    """Batch norm with running statistics: a scale and a shift per channel."""
     if not call.only(0) or call.output != 0:
         return None
     z, weight, bias, mean, variance = call.args[:5]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai.rules.base import Call, Gate, LinearNode, differentiating, one, per_axis, rule
+from specxai.rules.base import Call, Gate, LinearNode, differentiating, one, per_axis, rule, selection
 
 LARGEST_PLANE = 4096  # points of a plane whose pooling is written out as a matrix
 _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -17,6 +17,7 @@ _WITH_INDICES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 @rule("max_pool1d.default", "max_pool2d.default", "max_pool3d.default", "max_pool2d_with_indices.default",
       "max_pool3d_with_indices.default", "max_pool1d_with_indices.default")
 def max_pool(call: Call) -> LinearNode | None:
+    """Each window is its winner at x."""
     if call.output != 0:
         return None
     z = call.args[0].detach()
@@ -38,6 +39,7 @@ def max_pool(call: Call) -> LinearNode | None:
 
 @rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(call: Call) -> LinearNode | None:
+    """Each window is its winner at x; windows are as many as asked for."""
     if call.output != 0:
         return None
     dims = int(str(call.step.target).split("max_pool")[1][0])
@@ -89,10 +91,29 @@ def _pool_crossing(z: Tensor, direction: Tensor, kernel, stride, padding, dilati
     return time.amin(1).reshape(*winners.shape[:-2], *out)
 
 
+@rule("max.dim", "min.dim")
+def extreme(call: Call) -> LinearNode | None:
+    """Each line along an axis is its largest, or its smallest, unit at x."""
+    z = call.args[0].detach()
+    if z.ndim == 0:
+        return None
+    axis, shape, sign = call.args[1] % z.ndim, call.value.shape, 1 if "max" in str(call.step.target) else -1
+    winners = call.step.target(z, axis, True)[1]  # (..., 1, ...): one unit of each line
+
+    def crossing(z: Tensor, direction: Tensor) -> Tensor:
+        lead = sign * (z.gather(axis, winners) - z)
+        gain = sign * (direction - direction.gather(axis, winners))
+        return torch.where(gain > 0, lead / gain, math.inf).amin(axis).reshape(shape)
+
+    numbers = torch.arange(z.numel(), device=z.device).reshape(z.shape)
+    return selection(call, numbers.gather(axis, winners).reshape(-1), gate=Gate(call.ref(0), winners, crossing))
+
+
 @rule("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default", "adaptive_avg_pool1d.default",
       "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default", "_adaptive_avg_pool2d.default",
       "_adaptive_avg_pool3d.default")
 def average_pool(call: Call) -> LinearNode:
+    """Each window is the mean of its units."""
     own, shape = call.args[0].shape, call.value.shape
     dims = int(str(call.step.target).split("avg_pool")[1][0])
 

@@ -10,6 +10,7 @@ from specxai.rules.base import Call, LinearNode, one, rule
 
 @rule("mean.dim", "mean.default", "sum.dim_IntList", "sum.default")
 def reduce(call: Call) -> LinearNode:
+    """The sum or the mean over some axes, or all."""
     own, ndim = call.args[0].shape, call.args[0].ndim
     dims = call.arg(1, "dim") if "default" not in str(call.step.target) else None
     dims = [dims] if isinstance(dims, int) else list(dims or range(ndim))

@@ -16,6 +16,7 @@ from specxai.rules.base import Call, LinearNode, Term, expand_to, one, rule, sel
       "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "_reshape_alias.default",
       "view_copy.default")
 def reshape(call: Call) -> LinearNode:
+    """The same units in the same order, in another shape."""
     own, shape = call.args[0].shape, call.value.shape
     return one(call, lambda b: b.reshape(b.shape[0], *shape), lambda b: b.reshape(b.shape[0], *own), picks=unchanged,
                view=True)
@@ -24,6 +25,7 @@ def reshape(call: Call) -> LinearNode:
 @rule("permute.default", "transpose.int", "t.default", "numpy_T.default", "mT.default", "movedim.int",
       "movedim.intlist", "swapaxes.default")
 def permute(call: Call) -> LinearNode:
+    """The axes in another order."""
     # The call itself, on an array that numbers its axes, tells where each axis goes.
     shape = call.args[0].shape
     order = _axis_order(call, len(shape))
@@ -145,11 +147,13 @@ def _placed(index: int, own, shape, rows: Tensor) -> Term:
 
 @rule("constant_pad_nd.default")
 def constant_pad(call: Call) -> LinearNode:
+    """Rows of zeros, or of a constant, which is the offset; negative numbers cut."""
     return _constant_pad(call, call.arg(2, "value", 0))
 
 
 @rule("pad.default")
 def pad(call: Call) -> LinearNode:
+    """Padding in any mode."""
     if call.arg(2, "mode", "constant") == "constant":
         return _constant_pad(call, call.arg(3, "value"))
     return copy_pad(call)
@@ -174,5 +178,6 @@ def copy_pad(call: Call) -> LinearNode:
 
 @rule("expand.default", "broadcast_to.default", "expand_copy.default")
 def expand(call: Call) -> LinearNode:
+    """Units repeated along axes, as torch broadcasts."""
     own, shape = call.args[0].shape, call.value.shape
     return one(call, lambda b: expand_to(b, shape), lambda b: sum_to(b, own), picks=lambda b: expand_to(b, shape))

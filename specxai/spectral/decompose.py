@@ -168,6 +168,10 @@ def fix_signs(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> torch
 
     A singular vector's sign is arbitrary and differs from one BLAS to the next; both rows flip, so UΣVᵀ stays.  Where
     φ_k·x is exactly zero the input decides nothing, and the largest entry of φ_k is made positive.
+
+    >>> left, right = torch.tensor([[1.0]]), torch.tensor([[-1.0, 0.0]])
+    >>> fix_signs(left, right, torch.tensor([2.0, 1.0])).tolist(), left.tolist()
+    ([2.0], [[-1.0]])
     """
     projections = project(right, x)
     signs = projections.sign()

@@ -137,7 +137,10 @@ class Explanation(Record):
         return operate(self, keep=keep, drop=drop, scale=scale)
 
     def top(self, n: int, by: str = "lambda") -> list[int]:
-        """Positions of the `n` first components by "lambda" (λ), "alpha" (|α|), or "reduced" (dominant survivors)."""
+        """Positions of the `n` first components by "lambda" (λ), "alpha" (|α|), or "reduced" (dominant survivors).
+
+        Raises ValueError for another order, or fewer than none.
+        """
         if n < 0:
             raise ValueError(f"n={n}: the number of components cannot be negative")
         if by == "lambda":

@@ -27,7 +27,10 @@ class Record:
         return len(self.S)
 
     def positions(self, key) -> torch.Tensor:
-        """`key` (int, slice, list, mask, tensor) as a tensor of distinct positions 0..k−1."""
+        """`key` (int, slice, list, mask, tensor) as a tensor (picked,) of distinct positions 0..k−1.
+
+        Raises IndexError for a component that does not exist or is named twice, TypeError for another kind of key.
+        """
         if not isinstance(key, slice):
             key = torch.as_tensor(sorted(key) if isinstance(key, (set, frozenset, range)) else key, device="cpu")
             key = key.long() if key.numel() == 0 else key

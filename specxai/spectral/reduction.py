@@ -64,6 +64,11 @@ class Reduction:
 def reduce_alphas(alpha: Sequence[float] | torch.Tensor) -> Reduction:
     """Apply (21) to contributions `alpha` (k,) until one sign is left.
 
+    Raises ValueError for contributions that are not finite.
+
+    >>> reduce_alphas([4.0, -1.0, -2.0]).values.tolist()
+    [1.0]
+
     A round touches only the paired heads of the two lists, so two heaps serve: the merges number at most k − 1 over
     all rounds and the whole costs O(k log k), also where one large value eats thousands of small ones.
     """

@@ -24,6 +24,12 @@ class Surgery:
 
     `delta` and `delta_linear` agree until a gate after the layer flips, which makes their gap the measure of how far
     the linear reading can be trusted.  Bias, bypass and remainder are left as they are.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> s = specxai.explain(net, torch.ones(1, 4), layer="1", target=0, rank=2).surgery(drop=[0])
+    >>> s.kept, s.dropped, s.factors.tolist(), s.output.shape
+    ([1], [0], [0.0, 1.0], torch.Size([1, 3]))
     """
 
     target_label: str

@@ -24,6 +24,14 @@ class Symbolic:
     dims     the axes of the input that are contracted
 
     Components in no group (left out by `top`, or cancelled to zero) are in the remainder, never dropped.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU()).eval()
+    >>> net[0].weight.data.fill_(3.0)
+    tensor([[3.]])
+    >>> s = specxai.explain(net, torch.ones(1, 1), layer="1", target=0).symbolic()
+    >>> s.text(), s.maps.shape
+    ('output[0] = 3 ĉ_{0} + 0 (bias) + 0 (bypass) + 0 (remainder)', torch.Size([1]))
     """
 
     explanation: object
@@ -32,7 +40,10 @@ class Symbolic:
 
     @classmethod
     def of(cls, e, dim: int | Sequence[int] = 0, reduced: bool = False, top: int | None = None) -> Symbolic:
-        """Terms by descending |coefficient|; `top` keeps the first so many."""
+        """Terms by descending |coefficient|; `top` keeps the first so many.
+
+        Raises ValueError for a negative `top`, and for a `dim` that is no axis of the input.
+        """
         if top is not None and top < 0:
             raise ValueError(f"top={top}: the number of terms cannot be negative")
         groups = e.reduce().members if reduced else [(k,) for k in e.top(len(e), by="alpha")]
@@ -72,7 +83,10 @@ class Symbolic:
     # ---- values elsewhere
 
     def terms(self, x: torch.Tensor) -> dict:
-        """Every term at another input `x` (*in) or (1, *in): {"terms": (r,), "bias", "bypass", "remainder"}."""
+        """Every term at another input `x` (*in) or (1, *in): {"terms": (r,), "bias", "bypass", "remainder"}.
+
+        Raises ValueError for an input of another shape.
+        """
         e = self.explanation
         if tuple(x.shape) not in {tuple(e.x.shape), (1, *e.x.shape)}:
             raise ValueError(f"x has shape {tuple(x.shape)}, but the explained input has {tuple(e.x.shape)} "

@@ -1,4 +1,7 @@
-"""Certified SVD of a linear operator; `specxai.svd(operator, ...)` is `specxai.svd.svd(operator, ...)`."""
+"""Certified SVD of a linear operator; `specxai.svd(operator, ...)` is `specxai.svd.svd(operator, ...)`.
+
+`METHODS` holds the names that `method=` takes.
+"""
 
 from __future__ import annotations
 

@@ -34,6 +34,13 @@ class SVDResult:
 
     k can be smaller than the rank asked for: singular values lost in rounding (≤ `floor`) are never returned, and a
     zero operator has k = 0.
+
+    Example:
+        >>> import torch, specxai
+        >>> from specxai.operators import DenseOperator
+        >>> found = specxai.svd(DenseOperator(torch.diag(torch.tensor([3.0, 2.0, 1.0]))), rank=2)
+        >>> found.rank, found.U.shape, found.converged, found.relative_error < 0.3
+        (2, torch.Size([3, 2]), True, True)
     """
 
     U: Tensor

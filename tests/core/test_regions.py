@@ -46,7 +46,8 @@ def test_first_flip_of_nets(name):
     (torch.abs, (1, 5)), (F.hardsigmoid, (1, 5)), (lambda z: F.leaky_relu(z, 0.3), (1, 5)),
     (lambda z: F.max_pool2d(z, 3, 2, 1, ceil_mode=True), (1, 2, 8, 7)),
     (lambda z: F.max_pool2d(z, 2, 1, dilation=2), (1, 2, 8, 7)), (lambda z: F.max_pool1d(z, 3, 2), (1, 2, 9)),
-], ids=["relu6", "hardtanh", "clamp", "abs", "hardsigmoid", "leaky", "pool", "dilated pool", "pool 1d"])
+    (lambda z: z.max(2).values, (1, 2, 5)), (lambda z: z.min(1, keepdim=True)[0], (1, 5, 2)),
+], ids=["relu6", "hardtanh", "clamp", "abs", "hardsigmoid", "leaky", "pool", "dilated pool", "pool 1d", "max", "min"])
 def test_first_flip_of_each_gate(function, shape):
     x = torch.randn(shape, dtype=torch.float64)
     local = specxai.linearize(Call(function).eval(), x)

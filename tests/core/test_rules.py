@@ -68,6 +68,8 @@ CASES = {
     "max pool 1d": (nn.MaxPool1d(3, 2), LINE),
     "max pool 3d": (nn.MaxPool3d(2), (1, 2, 4, 6, 6)),
     "adaptive max pool": (nn.AdaptiveMaxPool2d((4, 3)), IMAGE),
+    "max over an axis": (lambda z: z.max(1).values, IMAGE),
+    "min over an axis": (lambda z: z.min(-1, keepdim=True)[0], IMAGE),
     "avg pool": (nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
     "avg pool 1d": (nn.AvgPool1d(3, 1), LINE),
     "adaptive avg pool": (nn.AdaptiveAvgPool2d((4, 3)), IMAGE),
@@ -144,6 +146,17 @@ def check(model: nn.Module, x: torch.Tensor) -> specxai.Local:
 def test_rule(name):
     local = check(*build(*CASES[name]))
     assert local.generic_nodes == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_in_a_plan(name):
+    """What the rule says of its units, entries or weights is what its terms do."""
+    model, x = build(*CASES[name])
+    ours, wanted = (specxai.linearize(model, x, backend=backend, verify=False).jacobian
+                    for backend in ("torch", "reference"))
+    V, U = (torch.randn(side, 3, dtype=x.dtype) for side in reversed(ours.shape))
+    for got, want in ((ours @ V, wanted @ V), (ours.T @ U, wanted.T @ U)):
+        assert (got - want).norm() <= 1e-12 * max(1.0, want.norm().item())
 
 
 def test_hardsigmoid():
