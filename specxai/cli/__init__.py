@@ -20,7 +20,7 @@ DESCRIPTION = """SpecXAI: spectral explanations of neural networks, exact and ce
 Examples:
     specxai explain --model digits --image 3
     specxai info
-    specxai reproduce squares --out squares
+    specxai reproduce squares --out squares --quick
     specxai bench --cases digits
 """
 

@@ -118,30 +118,51 @@ class InfoSettings:
 
 @dataclass
 class ReproduceSettings:
-    """Reproduce figures of the paper from scratch.
+    """Reproduce the paper's systems and figures: figures, a page, and a JSON of every number.
+
+    A run that was stopped goes on where it was when it is started again with the same settings.
 
     Examples:
-        specxai reproduce squares
-        specxai reproduce squares --out squares --epochs 20
+        specxai reproduce squares --out squares
+        specxai reproduce all --out paper --quick
+        specxai reproduce imagenet --out imagenet --weights DEFAULT --images cock.jpg crab.jpg
     """
 
-    what: Annotated[Literal["squares"], tyro.conf.Positional] = "squares"
-    """squares: the autoencoder of section 2.3, figures 8 and 9"""
-    out: Path = Path("out/squares")
-    """folder for the figures and numbers"""
-    epochs: int = 60
-    """training epochs of each autoencoder"""
+    name: Annotated[Literal["imagenet", "cars", "turbines", "squares", "compare", "shapes", "all"],
+                    tyro.conf.Positional]
+    """imagenet (section 2.1), cars, turbines (2.2), squares (2.3, 3.1), compare (3.3), shapes (the claims as numbers),
+    or all, each in a folder of its name"""
+    out: Path
+    """folder for figures, index.html, numbers.json, run.json, and the steps that a later run need not do again"""
+    quick: bool = False
+    """smaller data and fewer epochs: minutes for all of them"""
     seed: int = 0
-    """of data, weights and order"""
+    """of data, weights and order; the same seed gives the same numbers.json"""
+    weights: str | None = None
+    """imagenet: a state dict of the networks (.safetensors, .pt or .pth, tensors only), or DEFAULT for torchvision's"""
+    images: tuple[str, ...] = ()
+    """imagenet and compare: image files to explain instead of the photographs that come with scikit-image"""
+    epochs: int | None = None
+    """squares: training epochs of each autoencoder"""
+    fresh: bool = False
+    """do every step again, whatever an earlier run has left"""
+    progress: bool = True
+    """progress bars, where the output is a terminal"""
     debug: bool = False
     """show the traceback of an error"""
 
     def check(self) -> None:
         """Raise ValueError for a number out of range."""
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"--epochs {self.epochs} is out of range: give at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed {self.seed} is out of range: give a whole number from 0 on")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The flags that only some experiments read, as far as they were given."""
+        given = {"weights": self.weights, "images": list(self.images) or None, "epochs": self.epochs}
+        return {key: value for key, value in given.items() if value is not None}
 
 
 @dataclass

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 
-from specxai.experiments.squares import reproduce
+from specxai.experiments import Progress, Study
+from specxai.experiments.squares import run
 from specxai.experiments.squares.analysis import analyse, data_spectrum
 from specxai.experiments.squares.data import rotated_squares, split, squares
 from specxai.experiments.squares.model import SquaresNet
 from tolerances import RELATIVE
 
-TINY = {"images": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)}
+TINY = {"train": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)}
 
 
 def test_squares_have_their_area_at_every_angle():
@@ -83,31 +83,21 @@ def test_data_spectrum_is_the_matrix_s_own():
     torch.testing.assert_close(spectrum.values[:8].double(), expected[:8], rtol=1e-5, atol=1e-5)
 
 
-def test_tiny_run_writes_everything_and_reuses_it(tmp_path):
-    result = reproduce(tmp_path, epochs=3, seed=1, progress=False, **TINY)
-    paths = {name: path for name, path in result.items() if name != "figures"}
-    assert set(paths) == {"figure8", "figure9", "numbers", "without_bias", "with_bias"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths.values())  # no drafts left
-    assert paths["figure8"].read_bytes()[:4] == b"\x89PNG"
-    assert set(result["figures"]) == {"figure8", "figure9"}
-    numbers = json.loads(paths["numbers"].read_text())
-    assert numbers["settings"]["epochs"] == 3
-    for kind in ("without_bias", "with_bias"):
-        assert len(numbers[kind]["loss"]) == 3
-        assert numbers[kind]["exactness"] < 1e-5
-        assert sum(numbers[kind]["operator"]["energy_shares"]) == pytest.approx(1)
-        assert sum(numbers[kind]["output_shares"].values()) == pytest.approx(1, abs=1e-4)  # J x + Σ β_l = f(x)
-    stamp = paths["with_bias"].stat().st_mtime_ns
-    reproduce(tmp_path, epochs=3, seed=1, progress=False, reuse=True, **TINY)
-    assert paths["with_bias"].stat().st_mtime_ns == stamp
-    assert json.loads(paths["numbers"].read_text()) == numbers
-    reproduce(tmp_path, epochs=2, seed=1, progress=False, reuse=True, **TINY)  # other settings: trained anew
-    assert len(json.loads(paths["numbers"].read_text())["with_bias"]["loss"]) == 2
+def study(out, **changed) -> Study:
+    return Study(out, "squares", options={"epochs": 3}, progress=Progress(False), **changed)
 
 
-@pytest.mark.parametrize("settings, message", [({"epochs": 0}, "epochs is 0"), ({"sample": 9}, "sample 9"),
-                                               ({"batch": 100}, "batch of 100")])
+def test_tiny_run_writes_everything(tmp_path):
+    s = study(tmp_path, seed=1)
+    run(s, **TINY)
+    s.finish()
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "index.html", "numbers.json", "run.json", "steps", "figure8.png", "figure8.svg", "figure9.png", "figure9.svg"}
+    assert (tmp_path / "figure8.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("settings, message", [({"size": 0}, "size is 0"), ({"batch": 100}, "batch of 100")])
 def test_settings_out_of_range_are_refused_before_anything_is_trained(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        reproduce(tmp_path / "new", progress=False, **{**TINY, **settings})
-    assert not (tmp_path / "new").exists()
+        run(study(tmp_path), **{**TINY, **settings})
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,10 @@
-"""The paper's section 2.3 and figures 8 and 9: autoencoders of randomly rotated squares, without and with biases.
+"""The paper's sections 2.3 and 3.1, figures 8 and 9: autoencoders of randomly rotated squares, without and with biases.
 
->>> from specxai.experiments.squares import reproduce
->>> reproduce("squares")  # doctest: +SKIP
+>>> from specxai.experiments import Study
+>>> from specxai.experiments.squares import run
+>>> run(Study("out/squares", "squares", quick=True))  # doctest: +SKIP
 """
 
-from specxai.experiments.squares.run import reproduce_squares
+from specxai.experiments.squares.experiment import OPTIONS, SUMMARY, run
 
-reproduce = reproduce_squares
-
-__all__ = ["reproduce", "reproduce_squares"]
+__all__ = ["OPTIONS", "SUMMARY", "run"]

@@ -1,17 +1,14 @@
-"""Training of the squares autoencoders, and their checkpoints."""
+"""Training of the squares autoencoders."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specxai._files import replacing
 from specxai.experiments.squares.data import SIDE, SIZE
 from specxai.experiments.squares.model import WIDTHS, SquaresNet
 
@@ -23,7 +20,7 @@ WEIGHT_DECAY = 1e-2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; written beside its results."""
+    """What a training is made of; `train` and `test` count images, `side` and `size` are in pixels."""
 
     epochs: int = 60
     seed: int = 0
@@ -42,20 +39,13 @@ class Settings:
             raise ValueError(f"a batch of {self.batch} is larger than the {self.train} training images")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """An autoencoder in eval mode, its mean squared error per pixel: every epoch on train, at the end on test."""
-
-    net: SquaresNet
-    losses: list[float]
-    test_loss: float
-
-
 def train(images: Tensor, test: Tensor, bias: bool, settings: Settings,
-          progress: Callable[[int], object] = lambda epochs: None) -> Trained:
+          progress: Callable[[int], object] = lambda epochs: None) -> dict:
     """Fit an autoencoder to images (N, size, size) by AdamW on the mean squared error.
 
-    progress is called with 1 after each epoch.  Same seed, same machine and thread count: same weights.
+    Returns {"state": state dict, "losses": mean squared error per pixel on train in every epoch, "test_loss": on test
+    at the end, "variance": of the test pixels, to judge it by}.  progress is called with 1 after each epoch.  Same
+    seed, same machine and thread count: same weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -80,29 +70,12 @@ def train(images: Tensor, test: Tensor, bias: bool, settings: Settings,
             losses.append(total / len(images))
             progress(1)
     with torch.no_grad():
-        return Trained(net.eval(), losses, F.mse_loss(net(test), test).item())
+        return {"state": net.state_dict(), "losses": losses, "test_loss": F.mse_loss(net(test), test).item(),
+                "variance": test.var(0).mean().item()}
 
 
-def save(trained: Trained, settings: Settings, path: Path) -> None:
-    """Weights as safetensors, with settings and losses in the header."""
-    from safetensors.torch import save as to_bytes
-
-    info = {"settings": asdict(settings), "losses": trained.losses, "test_loss": trained.test_loss}
-    with replacing(path) as draft:
-        draft.write_bytes(to_bytes(trained.net.state_dict(), metadata={"specxai": json.dumps(info)}))
-
-
-def load(path: Path, bias: bool, settings: Settings) -> Trained | None:
-    """What `save` wrote; None where there is no file or it came of other settings."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        info = json.loads((file.metadata() or {}).get("specxai", "{}"))
-    if info.get("settings") != json.loads(json.dumps(asdict(settings))):
-        return None
+def trained(result: dict, bias: bool, settings: Settings) -> SquaresNet:
+    """The autoencoder of a result of `train`, in eval mode."""
     net = SquaresNet(bias, settings.size, settings.widths)
-    net.load_state_dict(load_file(path))
-    return Trained(net.eval(), info["losses"], info["test_loss"])
+    net.load_state_dict(result["state"])
+    return net.eval()
