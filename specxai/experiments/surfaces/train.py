@@ -13,7 +13,11 @@ from specxai.experiments.surfaces.mesh import ShapeSet
 from specxai.experiments.surfaces.nets import AutoEncoder, Composed, regressor
 
 BATCH, HEAD_BATCH = 50, 100
-RATE, HEAD_RATE = 1e-3, 3e-3
+RATE, HEAD_RATE = 2e-3, 4e-3
+FAST = 20  # times the rate for the bias of the last layer, which has to become the mean shape
+REST = 0.05  # gain of the last layer in directions in which the shapes do not vary
+SAMPLE = 512  # training shapes that the preconditioner is found from
+FLOOR = 1e-6  # variance, of the largest direction's, below which a direction of the data is left as it is
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 
@@ -21,10 +25,10 @@ RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 class Settings:
     """How much data and training; `decay` of the weights, never of biases."""
 
-    train: int = 2400
-    test: int = 400
+    train: int = 6000
+    test: int = 500
     epochs: int = 40
-    head_epochs: int = 150
+    head_epochs: int = 60
     decay: float = 1e-2
     seed: int = 0
 
@@ -75,7 +79,7 @@ def dataset(shapes: ShapeSet, settings: Settings) -> Data:
 
 @dataclass(frozen=True)
 class Trained:
-    """Nets in eval mode; mean squared error per coordinate on train by epoch, in units of the data's variance."""
+    """Nets in eval mode; the autoencoder's loss by epoch (`Preconditioner.loss`)."""
 
     autoencoder: AutoEncoder
     head: nn.Sequential
@@ -95,7 +99,11 @@ def train(data: Data, settings: Settings, progress: Callable[[int], object] = la
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net, head = AutoEncoder(x.shape[2]), regressor()
-    losses = _fit(net, x, x, settings.epochs, BATCH, RATE, settings, progress)
+    space = Preconditioner.of(x)
+    first, last = net.encoder[1], net.decoder[-2]
+    losses = _fit(net, space.forward(x), x, settings.epochs, BATCH, RATE, settings, progress,
+                  lambda output, target: space.loss(space.output(output, last.bias), target), fast=(last.bias,))
+    space.fold(first, last)
     with torch.no_grad():
         codes = torch.cat([net.encoder(part) for part in x.split(200)])
     mean, spread = y.mean(), y.std()
@@ -104,6 +112,65 @@ def train(data: Data, settings: Settings, progress: Callable[[int], object] = la
          settings, progress)
     _absorb(head, inner, float(width), float(mean), float(spread))
     return Trained(net.eval(), head.eval(), losses)
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """Coordinates in which a set of shapes varies as much in every direction in which it varies at all.
+
+    Shapes differ from their mean by a few percent of their coordinates, and in a dozen directions whose variances lie
+    three decimal places apart: gradient descent on the coordinates themselves learns the mean and the largest
+    direction.  The first layer is therefore trained on T(x − mean), T = 1 + V (gain − 1) Vᵀ, and the last one as
+    S W h + b, S = REST (1 − V Vᵀ) + V spread Vᵀ.  T and S are multiplied into the weights afterwards: the net reads and
+    writes coordinates, and every net can be reached that could be before.  Likewise the loss is the squared error of
+    coordinates plus that of whitened directions.
+
+    mean (3V,);  V (r, 3V) orthonormal directions;  gain, spread (r,) of each;  variance of a coordinate
+    """
+
+    mean: Tensor
+    directions: Tensor
+    gain: Tensor
+    spread: Tensor
+    variance: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Preconditioner:
+        """From shapes (N, 3, V)."""
+        mean = x.mean(0).flatten()
+        centred = (x[:SAMPLE].flatten(1) - mean).double()
+        values, vectors = torch.linalg.eigh(centred @ centred.T)  # N × N: far smaller than 3V × 3V
+        kept = values > FLOOR * values[-1]
+        directions = ((vectors[:, kept].T @ centred) / values[kept].sqrt()[:, None]).float()
+        spread = (values[kept] / len(centred)).sqrt().float()
+        gain = (mean.numel() / len(spread)) ** 0.5 / spread
+        return cls(mean, directions, gain, spread, float(centred.square().mean()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """T(x − mean) of shapes (N, 3, V)."""
+        centred = x.flatten(1) - self.mean
+        return (centred + ((centred @ self.directions.T) * (self.gain - 1)) @ self.directions).reshape(x.shape)
+
+    def output(self, raw: Tensor, bias: Tensor) -> Tensor:
+        """S W h + b from raw = W h + b (N, 3, V)."""
+        return (self._stretch(raw.flatten(1) - bias) + bias).reshape(raw.shape)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Squared error of (N, 3, V), 1 for the mean shape in either part."""
+        error = (output - target).flatten(1)
+        whitened = error @ self.directions.T / self.spread
+        return error.square().mean() / self.variance + whitened.square().mean()
+
+    def fold(self, first: nn.Linear, last: nn.Linear) -> None:
+        """Make layers that were trained behind `forward` and before `output` ones that read x and write shapes."""
+        with torch.no_grad():
+            first.weight += (first.weight @ self.directions.T * (self.gain - 1)) @ self.directions
+            first.bias -= first.weight @ self.mean
+            last.weight.copy_(self._stretch(last.weight.T).T)
+
+    def _stretch(self, rows: Tensor) -> Tensor:
+        """S applied to rows (N, 3V)."""
+        return REST * rows + (rows @ self.directions.T * (self.spread - REST)) @ self.directions
 
 
 def _absorb(head: nn.Sequential, inner: Tensor, width: float, mean: float, spread: float) -> None:
@@ -116,20 +183,23 @@ def _absorb(head: nn.Sequential, inner: Tensor, width: float, mean: float, sprea
 
 
 def _fit(net: nn.Module, inputs: Tensor, targets: Tensor, epochs: int, batch: int, rate: float, settings: Settings,
-         progress: Callable[[int], object]) -> list[float]:
-    """Least squares by AdamW with one cycle of the rate; mean loss of every epoch."""
+         progress: Callable[[int], object], measure: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+         fast: tuple[nn.Parameter, ...] = ()) -> list[float]:
+    """AdamW on a loss of (outputs, targets), with one cycle of the rate; mean loss of every epoch."""
     order = torch.Generator().manual_seed(settings.seed)
+    biases = [p for p in net.parameters() if p.ndim == 1 and all(p is not other for other in fast)]
     groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": settings.decay},
-              {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+              {"params": biases, "weight_decay": 0.0}, {"params": list(fast), "weight_decay": 0.0}]
+    groups, rates = (groups, [rate, rate, FAST * rate]) if fast else (groups[:2], [rate, rate])
     optimiser = torch.optim.AdamW(groups, rate, fused=True)
     steps = epochs * -(-len(inputs) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
     losses = []
     with torch.enable_grad():
         for _ in range(epochs):
             total = 0.0
             for rows in torch.randperm(len(inputs), generator=order).split(batch):
-                loss = F.mse_loss(net(inputs[rows]), targets[rows])
+                loss = measure(net(inputs[rows]), targets[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
