@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 SUPERSAMPLE = 2  # pixels are averaged over squares of this side: smooth outlines
-LIGHTS = (((-0.35, 0.55, 1.0), 0.50), ((-0.9, -0.35, 0.25), 0.16))  # (direction to the light, strength)
-AMBIENT, RIM = 0.42, 0.10
+# (direction to the light: right, up, towards the viewer; strength).  The lamps go with the camera.
+LIGHTS = (((-0.45, 0.85, 0.75), 0.46), ((0.8, 0.2, 0.6), 0.14), ((0.0, 0.0, 1.0), 0.08))
+AMBIENT = 0.44
 
 
 def camera(eye: Sequence[float]) -> np.ndarray:
@@ -53,7 +54,7 @@ def still(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray, eye: Seq
     seen = shade @ (vertices - np.asarray(centre, float)[:, None])
     scale = wide / (2 * half)
     screen = np.stack([wide / 2 + scale * seen[0], tall / 2 - scale * seen[1], seen[2]], 1)
-    lit = _light(vertex_normals(vertices, faces), np.asarray(eye, float))
+    lit = _light(vertex_normals(vertices, faces) @ shade.T)
     depth = np.full((tall, wide), -np.inf)
     image = np.zeros((tall, wide, 4))
     for face, light in zip(faces, lit, strict=True):
@@ -74,13 +75,12 @@ def fit(vertices: np.ndarray, eye: Sequence[float], ratio: float) -> tuple[np.nd
     return shade.T @ ((low + high) / 2), 1.03 * half
 
 
-def _light(normals: np.ndarray, eye: np.ndarray) -> np.ndarray:
-    """(F, 3) brightness at the corners of every face."""
+def _light(normals: np.ndarray) -> np.ndarray:
+    """(F, 3) brightness at the corners of every face, from normals (F, 3, 3) as the camera sees them."""
     bright = np.full(normals.shape[:2], AMBIENT)
     for direction, strength in LIGHTS:
-        unit = np.asarray(direction) / np.linalg.norm(direction)
-        bright += strength * np.clip(normals @ unit, 0, None)
-    return bright + RIM * np.clip(normals @ (eye / np.linalg.norm(eye)), 0, None)
+        bright += strength * np.clip(normals @ (np.asarray(direction) / np.linalg.norm(direction)), 0, None)
+    return bright
 
 
 def _triangle(points: np.ndarray, colours: np.ndarray, depth: np.ndarray, image: np.ndarray) -> None:
