@@ -148,6 +148,11 @@ def likeness(this: Run, seen: dict, count: int) -> None:
     other = (first["vectors"][:, 0].flatten(1) @ first["vectors"][:, 1].flatten(1).T).abs()
     this.study.number("similarity/control", float(analysis.off_diagonal(other).mean()),
                       note="first vectors against other shapes' second ones: what unlike vectors come to")
+    every = first["vectors"].flatten(2)
+    found = torch.einsum("ikv,jlv->ijkl", every, every).abs().amax((2, 3))
+    this.study.number("similarity/any of the three", float(analysis.off_diagonal(found).mean()),
+                      note="largest |φ·φ'| between the three of one shape and the three of another",
+                      paper="vectors recur at other shapes in another place")
     by_value = analysis.off_diagonal(analysis.similarity(first["leading"]).abs())
     this.study.number("similarity/largest λ", float(by_value.mean()), note="of the vector with the largest λ instead")
     this.study.figure("similarity", figures.similarities([m[order][:, order] for m in plain],

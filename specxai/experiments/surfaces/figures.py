@@ -172,9 +172,7 @@ def bias_clouds(shapes: ShapeSet, parts: Sequence[tuple[str, Tensor]], title: st
     """Figure 10: contributions (3, V) to a reconstruction, each as a cloud of points, one scale for all."""
     columns = 4
     lines = -(-len(parts) // columns)
-    size = size_of(shapes, parts[-1][1])
-    cell = 2.85 * max(size[1] / size[0], 0.75)
-    figure = Figure(figsize=(11.6, cell * lines + 1.0), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11.6, 3.05 * lines + 0.9), layout="constrained", facecolor="white")
     view = camera(shapes.eye)
     seen = [view @ points.double().numpy() for _, points in parts]
     reach = 1.05 * max(np.abs(one[:2]).max() for one in seen)

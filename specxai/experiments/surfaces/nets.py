@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-WIDTHS = (192, 64)  # hidden layers of the encoder; the decoder mirrors them
+WIDTHS = (128, 64)  # hidden layers of the encoder; the decoder mirrors them
 LATENT = 16
 HEAD = (64, 32)  # hidden layers of the regressor
 # Layers of `Composed` that the figures look at: after the first gate, the latent space, before the last layer.
@@ -14,7 +14,7 @@ FIRST, MIDDLE, PENULTIMATE = "encoder.2", "encoder.5", "head.3"
 
 
 class AutoEncoder(nn.Module):
-    """Shapes (N, 3, V) to shapes: 3V → 192 → 64 → 16 → 64 → 192 → 3V, ReLU between, biases everywhere.
+    """Shapes (N, 3, V) to shapes: 3V → 128 → 64 → 16 → 64 → 128 → 3V, ReLU between, biases everywhere.
 
     The bottleneck and the output are linear.  The paper says "a simple autoencoder" and no more of its architecture.
 
