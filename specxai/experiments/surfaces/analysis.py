@@ -25,9 +25,9 @@ class View:
     """One shape seen from one layer.
 
     values, alpha (r,) λ and α;  reduced (s,) what the reduction (21) leaves;  vectors (TOP, 3, V) φ of the largest |α|,
-    their `places` in the spectrum and `coefficients` α;  leading (3, V) the φ of the largest λ;  groups: bases (n, 3, V) of the singular vectors whose λ lie
-    within CLOSE of each other and hold the vector;  weights (TOP,) ψ λ;  gradient (3, V) Jᵀ;  output, bias;
-    completeness: how well all terms add up;  exactness: of the bias found in two ways
+    their `places` in the spectrum and `coefficients` α;  leading (3, V) the φ of the largest λ;  groups: bases
+    (n, 3, V) of the singular vectors whose λ lie within CLOSE of each other and hold the vector;  weights (TOP,) ψ λ;
+    gradient (3, V) Jᵀ;  output, bias;  completeness: how well all terms add up;  exactness: of the bias found twice
     """
 
     values: Tensor
@@ -155,7 +155,7 @@ def share(part: Tensor, output: Tensor) -> float:
 
 
 def roughness(points: Tensor, edges: Tensor) -> float:
-    """How much points (3, V) jump along the mesh's edges, relative to their spread: 1.4 for noise, near 0 for a surface.
+    """How far points (3, V) jump along the mesh's edges, relative to their spread: 1.4 for noise, near 0 for a surface.
 
     Root mean square length of an edge over the root mean square distance from the middle.
     """

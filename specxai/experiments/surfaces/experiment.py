@@ -111,8 +111,8 @@ def vectors(this: Run, seen: dict) -> None:
         parts = _fields(first, this.shape(i), i)
         total = (first["gradient"][i] * this.shape(i)).sum(0)
         heads = [f"k = {k}, α = {a:+.3g}" for k, a in zip(first["places"][i], first["coefficients"][i], strict=True)]
-        rows.append({"name": f"{shapes.symbol} = {float(first['output'][i]):.3g} {shapes.unit}", "fields": [*parts, total],
-                     "vertices": this.data.metres(this.shape(i)),
+        rows.append({"name": f"{shapes.symbol} = {float(first['output'][i]):.3g} {shapes.unit}",
+                     "fields": [*parts, total], "vertices": this.data.metres(this.shape(i)),
                      "titles": [*heads, f"Σα = {float(total.sum()):+.3g}, bias {float(first['bias'][i]):+.3g}"]})
     this.study.figure("vectors", figures.contributions(
         shapes, rows, f"Vectors of the first layer with the largest part in the {shapes.what}",
@@ -165,7 +165,7 @@ def evolution(this: Run, seen: dict) -> None:
     """Figures 6 and 7."""
     shapes, number = this.shapes, _means(this)
     names = {"first": "first layer", "middle": "latent space", "penultimate": "penultimate layer"}
-    for i in range(2):
+    for i in range(1 if this.study.quick else 2):
         views = {}
         for layer in LAYERS:
             one, field = seen[layer], _fields(seen[layer], this.shape(i), i)[0]
@@ -210,7 +210,7 @@ def symmetry(this: Run, seen: dict) -> None:
              "“does not concentrate on the geometric features in a symmetric way”")
     sample = this.data.x[:200].flatten(1)
     space = torch.linalg.svd(sample - sample.mean(0), full_matrices=False)
-    inside = space.Vh[space.S > 1e-3 * space.S[0]]
+    inside = space.Vh[space.S[0] * 1e-3 < space.S]
     for layer in LAYERS:
         one = seen[layer]
         count = len(one["bias"])
@@ -333,8 +333,8 @@ def _views(this: Run, count: int) -> dict:
         one |= {key: [getattr(v, key) for v in views] for key in ("values", "alpha", "reduced", "places")}
         if layer == "first":
             one["leading"] = torch.stack([v.leading for v in views]).float()
-            one["spaces"] = [analysis.subspace_similarity(torch.stack([v.vectors[k] for v in views]), [v.groups[k] for v in views])
-                             for k in range(TOP)]
+            one["spaces"] = [analysis.subspace_similarity(torch.stack([v.vectors[k] for v in views]),
+                                                          [v.groups[k] for v in views]) for k in range(TOP)]
         found[layer] = one
     return found
 

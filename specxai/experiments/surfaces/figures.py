@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from specxai.experiments.surfaces.mesh import ShapeSet
@@ -19,9 +20,16 @@ PAPER = (0.93, 0.94, 0.95)  # of a shape without contributions
 WIDTH, HEIGHT = 440, 280  # pixels of a still, before supersampling
 
 
+def placed(figure: Figure) -> Figure:
+    """The figure with its layout found once: every format that it is saved in would find it again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def half_range(fields: Sequence[Tensor]) -> float:
     """Of the colours of a row: a few extreme vertices must not flatten the others."""
-    values = np.abs(np.concatenate([np.ravel(f) for f in fields]))
+    values = np.abs(np.concatenate([f.double().numpy().ravel() for f in fields]))
     return float(np.percentile(values, PERCENTILE)) or float(values.max()) or 1.0
 
 
@@ -38,7 +46,7 @@ def draw_shape(axes: Axes, shapes: ShapeSet, vertices: Tensor, field: Tensor | N
         colours = np.broadcast_to(PAPER, (shapes.vertices, 3))
         shades = shapes.shades.numpy()
     else:
-        scaled = np.clip(np.asarray(field, float) / half, -1, 1)
+        scaled = np.clip(field.double().numpy() / half, -1, 1)
         colours = matplotlib.colormaps[PALETTE]((scaled + 1) / 2)[:, :3]
         shades = 1 - (1 - shapes.shades.numpy()) * 0.45  # windows and tyres are still to be seen
     picture = still(vertices.double().numpy(), shapes.faces.numpy(), colours * shades[:, None], shapes.eye, *size,
@@ -81,7 +89,7 @@ def contributions(shapes: ShapeSet, rows: Sequence[dict], title: str, orders: Se
             draw_shape(cell, shapes, row["vertices"], field, half, frame, size)
             head = f"{orders[at]}\n" if place == 0 and at < len(orders) else ""
             cell.set_title(f"{head}{name}\n±{half:.2g}", fontsize=9, color=INK)
-    return figure
+    return placed(figure)
 
 
 def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tensor, true: Tensor, guessed: Tensor,
@@ -98,13 +106,13 @@ def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tenso
     axes = right.subplots()
     ends = [float(min(target.min(), predicted.min())), float(max(target.max(), predicted.max()))]
     axes.plot(ends, ends, color="0.6", lw=0.8)
-    axes.scatter(target, predicted, s=9, color=BLUE, alpha=0.55, linewidths=0)
+    axes.scatter(target.numpy(), predicted.numpy(), s=9, color=BLUE, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"formula's {shapes.symbol} {shapes.unit}", ylabel="net's", aspect="equal")
     axes.set_title(f"held-out shapes\n{score}", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"The set of {shapes.name}s: {shapes.vertices} vertices in correspondence; {shapes.what}",
                     fontsize=12.5, fontweight="bold", color=INK)
-    return figure
+    return placed(figure)
 
 
 def similarities(plain: Sequence[Tensor], spaces: Sequence[Tensor], name: str) -> Figure:
@@ -113,7 +121,7 @@ def similarities(plain: Sequence[Tensor], spaces: Sequence[Tensor], name: str) -
     grid = figure.subplots(2, len(plain))
     for column, (inner, space) in enumerate(zip(plain, spaces, strict=True)):
         for axes, matrix, palette, low in ((grid[0, column], inner, PALETTE, -1), (grid[1, column], space, "magma", 0)):
-            drawn = axes.imshow(matrix, cmap=palette, vmin=low, vmax=1, interpolation="nearest")
+            drawn = axes.imshow(matrix.numpy(), cmap=palette, vmin=low, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             count = len(matrix)
             mean = float((matrix.sum() - matrix.trace()) / (count * (count - 1)))
@@ -126,7 +134,7 @@ def similarities(plain: Sequence[Tensor], spaces: Sequence[Tensor], name: str) -
                     fontsize=12.5, fontweight="bold", color=INK)
     figure.supxlabel(f"a row and a column for each {name}, in the order of the first vector's likeness",
                      fontsize=8.5, color=SOFT)
-    return figure
+    return placed(figure)
 
 
 def evolution(shapes: ShapeSet, vertices: Tensor, views: dict, title: str) -> Figure:
@@ -147,7 +155,7 @@ def evolution(shapes: ShapeSet, vertices: Tensor, views: dict, title: str) -> Fi
         draw_spectrum(spectrum, one["alpha"], one["values"])
     figure.suptitle(title, fontsize=12.5, fontweight="bold", color=INK)
     figure.supxlabel(legend(shapes), fontsize=8.5, color=SOFT)
-    return figure
+    return placed(figure)
 
 
 def draw_spectrum(axes: Axes, alpha: Tensor, values: Tensor, most: int = 24) -> Axes:
@@ -163,6 +171,7 @@ def draw_spectrum(axes: Axes, alpha: Tensor, values: Tensor, most: int = 24) -> 
     twin = axes.twinx()
     twin.semilogy(k, (values[:most] / values[0]).numpy(), ".-", color="0.45", ms=4, lw=0.8)
     twin.set_ylabel(r"$\lambda_k / \lambda_0$ (grey)", fontsize=8, color=SOFT)
+    twin.yaxis.set_minor_locator(NullLocator())
     twin.tick_params(labelsize=7, colors=SOFT)
     twin.spines[["top", "left"]].set_visible(False)
     return axes
@@ -188,4 +197,4 @@ def bias_clouds(shapes: ShapeSet, parts: Sequence[tuple[str, Tensor]], title: st
     figure.suptitle(title, fontsize=12.5, fontweight="bold", color=INK)
     figure.supxlabel("each vertex where the term puts it, seen from the same side at one scale; yellow is nearer",
                      fontsize=8.5, color=SOFT)
-    return figure
+    return placed(figure)

@@ -57,7 +57,7 @@ def _shape(name: str, vertices: Tensor, maps: Sequence[tuple[str, Tensor]]) -> d
     low, high = points.min(1), points.max(1)
     centred = (points - ((low + high) / 2)[:, None]) / np.linalg.norm(high - low)
     halves = [half_range([field]) for _, field in maps]
-    scaled = [np.clip(np.asarray(field, float) / half, -1, 1) * 127
+    scaled = [np.clip(field.double().numpy() / half, -1, 1) * 127
               for (_, field), half in zip(maps, halves, strict=True)]
     return {"name": name, "points": _base64(centred.T.astype("<f4")), "maps_name": [title for title, _ in maps],
             "maps_half": [f"{half:.2g}" for half in halves],

@@ -84,7 +84,7 @@ def _light(normals: np.ndarray) -> np.ndarray:
 
 
 def _triangle(points: np.ndarray, colours: np.ndarray, depth: np.ndarray, image: np.ndarray) -> None:
-    """Fill one triangle of `points` (3, x y depth) into the buffers, colours (3, 3) interpolated between its corners."""
+    """Fill one triangle of `points` (3, x y depth) into the buffers; colours (3, 3) are those of its corners."""
     (x0, y0, _), (x1, y1, _), (x2, y2, _) = points
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
     if area >= 0:  # y runs downwards on the screen: this side is the back

@@ -169,7 +169,8 @@ def turbine_set() -> ShapeSet:
 def _mirror(starts: list[int], sizes: list[int]) -> Tensor:
     """(V,) partners in a reflection at y = 0: blades 2 and 3 change places, and leading with trailing edges.
 
-    The twist turns the other way in the reflection, so that the vertices do not coincide.
+    The twist turns the other way in the reflection and the sharp edge lies on the other side, so that the vertices do
+    not coincide.
     """
     point, ring = torch.arange(OUTLINE), torch.arange(ROUND)
     section = (OUTLINE // 2 - point) % OUTLINE
