@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ RATE, HEAD_RATE = 2e-3, 4e-3
 FAST = 20  # times the rate for the bias of the last layer, which has to become the mean shape
 REST = 0.05  # gain of the last layer in directions in which the shapes do not vary
 SAMPLE = 512  # training shapes that the preconditioner is found from
-FLOOR = 1e-6  # variance, of the largest direction's, below which a direction of the data is left as it is
+FLOOR = 3e-5  # variance, of the largest direction's, below which a direction of the data is left as it is
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 
@@ -102,7 +103,8 @@ def train(data: Data, settings: Settings, progress: Callable[[int], object] = la
     space = Preconditioner.of(x)
     first, last = net.encoder[1], net.decoder[-2]
     losses = _fit(net, space.forward(x), x, settings.epochs, BATCH, RATE, settings, progress,
-                  lambda output, target: space.loss(space.output(output, last.bias), target), fast=(last.bias,))
+                  lambda output, target: space.loss(space.output(output, last.bias), target),
+                  {last.bias: FAST})
     space.fold(first, last)
     with torch.no_grad():
         codes = torch.cat([net.encoder(part) for part in x.split(200)])
@@ -184,13 +186,14 @@ def _absorb(head: nn.Sequential, inner: Tensor, width: float, mean: float, sprea
 
 def _fit(net: nn.Module, inputs: Tensor, targets: Tensor, epochs: int, batch: int, rate: float, settings: Settings,
          progress: Callable[[int], object], measure: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
-         fast: tuple[nn.Parameter, ...] = ()) -> list[float]:
-    """AdamW on a loss of (outputs, targets), with one cycle of the rate; mean loss of every epoch."""
+         factors: Mapping[nn.Parameter, float] = MappingProxyType({})) -> list[float]:
+    """AdamW on a loss of (outputs, targets), with one cycle of the rate; mean loss of every epoch.
+
+    factors  of the rate, for parameters that have one of their own
+    """
     order = torch.Generator().manual_seed(settings.seed)
-    biases = [p for p in net.parameters() if p.ndim == 1 and all(p is not other for other in fast)]
-    groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": settings.decay},
-              {"params": biases, "weight_decay": 0.0}, {"params": list(fast), "weight_decay": 0.0}]
-    groups, rates = (groups, [rate, rate, FAST * rate]) if fast else (groups[:2], [rate, rate])
+    groups = [{"params": [p], "weight_decay": settings.decay if p.ndim == 2 else 0.0} for p in net.parameters()]
+    rates = [rate * factors.get(p, 1.0) for p in net.parameters()]
     optimiser = torch.optim.AdamW(groups, rate, fused=True)
     steps = epochs * -(-len(inputs) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
