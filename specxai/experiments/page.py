@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from specxai._files import replacing
 
-__all__ = ["write_contents", "write_page"]
+__all__ = ["shown", "write_contents", "write_page"]
 
 
 def write_page(path: Path, study, summary: str = "") -> None:
@@ -27,6 +27,19 @@ def write_page(path: Path, study, summary: str = "") -> None:
 def write_contents(path: Path, title: str, entries: Sequence[tuple[str, str, Sequence[str]]]) -> None:
     """Write a page that links others: (name, summary, lines of numbers); each lies in a folder of its name."""
     _render(path, "contents.html.j2", title=title, entries=entries)
+
+
+def shown(entry: Mapping) -> str:
+    """A number as people read it, with its interval.
+
+    >>> shown({"value": 0.123456, "interval": [0.1, 0.15]}), shown({"value": None})
+    ('0.1235 [0.1, 0.15]', 'not defined')
+    """
+    value = entry["value"]
+    if value is None:
+        return "not defined"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text + (" [{:.4g}, {:.4g}]".format(*entry["interval"]) if "interval" in entry else "")
 
 
 def paragraphs(text: str) -> str:
@@ -53,8 +66,6 @@ def _inline(line: str) -> str:
 
 
 def _rows(study) -> list[dict]:
-    from specxai.experiments.study import shown
-
     rows = []
     for path, entry in study.leaves():
         value = entry["value"]

@@ -10,6 +10,7 @@ import math
 import platform
 import random
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 
 from specxai import __version__
-from specxai._files import cause, replacing
-from specxai.experiments.page import write_page
+from specxai._files import cause, drafts, replacing
+from specxai.experiments.page import shown, write_page
 from specxai.experiments.progress import Progress
 from specxai.experiments.steps import digest, read_step, rounded, write_step
 
@@ -64,8 +65,12 @@ class Study:
         self.seconds: dict[str, float] = {}
         self._chain = digest([__version__, name, quick, seed, {k: _identity(v) for k, v in self.options.items()}])
         self._bar, self._expected = None, None
-        try:
+        try:  # now, and not after minutes of work
             self.out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(drafts(self.out))
+            for file in ("index.html", "numbers.json", "run.json"):
+                if (self.out / file).is_dir():
+                    raise OSError(f"a folder has the name of {file}, which is to be written")
         except OSError as error:
             raise OSError(f"cannot write to {out}: {cause(self.out, error)}; give another folder with --out") from error
 
@@ -95,8 +100,12 @@ class Study:
         start = time.perf_counter()
         result = None if self.fresh else read_step(path)
         if result is None:
-            with _seeded(int(digest([self.seed, name]), 16)):
-                result = function(*args)
+            try:
+                with _seeded(int(digest([self.seed, name]), 16)):
+                    result = function(*args)
+            except BaseException:
+                self._close()  # what is printed next is not to stand behind a bar
+                raise
             if not isinstance(result, Mapping):
                 raise TypeError(f"step {name!r} returned {type(result).__name__}, not a dict")
             write_step(path, result)
@@ -178,9 +187,7 @@ class Study:
 
     def finish(self, summary: str = "") -> Path:
         """Write numbers.json, run.json and index.html, and return the page's path."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close()
         self._write("numbers.json", self.numbers)
         self._write("run.json", {"experiment": self.name, "quick": self.quick, "seed": self.seed,
                                  "options": {k: _shown(v) for k, v in self.options.items()}, "versions": _versions(),
@@ -198,6 +205,11 @@ class Study:
         return _leaves({key: one for key, one in self.numbers.items() if key != "tables"}, "")
 
     # ---- inside
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _check(self, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -228,19 +240,6 @@ def require(module: str, package: str | None = None) -> ModuleType:
     except ImportError as error:
         raise ImportError(f"this experiment needs {package or module}, which cannot be imported ({error}): "
                           "pip install 'specxai[paper]'") from error
-
-
-def shown(entry: Mapping) -> str:
-    """A number as people read it, with its interval.
-
-    >>> shown({"value": 0.123456, "interval": [0.1, 0.15]}), shown({"value": None})
-    ('0.1235 [0.1, 0.15]', 'not defined')
-    """
-    value = entry["value"]
-    if value is None:
-        return "not defined"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text + (" [{:.4g}, {:.4g}]".format(*entry["interval"]) if "interval" in entry else "")
 
 
 def _leaves(place: Mapping, prefix: str) -> Iterator[tuple[str, dict]]:

@@ -11,19 +11,19 @@ from matplotlib.figure import Figure
 from specxai._files import replacing
 from specxai._text import printable
 from specxai.plots import heatmap
+from specxai.plots.axes import legend_handles
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
+from specxai.plots.maps import component_map, default_dim
 from specxai.plots.spectrum import (
     draw_reduced,
     draw_spectrum,
     draw_waterfall,
-    legend_handles,
     signed,
     subscript,
 )
 from specxai.spectral.summary import agreement_text
 
 DPI = 130
-MOST_CHANNELS = 4  # of an input of two axes; more rows are a picture's
 
 
 def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, image=None,
@@ -52,14 +52,15 @@ def plot_explanation(e, path: str | os.PathLike | None = None, *, top: int = 3, 
     reduction = e.reduce()
     _maps(maps, e, reduction, top, dim, (image, mean, std))
     left, middle, right = spectra.subplots(1, 3, width_ratios=[1.25, 0.8, 1.15], gridspec_kw={"wspace": 0.09})
-    draw_spectrum(left, e)
-    draw_reduced(middle, e, reduction)
-    draw_waterfall(right, e)
+    draw_spectrum(e, left, legend=False)
+    draw_reduced(e, middle, legend=False)
+    draw_waterfall(e, right, legend=False)
     heading = title or f"{printable(e.target_label)} = {e.output:.4g} at layer {printable(e.layer)}"
     # A user's text may hold $ signs; they are not ours to typeset.
     figure.suptitle(heading, fontsize=13.5, fontweight="bold", color=INK, parse_math=False)
     maps.suptitle(certificate(e), fontsize=10.5, color=INK, parse_math=False)
-    figure.legend(handles=legend_handles(), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    figure.legend(handles=legend_handles("map or bar"), loc="outside lower center", ncols=2, fontsize=8.5,
+                  frameon=False)
     if path is not None:
         with replacing(path) as draft:
             figure.savefig(draft, dpi=DPI)
@@ -82,7 +83,7 @@ def _maps(figure, e, reduction, top: int, dim, picture) -> None:
     grid = figure.subplots(2, top + 1, squeeze=False)
     leading, dominant = e.top(top, by="lambda"), e.top(top, by="reduced")
     scale = (e.psi * e.S).numpy()
-    everything = _total(e, dim)
+    everything = component_map(e, None, of="contribution", dim=dim)
     heatmap.draw_input(grid[0, 0], e.x.float().numpy(), *picture, flat=everything.ndim < 2)
     names = [f"λ{_k(e, k)} = {e.S[k]:.3g}\nthe map adds up to φ·x = {e.projections[k]:.3g}" for k in leading]
     _row(figure, grid[0], _contract(e, leading, dim), names, "strongest at the layer\n(largest λ)", "φ·x per point")
@@ -142,20 +143,3 @@ def _contract(e, positions: list[int], dim) -> list[np.ndarray]:
             raise ValueError(f"the maps have shape {values.shape} after contracting axes {dim}: pass dim= with more "
                              f"axes of the input {tuple(e.x.shape)}, so that one or two are left")
     return list(maps)
-
-
-def _total(e, dim) -> np.ndarray:
-    """Σ_k α_k ĉ^k, the map of everything that goes through the layer's components."""
-    from specxai.spectral.contraction import combine, contract
-
-    row = combine(e.psi * e.S, e.right_vectors)
-    return contract(row[None], e.x.double(), dim)[0].numpy()
-
-
-def default_dim(shape: Sequence[int]) -> int | tuple[()]:
-    """Channels are contracted; a line, and two axes with too many rows for channels, are drawn as they are.
-
-    >>> default_dim((3, 32, 32)), default_dim((64, 64)), default_dim((10,))
-    (0, (), ())
-    """
-    return 0 if len(shape) > 2 or (len(shape) == 2 and shape[0] <= MOST_CHANNELS) else ()

@@ -25,6 +25,15 @@ def half_range(maps: Sequence[np.ndarray]) -> float:
     return top or float(values.max()) or 1.0
 
 
+def scale_text(half: float, of_values: bool) -> str:
+    """Where the colours end, and whether the values drawn say so or someone else did.
+
+    >>> scale_text(0.5, True), scale_text(0.5, False)
+    ('±0.5, the 98th percentile of |value|', '±0.5')
+    """
+    return f"±{half:.3g}" + (f", the {PERCENTILE}th percentile of |value|" if of_values else "")
+
+
 def signs(values: np.ndarray) -> list[str]:
     """A colour per value, by its sign."""
     return np.where(np.asarray(values) >= 0, RED, BLUE).tolist()

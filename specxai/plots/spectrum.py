@@ -4,16 +4,57 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from specxai.plots.axes import axis_or_new, sign_legend
 from specxai.plots.heatmap import BLUE, INK, RED, SOFT, signs
 
 
-def draw_spectrum(axes: Axes, e) -> None:
-    """λ_k as a grey area (right axis) behind the α_k as bars (left axis); both zeros at the same height."""
+def draw_spectrum(source, axis: Axes | None = None, *, title: str | None = None, legend: bool = True) -> Axes:
+    """Draw the spectrum of an Explanation or a Decomposition; returns the axis.
+
+    Of an Explanation: λ_k as a grey area (right axis) behind the α_k as bars (left axis); both zeros at the same
+    height.  Of a Decomposition: λ_k on a logarithmic scale above their residuals, and the bound of what they leave; a
+    λ is known to within its residual, so where the two meet nothing is left.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+    >>> draw_spectrum(specxai.decompose(net, torch.ones(1, 4), layer="1", rank=2)).get_ylabel()
+    'singular value'
+    """
+    axes = axis_or_new(axis)
+    if hasattr(source, "alpha"):
+        _contributions(axes, source)
+        if legend and len(source):
+            sign_legend(axes, "contribution", inside=True)
+    else:
+        _values(axes, source)
+    if title is not None:
+        axes.set_title(title, fontsize=10, color=INK, parse_math=False)
+    return axes
+
+
+def _values(axes: Axes, d) -> None:
+    axes.set_xlabel("k, by descending λ", fontsize=9, color=INK)
+    axes.set_ylabel("singular value", fontsize=9, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, color="0.75")
+    if not len(d):
+        axes.text(0.5, 0.5, "no components", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    k = d.indices.numpy()
+    axes.semilogy(k, d.S.numpy(), "o-", ms=3.5, lw=1, color=BLUE, label="λ")
+    if bool((d.residuals > 0).any()):
+        axes.semilogy(k, d.residuals.numpy(), ".", ms=4, color=RED, label="red: residual, a true λ lies this near")
+    if d.error:
+        axes.axhline(d.error, lw=0.9, ls="--", color=SOFT, label="bound of all that is left (Frobenius norm)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _contributions(axes: Axes, e) -> None:
     axes.set_title(f"full spectrum: {len(e)} components", fontsize=10, color=INK)
-    _style(axes)
+    style(axes)
     if not len(e):
         _empty(axes, "no components")
         return
@@ -42,14 +83,22 @@ def draw_spectrum(axes: Axes, e) -> None:
     twin.spines["right"].set_color("0.75")
 
 
-def draw_reduced(axes: Axes, e, reduction, most: int = 20) -> None:
-    """Contributions left after opposite ones have cancelled (21), each with the k of its component."""
+def draw_reduced(e, axis: Axes | None = None, *, most: int = 20, legend: bool = True) -> Axes:
+    """Draw the contributions of an Explanation that are left after opposite ones have cancelled (21), each with the k
+    of its component, the `most` largest of them; returns the axis.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+    >>> draw_reduced(specxai.explain(net, torch.ones(1, 4), layer="1", rank=2)).get_title().split(":")[0]
+    'reduced spectrum'
+    """
+    axes, reduction = axis_or_new(axis), e.reduce()
     values = np.asarray(reduction.values)
     axes.set_title(f"reduced spectrum: {_count(len(values), 'survivor')} of {len(e)}", fontsize=10, color=INK)
-    _style(axes)
+    style(axes)
     if not len(values):
         _empty(axes, "nothing left")
-        return
+        return axes
     shown = values[:most]
     axes.bar(np.arange(len(shown)), shown, color=signs(shown), width=0.8)
     axes.axhline(0, color="0.5", lw=0.6)
@@ -63,6 +112,9 @@ def draw_reduced(axes: Axes, e, reduction, most: int = 20) -> None:
     few = len(shown) <= 12
     axes.tick_params(axis="x", length=0, labelsize=8 if few else 7, labelrotation=0 if few else 90)
     axes.set_ylabel(r"$\hat\alpha$ after cancelling", fontsize=9, color=INK)
+    if legend:
+        sign_legend(axes, "contribution", inside=True)
+    return axes
 
 
 def waterfall_steps(e, top: int = 8) -> list[tuple[str, float]]:
@@ -78,9 +130,17 @@ def waterfall_steps(e, top: int = 8) -> list[tuple[str, float]]:
     return [*steps, ("bias", e.bias), ("bypass", e.bypass), ("remainder", e.remainder)]
 
 
-def draw_waterfall(axes: Axes, e, top: int = 8) -> None:
-    """Horizontal bars, each starting where the one above ended, down to the output."""
-    steps = waterfall_steps(e, top)
+def draw_waterfall(e, axis: Axes | None = None, *, top: int = 8, legend: bool = True) -> Axes:
+    """Draw an Explanation as horizontal bars, each starting where the one above ended, down to the output; returns the
+    axis.  The `top` largest contributions have bars of their own.
+
+    >>> import torch, specxai
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+    >>> axis = draw_waterfall(specxai.explain(net, torch.ones(1, 4), layer="1", rank=2))
+    >>> [label.get_text() for label in axis.get_yticklabels()][-2:]
+    ['remainder', 'output']
+    """
+    axes, steps = axis_or_new(axis), waterfall_steps(e, top)
     starts = np.concatenate([[0.0], np.cumsum([amount for _, amount in steps])])
     reach = [*starts, e.output]
     span = (max(reach) - min(reach)) or 1.0
@@ -96,14 +156,13 @@ def draw_waterfall(axes: Axes, e, top: int = 8) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks(range(len(steps) + 1), [*(name for name, _ in steps), "output"])
     axes.set_title("from zero to the output", fontsize=10, color=INK)
-    _style(axes)
+    style(axes)
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.spines["left"].set_visible(False)
-
-
-def legend_handles() -> list[Patch]:
-    """What the two colours mean, in maps and bars alike."""
-    return [Patch(color=RED, label="red > 0: adds"), Patch(color=BLUE, label="blue < 0: takes away")]
+    if legend:
+        axes.set_xlabel(" ", fontsize=6)  # room for the legend
+        sign_legend(axes, "contribution", inside=True)
+    return axes
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -140,7 +199,8 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Two spines, grey, and small numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("0.75")
     axes.tick_params(labelsize=8, color="0.75")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from specxai.experiments import Progress, Study
 from specxai.experiments.squares import run
 from specxai.experiments.squares.analysis import analyse, data_spectrum
 from specxai.experiments.squares.data import rotated_squares, split, squares
+from specxai.experiments.squares.measures import Zones, angular, energy, of_image
 from specxai.experiments.squares.model import SquaresNet
 from tolerances import RELATIVE
 
@@ -83,17 +86,96 @@ def test_data_spectrum_is_the_matrix_s_own():
     torch.testing.assert_close(spectrum.values[:8].double(), expected[:8], rtol=1e-5, atol=1e-5)
 
 
+def test_the_analysis_is_that_of_the_dense_jacobian():
+    """A second route: torch's own Jacobian, NumPy's SVD, the bias as f(x) − J x."""
+    net, x = SquaresNet(True, 16, TINY["widths"]).eval(), squares(torch.tensor([0.4]), 16, 8)[0]
+    a, zones = analyse(net, x), Zones.of(16, 8)
+    data = data_spectrum(split(20, 1, seed=0, size=16, side=8)[0], x)
+    found = of_image(a, zones, data)
+    with torch.no_grad():
+        J = torch.autograd.functional.jacobian(lambda v: net(v.reshape(1, 16, 16)).flatten(), x.flatten()).double()
+        output = net(x[None])[0].flatten().double()
+    U, S, Vh = np.linalg.svd(J.numpy())
+    c = S * np.abs(Vh @ x.flatten().double().numpy())[: len(S)]
+    linear = J @ x.flatten().double()
+    bias = output - linear
+    assert [found[f"c{k}"] for k in range(4)] == pytest.approx(c[:4].tolist(), rel=1e-3, abs=1e-5)
+    assert found["dominant"] == int(c.argmax())
+    assert found["dominant_share"] == pytest.approx((c.max() ** 2 / (linear @ linear)).item(), rel=1e-3)
+    assert found["bias_share"] == pytest.approx(((bias @ output) / (output @ output)).item(), rel=1e-3)
+    assert found["bias_share"] + found["linear_share"] == pytest.approx(1, abs=1e-4)
+    last = net.decoder[-1].bias.detach().double()
+    assert found["last_share"] == pytest.approx(((last @ output) / (output @ output)).item(), rel=1e-3)
+    left = torch.from_numpy(U[:, c.argmax()])
+    alone = c.max() * left * torch.sign(torch.from_numpy(Vh[c.argmax()]) @ x.flatten().double())
+    assert found["error_of_dominant"] == pytest.approx(((alone - x.flatten()).norm() / x.norm()).item(), rel=1e-3)
+    assert found["left_input"] == pytest.approx(abs(float(left @ x.flatten().double() / x.norm())), rel=1e-3)
+    top = np.linalg.svd(split(20, 1, seed=0, size=16, side=8)[0].flatten(1).double().numpy())[2][0]
+    assert found["last_data"] == pytest.approx(abs(float(last.numpy() @ top) / float(last.norm())), rel=1e-3)
+
+
+def test_zones_part_the_image_by_what_squares_reach():
+    zones, images = Zones.of(64, 32), squares(torch.linspace(0, math.pi / 2, 90))
+    assert (zones.bulk.int() + zones.edge.int() + zones.outside.int() == 1).all()
+    assert (images[:, zones.bulk] == 1).all()
+    assert (images[:, zones.outside] == 0).all()
+    spread = images.amax(0) - images.amin(0)
+    assert (spread[zones.edge] > 0).float().mean() > 0.9  # the edge is what differs
+    part = torch.rand(64, 64)
+    assert sum(energy(part, z) for z in (zones.bulk, zones.edge, zones.outside)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("frequency", [0, 3, 4, 8])
+def test_angular_frequencies_are_found(frequency):
+    at = torch.arange(64) - 31.5
+    radius, angle = (at[:, None] ** 2 + at**2).sqrt(), torch.atan2(at[:, None], at[None, :])
+    shares = angular(torch.cos(frequency * angle + 0.3) * torch.exp(-((radius - 18) / 3) ** 2))
+    assert shares.argmax() == frequency
+    assert shares.max() > 0.98
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_square_has_only_multiples_of_four():
+    shares = angular(squares(torch.tensor([0.2]))[0])
+    assert shares[[0, 4, 8, 12]].sum() > 0.98
+    assert shares[[0, 4, 8, 12]].tolist() == sorted(shares[[0, 4, 8, 12]].tolist(), reverse=True)
+
+
 def study(out, **changed) -> Study:
-    return Study(out, "squares", options={"epochs": 3}, progress=Progress(False), **changed)
+    return Study(out, "squares", **{"options": {"epochs": 3}, "progress": Progress(False), "quick": True, **changed})
 
 
-def test_tiny_run_writes_everything(tmp_path):
+def test_tiny_run_writes_everything_and_resumes(tmp_path, monkeypatch):
     s = study(tmp_path, seed=1)
     run(s, **TINY)
     s.finish()
     assert {p.name for p in tmp_path.iterdir()} == {
-        "index.html", "numbers.json", "run.json", "steps", "figure8.png", "figure8.svg", "figure9.png", "figure9.svg"}
+        "index.html", "numbers.json", "run.json", "steps", "figure8.png", "figure8.svg", "figure9.png", "figure9.svg",
+        "figure9-fast-bias.png", "figure9-fast-bias.svg"}
     assert (tmp_path / "figure8.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "numbers.json").read_bytes()
+    numbers = json.loads(text)
+    assert set(numbers) == {"without-bias", "with-bias", "fast-bias", "data", "operator", "tables"}
+    assert len(numbers["with-bias"]["losses"]["value"]) == 3
+    assert numbers["fast-bias"]["last_data"]["paper"].startswith("3.1: the bias of the last decoder layer aligns")
+    low, high = numbers["operator"]["c0"]["interval"]
+    assert low <= numbers["operator"]["c0"]["value"] <= high
+    layers = numbers["tables"]["with-bias-by-layer"]
+    assert [row["layer"] for row in layers][-1] == "decoder.4"
+    monkeypatch.setattr("specxai.experiments.squares.experiment.train", None)  # nothing is trained again
+    again = study(tmp_path, seed=1)
+    run(again, **TINY)
+    again.finish()
+    assert (tmp_path / "numbers.json").read_bytes() == text
+
+
+def test_the_full_run_trains_from_several_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr("specxai.experiments.squares.experiment.SEEDS", 2)
+    s = study(tmp_path, quick=False, options={"epochs": 2})
+    run(s, **{**TINY, "train": 32})
+    rows = s.numbers["tables"]["seeds-with-bias"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert rows[0]["relative error"] != rows[1]["relative error"]
 
 
 @pytest.mark.parametrize("settings, message", [({"size": 0}, "size is 0"), ({"batch": 100}, "batch of 100")])

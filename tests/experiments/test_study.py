@@ -108,6 +108,16 @@ def test_a_killed_run_resumes_and_leaves_no_half_written_file(tiny, tmp_path, nu
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file is a file, not a folder; give another folder with --out"):
+        study(tmp_path / "file" / "out")
+    (tmp_path / "out" / "index.html").mkdir(parents=True)
+    with pytest.raises(OSError, match="a folder has the name of index"):
+        study(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     s = study(tmp_path)
     with pytest.raises(TypeError, match=r"step-\w+.safetensors/thing is object; a step can keep tensors"):

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from specxai.experiments.squares.analysis import Analysis, Spectrum
+from specxai.plots import heatmap
+from specxai.plots.heatmap import PERCENTILE
 
 COLUMNS = 4
 SHOWN = 40  # values of the data's spectrum that are drawn
-PALETTE, PERCENTILE = "RdBu_r", 98
-DARK, ACCENT = "#2f3e4e", "#b2182b"
+DARK, ACCENT = "#2f3e4e", heatmap.RED
 LEGEND = f"red positive, blue negative; a colour bar ends at the {PERCENTILE}th percentile of |value| along its row"
+
+CAPTION8 = ("Figure 8 of the paper, for the network without biases at the first test image. (a) Spectrum of the data "
+            "matrix; (b) spectrum of the network's map J, and its coefficients c = λ φ·x (18); (c) first four singular "
+            "vectors of the data, right vectors of J, their contraction with the input (23), left vectors of J.")
+CAPTION9 = ("Figure 9 of the paper, for the network with biases at the first test image. (a) Right vectors of J, what "
+            "each adds to the output, and what the biases of the decoder add; (b) the sums J x and b, the output and "
+            "the input.")
 
 
 def figure8(data: Spectrum, net: Analysis) -> Figure:
@@ -28,7 +35,7 @@ def figure8(data: Spectrum, net: Analysis) -> Figure:
     _spectrum(middle, net.spectrum.values, "(b) network operator J", net.spectrum.coefficients)
     low = float((data.values[:SHOWN] / data.values[0]).min())
     for axes in (left, middle):
-        axes.set_ylim(min(low, 1e-3) / 2, 2)
+        axes.set_ylim(min(low, 1e-3) / 2, 12)  # room for the legend
     _image(first, net.x, "input x")
     _image(second, net.output, "output f(x) = J x")
     operator = net.spectrum
@@ -42,11 +49,11 @@ def figure8(data: Spectrum, net: Analysis) -> Figure:
     return figure
 
 
-def figure9(net: Analysis) -> Figure:
+def figure9(net: Analysis, note: str = "") -> Figure:
     """Contributions of the singular vectors and of the biases, network with biases."""
     figure = Figure(figsize=(8.6, 10.9), layout="constrained", facecolor="white")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 1.13])
-    figure.suptitle("Rotated squares, autoencoder with biases: f(x) = J x + b", fontsize=13)
+    figure.suptitle(f"Rotated squares, autoencoder with biases{note}: f(x) = J x + b", fontsize=13)
     spectrum = net.spectrum
     parts = spectrum.coefficients[:, None, None] * spectrum.left
     decoder = {name: part for name, part in net.layers.items() if name.startswith("decoder")}
@@ -86,14 +93,7 @@ def _spectrum(axes, values: Tensor, title: str, coefficients: Tensor | None) -> 
 def _image(axes, image: Tensor, title: str) -> None:
     axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _half_range(maps: Sequence[np.ndarray]) -> float:
-    """Of a colour scale: a few extreme pixels must not flatten the others."""
-    values = np.abs(np.stack(maps))
-    return float(np.percentile(values, PERCENTILE)) or float(values.max()) or 1.0
+    axes.set(xticks=[], yticks=[])
 
 
 def _rows(figure: SubFigure, rows: Sequence[tuple[str, Sequence[Tensor], Sequence[str]]], title: str,
@@ -105,16 +105,13 @@ def _rows(figure: SubFigure, rows: Sequence[tuple[str, Sequence[Tensor], Sequenc
     common = [m.numpy() for row in same for m in rows[row][1][:COLUMNS]]
     for row, (label, maps, titles) in enumerate(rows):
         shown = [m.numpy() for m in maps[:COLUMNS]]
-        half = _half_range(common if row in same else shown)
+        half = heatmap.half_range(common if row in same else shown)
         for axes in grid[row, len(shown):]:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "the rank ends here", ha="center", va="center", fontsize=8, color="0.5")
         for axes, values, text in zip(grid[row], shown, titles, strict=False):
-            drawn = axes.imshow(values, cmap=PALETTE, norm=CenteredNorm(0, half), interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
+            drawn = heatmap.draw(axes, values, half, half)
             axes.set_title(text, fontsize=9)
-            axes.spines[:].set_color("0.75")
         grid[row, 0].set_ylabel(label, fontsize=9)
         bar = figure.colorbar(drawn, ax=list(grid[row]), shrink=0.82, aspect=18, pad=0.01,
                               ticks=[-half, 0, half], format=lambda v, _: f"{v:+.2g}" if v else "0")

@@ -20,7 +20,10 @@ WEIGHT_DECAY = 1e-2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training is made of; `train` and `test` count images, `side` and `size` are in pixels."""
+    """What a training is made of; `train` and `test` count images, `side` and `size` are in pixels.
+
+    bias_rate   learning rate of biases over that of weights
+    """
 
     epochs: int = 60
     seed: int = 0
@@ -30,6 +33,7 @@ class Settings:
     size: int = SIZE
     side: float = SIDE
     widths: tuple[int, ...] = WIDTHS
+    bias_rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "train", "test", "batch", "size"):
@@ -52,10 +56,14 @@ def train(images: Tensor, test: Tensor, bias: bool, settings: Settings,
         net = SquaresNet(bias, settings.size, settings.widths)
     order = torch.Generator().manual_seed(settings.seed)
     steps = settings.epochs * -(-len(images) // settings.batch)
-    groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": WEIGHT_DECAY},
-              {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": WEIGHT_DECAY,
+               "lr": LEARNING_RATE},
+              {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0,
+               "lr": LEARNING_RATE * settings.bias_rate}]
+    groups = [group for group in groups if group["params"]]
+    optimiser = torch.optim.AdamW(groups, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups], total_steps=steps,
+                                                   pct_start=0.1)
     losses = []
     with torch.enable_grad():
         for _ in range(settings.epochs):
