@@ -43,7 +43,7 @@ class Run:
 
 def settings(study: Study, **sizes) -> Settings:
     """Of a quick or the full run; `sizes` are others of `Settings`."""
-    few = {"train": 3000, "test": 300, "epochs": 20, "head_epochs": 50} if study.quick else {}
+    few = {"train": 6000, "test": 300, "epochs": 10, "head_epochs": 40} if study.quick else {}
     return Settings(**{"seed": study.seed, **few, **sizes})
 
 

@@ -26,10 +26,10 @@ RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 class Settings:
     """How much data and training; `decay` of the weights, never of biases."""
 
-    train: int = 4000
+    train: int = 8000
     test: int = 500
-    epochs: int = 30
-    head_epochs: int = 60
+    epochs: int = 20
+    head_epochs: int = 40
     decay: float = 1e-2
     seed: int = 0
 
