@@ -80,6 +80,12 @@ def run(study: Study, shapes: ShapeSet, count: int | None = None, **sizes) -> No
     contraction(this, seen)
     biases(this, study.step("biases", lambda: _biases(this, count), version=str(count)))
     interactive(this, seen)
+    study.text("# What to make of it\nThe weights of a first layer only move along the shapes that it is shown, and those "
+               "are symmetric, or not: what is left of its random start is reported as “outside the data”. Symmetry is "
+               "thus a property of the data rather than of the net. The first layer is trained in "
+               "whitened coordinates, without which an autoencoder of coordinates learns little but the mean shape; its "
+               "largest λ therefore belong to the directions in which shapes vary least. Numbers stand beside the "
+               "paper's claims; where an interval leaves a claim out, it does not hold here.")
 
 
 def accuracy(this: Run) -> None:
@@ -175,7 +181,7 @@ def evolution(this: Run, seen: dict) -> None:
         this.study.figure(f"evolution-{i + 1}", figures.evolution(
             shapes, this.data.metres(this.shape(i)), views,
             f"The top vector and the spectrum through the layers ({shapes.symbol} = "
-            f"{float(seen['first']['output'][i]):.3g} {shapes.unit})"),
+            f"{float(seen['first']['output'][i]):.3g}{' ' * bool(shapes.unit)}{shapes.unit})"),
             f"Figure {6 if shapes.name == 'car' else 7}: the vector with the largest |α| and all α and λ, from the "
             "first layer to the penultimate one.")
     for layer in LAYERS:
