@@ -6,6 +6,6 @@ from setuptools import find_packages
 setup(
     packages=[*find_packages(include=["specxai", "specxai.*"]), "specxai.kernels"],
     package_dir={"specxai.kernels": "kernels"},
-    package_data={"specxai": ["py.typed", "**/*.safetensors", "**/*.html", "**/*.j2", "**/*.npz"]},
+    package_data={"specxai": ["py.typed", "**/*.safetensors", "**/*.html", "**/*.j2", "**/*.js", "**/*.npz"]},
     cmake_source_dir=".",
 )
