@@ -13,8 +13,10 @@ from specxai.experiments import Progress, Study
 from specxai.experiments.squares import run
 from specxai.experiments.squares.analysis import analyse, data_spectrum
 from specxai.experiments.squares.data import rotated_squares, split, squares
+from specxai.experiments.squares.experiment import _first_open, _measure
 from specxai.experiments.squares.measures import Zones, angular, energy, of_image
 from specxai.experiments.squares.model import SquaresNet
+from specxai.experiments.squares.train import Settings
 from tolerances import RELATIVE
 
 TINY = {"train": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)}
@@ -183,3 +185,19 @@ def test_settings_out_of_range_are_refused_before_anything_is_trained(tmp_path, 
     with pytest.raises(ValueError, match=message):
         run(study(tmp_path), **{**TINY, **settings})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_with_a_closed_bottleneck_are_counted_and_left_out():
+    net, images = SquaresNet(True, 16, TINY["widths"]).eval(), squares(torch.tensor([0.1, 0.6, 1.2]), 16, 8).double()
+    net = net.double()
+    with torch.no_grad():  # at the first image every unit of the bottleneck is just closed
+        net.encoder[-2].bias -= net.encoder[:-1](images[:1].flatten(1))[0] + 1e-6
+    assert bool((net.encoder(images.flatten(1)).sum(1) > 0).tolist() == [False, True, True])
+    data = data_spectrum(split(20, 1, seed=0, size=16, side=8)[0].double(), images[0])
+    chosen = Settings(size=16, side=8)
+    found = _measure(net, images, data, chosen)
+    assert found["closed"] == 1
+    assert len(found["error"]) == 2
+    assert torch.equal(_first_open(net, images).x, images[1])
+    with pytest.raises(ValueError, match="no unit of the bottleneck is open"):
+        _measure(net, images[:1], data, chosen)

@@ -53,13 +53,17 @@ class Analysis:
     exactness: float
 
 
+class Closed(ValueError):
+    """At this image no unit of a layer is open: the biases alone make the output, and J has no vectors."""
+
+
 def analyse(net: SquaresNet, x: Tensor) -> Analysis:
     """Everything about a net at the image x (h, w)."""
     local = specxai.linearize(net, x.unsqueeze(0))
     result = specxai.svd(local.jacobian, method="exact", progress=False)
     if not result.rank:
-        raise ValueError("J is zero at this image: no unit of the bottleneck is open, so training has failed; train "
-                         "for more epochs, or with another seed")
+        raise Closed("J is zero at this image: no unit of the bottleneck is open; where that is so at every image, "
+                     "training has failed, and more epochs or another seed may help")
     spectrum = _spectrum(result, x, images=True)
     layers = {name: part[0] for name, part in local.bias_contributions().items()}
     output, bias = local.output[0], local.bias[0]
