@@ -24,6 +24,7 @@ OPTIONS = ("epochs",)
 FAST = 10.0
 KINDS = {"without-bias": (False, 1.0), "with-bias": (True, 1.0), "fast-bias": (True, FAST)}
 SEEDS = 3  # trainings of each kind in the full run: one training shows one of several solutions
+TRAININGS, OTHER_SEEDS = 5, 1000  # begun at most where the bottleneck dies, and what their seeds differ by
 IMAGES = 100  # test images that the numbers are taken over
 
 
@@ -38,16 +39,19 @@ def run(study: Study, **sizes) -> None:
     study.expect(2 * len(KINDS) * seeds)
     for seed in range(seeds):
         for kind in KINDS:
-            net, result = _fitted(study, kind, squares, test, replace(chosen, seed=chosen.seed + seed))
+            net, result, again = _fitted(study, kind, squares, test, replace(chosen, seed=chosen.seed + seed))
             measured = study.step(f"measure-{kind}-{seed}", _measure, net, test[:IMAGES].double(), data, chosen,
                                   version="float64, closed left out")
             found[kind, seed] = {**measured, "losses": result["losses"], "test_loss": result["test_loss"],
-                                 "variance": result["variance"]}
+                                 "variance": result["variance"], "again": again}
             if seed == 0:
                 found[kind, "example"] = _first_open(net, test.double())
     plain, biased, fast = (found.pop((kind, "example")) for kind in KINDS)
     for kind in KINDS:
         shut = sum(int(found[kind, seed]["closed"]) for seed in range(seeds))
+        again = sum(found[kind, seed]["again"] for seed in range(seeds))
+        study.number(f"{kind}/trained_again", again, note="trainings that ended with a bottleneck closed at every test "
+                     "image, and were begun anew from other weights")
         study.number(f"{kind}/closed", shut, note=f"of {seeds * len(test[:IMAGES])} images, those at which the "
                      "bottleneck is closed and biases alone make the output; the other numbers leave them out")
     report(study, chosen, data, plain, {"with-bias": biased, "fast-bias": fast}, found)
@@ -63,17 +67,25 @@ def settings(study: Study, **sizes) -> Settings:
     return Settings(**{"seed": study.seed, **small, **study.options, **sizes})
 
 
-def _fitted(study: Study, kind: str, squares: Tensor, test: Tensor, chosen: Settings) -> tuple[SquaresNet, dict]:
+def _fitted(study: Study, kind: str, squares: Tensor, test: Tensor,
+            chosen: Settings) -> tuple[SquaresNet, dict, int]:
+    """A trained net, what training told, and how often it was begun anew because the bottleneck had died."""
     bias, rate = KINDS[kind]
-    chosen = replace(chosen, bias_rate=rate)
+    name = f"train-{kind}-{chosen.seed - study.seed}"
+    for again in range(TRAININGS):
+        own = replace(chosen, bias_rate=rate, seed=chosen.seed + OTHER_SEEDS * again)
 
-    def fit() -> dict:
-        with study.progress.bar(chosen.epochs, f"training {kind}", "epoch") as bar:
-            return train(squares, test, bias, chosen, bar.update)
+        def fit(own: Settings = own) -> dict:
+            with study.progress.bar(own.epochs, f"training {kind}", "epoch") as bar:
+                return train(squares, test, bias, own, bar.update)
 
-    result = study.step(f"train-{kind}-{chosen.seed - study.seed}", fit, version=repr(chosen))
-    # In float64: at images where few units of the bottleneck are open, float32 holds J to four digits only.
-    return trained(result, bias, chosen).double(), result
+        result = study.step(f"{name}-again-{again}" if again else name, fit, version=repr(own))
+        # In float64: at images where few units of the bottleneck are open, float32 holds J to four digits only.
+        net = trained(result, bias, own).double()
+        with torch.no_grad():
+            if bool((net.encoder(test.double().flatten(1)) > 0).any()):
+                break
+    return net, result, again
 
 
 def _measure(net: SquaresNet, images: Tensor, data: Spectrum, chosen: Settings) -> dict:

@@ -15,8 +15,8 @@ AMBIENT = 0.44
 def camera(eye: Sequence[float]) -> np.ndarray:
     """(3, 3) rotation whose rows are right, up and towards a viewer in the direction `eye`; z is up in the world.
 
-    >>> camera((0.0, -1.0, 0.0)).round(6).tolist()
-    [[1.0, 0.0, 0.0], [-0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]
+    >>> (camera((0.0, -1.0, 0.0)).round(6) + 0.0).tolist()  # no negative zeros
+    [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]
     """
     towards = np.asarray(eye, float) / np.linalg.norm(eye)
     right = np.cross([0.0, 0.0, 1.0], towards)
