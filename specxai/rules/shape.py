@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specxai.capture.program import Ref
 from specxai.rules.base import Call, LinearNode, Term, expand_to, one, rule, selection, sum_to, unchanged
+from specxai.rules.elementwise import scaled
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
@@ -41,7 +42,12 @@ def _axis_order(call: Call, ndim: int) -> list[int]:
       "unbind.int", "split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
       "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
       "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
-      "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default")
+      "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default",
+      "gather.default", "take_along_dim.default", "take.default", "repeat_interleave.self_int",
+      "repeat_interleave.self_Tensor", "embedding.default", "masked_select.default", "unfold_copy.default",
+      "permute_copy.default", "rot90.default", "unsqueeze_copy.default", "diagonal_copy.default",
+      "expand_as.default", "movedim.int", "native_channel_shuffle.default", "unbind_copy.int", "_reshape_copy.default",
+      "squeeze_copy.dim", "transpose_copy.int")
 def gather(call: Call) -> LinearNode | None:
     """Every output is one of the inputs: the call on the inputs' numbers says which."""
     if not call.only(0):
@@ -50,6 +56,21 @@ def gather(call: Call) -> LinearNode | None:
     numbers = torch.arange(own.numel(), device=own.device).reshape(own.shape)
     rows = call.step.target(numbers, *call.args[1:], **call.kwargs)
     return selection(call, (rows[call.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1))
+
+
+@rule("tril.default", "triu.default")
+def triangle(call: Call) -> LinearNode:
+    kept = call.step.target(torch.ones_like(call.args[0], dtype=torch.bool), *call.args[1:], **call.kwargs)
+    return LinearNode((scaled(call, 0, kept),))
+
+
+@rule("cumsum.default")
+def cumulative(call: Call) -> LinearNode | None:
+    if not call.only(0) or call.args[0].ndim == 0:
+        return None
+    axis = call.args[1] % call.args[0].ndim + 1
+    return one(call, lambda block: block.cumsum(axis), lambda block: block.flip(axis).cumsum(axis).flip(axis),
+               flops=call.value.numel())
 
 
 @rule("cat.default", "stack.default")
