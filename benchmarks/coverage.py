@@ -12,6 +12,7 @@ Models have random weights and the smallest size that keeps their structure; tra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import sys
 import time
@@ -138,6 +139,8 @@ OTHERS = {
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The model, and the shape of its input."""
+    with contextlib.suppress(ImportError):
+        import_vision("torchvision")  # before transformers asks for it
     torch.manual_seed(0)
     if name in TORCHVISION:
         models, size, settings = import_vision("torchvision.models"), TORCHVISION[name], {}
@@ -203,7 +206,6 @@ def main() -> int:
     if unknown := [name for name in settings.models if name not in names]:
         parser.error(f"no model {unknown[0]!r}; --list shows the names")
     torch.set_num_threads(1)
-    import_vision("torchvision")  # before anything that asks for it
     print("| model | gates | nodes | generic | exactness | agreement | witness | s |\n" + "| --- " * 8 + "|")
     failed = 0
     for name in settings.models or names:

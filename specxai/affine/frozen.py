@@ -124,8 +124,8 @@ class _Replay:
             return call(*held), max([gates[1 if left_is_gate else 0], *added])
         if self._policy.product == "tangent":
             return call(a, b), given
-        halves = call(a, b.detach(), False) / 2 + call(a.detach(), b, False) / 2
-        return halves + (call(a, b).detach() - call(a, b, False).detach() if at[0] == 1 else 0), given
+        halves, held = call(a, b.detach(), False) / 2 + call(a.detach(), b, False) / 2, (a.detach(), b.detach())
+        return halves + (call(*held) - call(*held, False) if at[0] == 1 else 0), given
 
     def _strength(self, gate: int) -> int:
         """How strong a gate is under the policy: none where its kind is not held."""
@@ -161,8 +161,9 @@ def _secant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     at_zero = function(torch.zeros_like(z))
     at_zero = torch.where(torch.isfinite(at_zero), at_zero, 0)
     value = function(z)
-    slope = ((value - at_zero) / z).detach()
-    return torch.where(z == 0, value, at_zero + torch.where(z == 0, 0, slope) * z)
+    slope = torch.where(z == 0, 0, (value - at_zero) / z).detach()
+    moved = torch.where(torch.isfinite(z), z - z.detach(), 0)
+    return torch.where(z == 0, value, value.detach() + slope * moved)  # the value itself, to the last digit
 
 
 def _standard(z: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:

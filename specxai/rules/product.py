@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, LinearNode, Term, rule
+from specxai.rules.base import Call, LinearNode, Term, rule, unchanged
 from specxai.rules.elementwise import constant, scaled
 
 
@@ -20,7 +20,22 @@ def bilinear(call: Call, positions: tuple[int, int], left: Callable[[float], Ter
     """
     shares = call.policy.shares(*(call.kind(position) for position in positions))
     terms = tuple(term(share) for term, share in zip((left, right), shares, strict=True) if share)
-    return LinearNode(terms, offset=None if sum(shares) == 1 else -value, curved=True)
+    together = None
+    if len(terms) == 2 and all(isinstance(term.factor, Tensor) and term.picks is unchanged for term in terms):
+        together = _both(terms[0].factor, terms[1].factor)
+    return LinearNode(terms, offset=None if sum(shares) == 1 else -value, curved=True, together=together)
+
+
+def _both(left: Tensor, right: Tensor) -> Callable:
+    """Both terms of a product of numbers in one pass less."""
+
+    def together(given: Sequence[Tensor | None]) -> Tensor:
+        first, second = given
+        if first is None or second is None:
+            return second * right if first is None else first * left
+        return (first * left).addcmul_(second, right)
+
+    return together
 
 
 def plus(node: LinearNode, call: Call, position: int, scale: float) -> LinearNode:

@@ -39,10 +39,46 @@ def _axis_order(call: Call, ndim: int) -> list[int]:
 
 
 @rule("select.int", "slice.Tensor", "narrow.default", "split.Tensor", "split_with_sizes.default", "chunk.default",
-      "unbind.int", "split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
-      "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
+      "unbind.int", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "select_copy.int", "slice_copy.Tensor")
+def part(call: Call) -> LinearNode | None:
+    """A part along one axis: a view of the block, which costs nothing."""
+    own, shape, axis = call.args[0].shape, call.value.shape, _axis(call)
+    if not call.only(0) or axis is None or not call.value.numel():
+        return gather(call)
+    numbers = torch.arange(own[axis]).reshape([-1 if a == axis else 1 for a in range(len(own))]).expand(own)
+    taken = call.step.target(numbers, *call.args[1:], **call.kwargs)
+    taken = taken[call.output] if isinstance(taken, (list, tuple)) else taken
+    places = taken.unique().tolist()
+    start, step, count = places[0], places[1] - places[0] if len(places) > 1 else 1, len(places)
+    stop = start + step * (count - 1) + 1
+
+    def rows(block: Tensor) -> Tensor:
+        return torch.ops.aten.slice.Tensor(block, axis + 1, start, stop, step)
+
+    def apply(block: Tensor) -> Tensor:
+        return rows(block).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], *own)
+        place = rows(out)
+        place.copy_(block.reshape(place.shape))
+        return out
+
+    return one(call, apply, adjoint, picks=apply)
+
+
+def _axis(call: Call) -> int | None:
+    """The one axis that the call names."""
+    for position, argument in enumerate(call.step.target._schema.arguments):
+        if argument.name == "dim" and call.args[0].ndim:
+            return call.arg(position, "dim", 0) % call.args[0].ndim
+    return None
+
+
+@rule("split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
+      "index.Tensor", "as_strided.default", "diagonal.default",
       "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
-      "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default",
+      "unfold.default", "_unsafe_index.Tensor",
       "gather.default", "take_along_dim.default", "take.default", "repeat_interleave.self_int",
       "repeat_interleave.self_Tensor", "embedding.default", "masked_select.default", "unfold_copy.default",
       "permute_copy.default", "rot90.default", "unsqueeze_copy.default", "diagonal_copy.default",
