@@ -19,16 +19,22 @@ from specxai.rules.base import differentiating
 from specxai.rules.policy import Policy
 
 aten = torch.ops.aten
-SECANTS = set("sigmoid tanh silu gelu elu softplus hardswish mish exp log sqrt rsqrt reciprocal erf selu celu "
-              "log_sigmoid sin cos tan expm1 exp2 log1p log2 log10 atan asin acos sinh cosh asinh erfc softshrink "
-              "hardshrink threshold square hardsigmoid relu6 hardtanh pow clamp clamp_min clamp_max".split())
-ACTIVATED = SECANTS | set(
-    "relu leaky_relu prelu _prelu_kernel abs log_softmax _log_softmax maximum minimum atan2 hypot logaddexp xlogy fmax "
-    "fmin remainder fmod nan_to_num copysign sign sgn floor ceil round trunc heaviside".split())
-SOFTMAX = {"softmax", "_softmax", "_safe_softmax"}
-STATISTICS = set("var var_mean std std_mean linalg_vector_norm norm amax amin max min logsumexp prod".split())
-WEIGHTED = set("linear addmm mm matmul bmm mv dot addmv baddbmm _sparse_mm conv1d conv2d conv3d conv_transpose1d "
-               "conv_transpose2d conv_transpose3d convolution".split())
+
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+SECANTS = _set("sigmoid tanh silu gelu elu softplus hardswish mish exp log sqrt rsqrt reciprocal erf selu celu "
+               "log_sigmoid sin cos tan expm1 exp2 log1p log2 log10 atan asin acos sinh cosh asinh erfc softshrink "
+               "hardshrink threshold square hardsigmoid relu6 hardtanh pow clamp clamp_min clamp_max")
+ACTIVATED = SECANTS | _set("relu leaky_relu prelu _prelu_kernel abs log_softmax _log_softmax maximum minimum atan2 "
+                           "hypot logaddexp xlogy fmax fmin remainder fmod nan_to_num copysign sign sgn floor ceil "
+                           "round trunc heaviside")
+SOFTMAX = _set("softmax _softmax _safe_softmax")
+STATISTICS = _set("var var_mean std std_mean linalg_vector_norm norm amax amin max min logsumexp prod")
+WEIGHTED = _set("linear addmm mm matmul bmm mv dot addmv baddbmm _sparse_mm conv1d conv2d conv3d conv_transpose1d "
+                "conv_transpose2d conv_transpose3d convolution")
 FACTORS = {"mul": (0, 1), "mm": (0, 1), "matmul": (0, 1), "bmm": (0, 1), "mv": (0, 1), "dot": (0, 1),
            "addmm": (1, 2), "addmv": (1, 2), "baddbmm": (1, 2), "addcmul": (1, 2)}
 _OF_SEVERAL = {aten.clamp.Tensor, aten.clamp_min.Tensor, aten.clamp_max.Tensor, aten.pow.Tensor_Tensor, aten.pow.Scalar}
@@ -66,34 +72,43 @@ class _Replay:
         name = origin.target._schema.name.partition("::")[2]
         read = [index for index in references((origin.args, dict(origin.kwargs)))
                 if isinstance(self._values[index], Tensor) and self._values[index].requires_grad]
-        given = max((self._gate.get(index, 0) for index in read), default=0)
-        if given == 2 and any(self._gate.get(index, 0) != 2 for index in read):
-            given = max((gate for index in read if (gate := self._gate.get(index, 0)) != 2), default=0)
-        own = {"activation": name in ACTIVATED, "softmax": name in SOFTMAX,
-               "norm": name in STATISTICS and origin.target not in (aten.max.dim, aten.min.dim) and not (
-                   is_getitem(step) and step.args[1] == 1)
-               or name in ("mean", "sum") and given == STRENGTH.index("activation")}
-        gate = max(given, *(STRENGTH.index(kind) for kind, is_so in own.items() if is_so), 0)
+        given = self._strongest(read)
+        is_statistic = (name in STATISTICS and origin.target not in (aten.max.dim, aten.min.dim)
+                        and not (is_getitem(step) and step.args[1] == 1))
+        if name in ("mean", "sum") and given == STRENGTH.index("activation"):
+            is_statistic = True
+        own = {"activation": name in ACTIVATED, "softmax": name in SOFTMAX, "norm": is_statistic}
+        gate = max([given, *(STRENGTH.index(kind) for kind, is_so in own.items() if is_so)])
         if is_getitem(step):
             self._gate[step.index] = gate
             return args[0][args[1]]
         if name in FACTORS or name in ("div", "addcdiv"):
-            value, gate = self._product(step, name, args, kwargs, read, given)
+            value, gate = self._product(step, name, args, kwargs, given)
         else:
             value = self._expression(step.target, name, given)(*args, **kwargs)
             if name in WEIGHTED:
-                gate = 2 if given == STRENGTH.index("softmax") else 0
+                gate = self._behind_weights(given)
         self._gate[step.index] = gate
         return value
 
-    def _product(self, step: Step, name: str, args: tuple, kwargs: dict, read: list[int], given: int):
+    def _strongest(self, read: list[int]) -> int:
+        """The strongest gate of several; a pattern behind weights is none beside anything else."""
+        gates = [self._gate.get(index, 0) for index in read]
+        behind = STRENGTH.index("behind weights")
+        return behind if set(gates) == {behind} else max([gate for gate in gates if gate != behind], default=0)
+
+    def _behind_weights(self, given: int) -> int:
+        return STRENGTH.index("behind weights") if given == STRENGTH.index("softmax") else 0
+
+    def _product(self, step: Step, name: str, args: tuple, kwargs: dict, given: int) -> tuple[Tensor, int]:
         """(value, how strong a gate it is)."""
         at = FACTORS.get(name, (0, 1) if name == "div" else (1, 2))
         a, b = (args[position] for position in at)
         live = [isinstance(part, Tensor) and part.requires_grad for part in (a, b)]
         gates = [self._gate.get(step.args[position].index, 0) if is_live else 0
                  for position, is_live in zip(at, live, strict=True)]
-        added = [self._gate.get(index, 0) for index in read] if len(at) < len(read) else []
+        summand = step.args[0] if at[0] == 1 and isinstance(args[0], Tensor) and args[0].requires_grad else None
+        added = [] if summand is None else [self._gate.get(summand.index, 0)]
 
         def call(left: Any, right: Any, more: bool = True) -> Tensor:
             """The call with these factors; without the summand that some have."""
@@ -114,9 +129,8 @@ class _Replay:
                 return call(a, b.detach()), max([gates[0], *added])
             return call(a, b), given
         if not all(live):
-            if name not in WEIGHTED or not any(live):
-                return call(a, b), given
-            return call(a, b), 2 if given == STRENGTH.index("softmax") else 0
+            is_weighted = name in WEIGHTED and any(live) and summand is None
+            return call(a, b), self._behind_weights(given) if is_weighted else given
         strengths = [self._strength(gate) for gate in gates]
         if strengths[0] != strengths[1]:
             left_is_gate = strengths[0] > strengths[1]

@@ -144,7 +144,7 @@ def glu(call: Call) -> LinearNode | None:
     z = call.args[0].detach()
     axis = call.arg(1, "dim", -1) % z.ndim
     value, gate = z.chunk(2, axis)
-    slope, rest = slope_and_offset(call, gate, torch.sigmoid)
+    slope, _ = slope_and_offset(call, gate, torch.sigmoid)
     ours, theirs = call.policy.shares(call.kind(0), "activation")
     by_value, by_gate = ours * gate.sigmoid(), theirs * value * slope
 

@@ -73,8 +73,8 @@ def _matrix_term(call: Call, position: int, mine: torch.Size, held: Tensor, from
         whole = block.reshape(block.shape[0], *batch, rows, columns)
         return sum_to(times(whole, held.mT, batch), mine).reshape(block.shape[0], *own)
 
-    return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * held.shape[-2 if not from_left
-                                                                                                else -1])
+    inner = held.shape[-1] if from_left else held.shape[-2]
+    return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * inner)
 
 
 def _times_rows(block: Tensor, held: Tensor, batch: torch.Size) -> Tensor:

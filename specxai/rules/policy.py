@@ -59,7 +59,7 @@ class Policy:
         chosen = dict(gates)
         base = chosen.pop("base", "tangent")
         if base not in BASES:
-            raise ValueError(f"unknown gate policy {base!r}; choose tangent (the true Jacobian) or frozen, or a mapping "
+            raise ValueError(f"unknown gate policy {base!r}; choose tangent (the true Jacobian), frozen, or a mapping "
                              f"of the kinds {', '.join(KINDS)}")
         for kind, what in chosen.items():
             if kind not in KINDS:
@@ -67,7 +67,7 @@ class Policy:
                                  "\"base\" is the policy of those that are not named")
             if what not in KINDS[kind]:
                 raise ValueError(f"gates[{kind!r}] is {what!r}; choose {' or '.join(KINDS[kind])}")
-        return cls(**{kind: BASES[base] for kind in KINDS} | chosen)
+        return cls(**dict.fromkeys(KINDS, BASES[base]) | chosen)
 
     @property
     def name(self) -> str:

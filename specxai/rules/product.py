@@ -88,9 +88,9 @@ def addcdiv(call: Call) -> LinearNode:
 
 
 def _quotient(call: Call, first: int, second: int, by: float) -> LinearNode:
-    """by · z₁ / z₂.  A denominator is a gate: it is held where products hold their gates, or take half each."""
+    """by · z₁ / z₂.  A denominator is a gate: it is held unless products are differentiated and its kind is."""
     above, below = constant(call, first), constant(call, second)
-    value = (by * above / below) if isinstance(below, Tensor) or isinstance(above, Tensor) else by * above / below
+    value = by * above / below
     over = scaled(call, first, by / below) if call.ref(first) is not None else None
     if call.ref(second) is None:
         return LinearNode((over,)) if over is not None else LinearNode((), offset=value.expand(call.value.shape))

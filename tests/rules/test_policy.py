@@ -31,7 +31,7 @@ def test_a_mapping_changes_its_base():
 @pytest.mark.parametrize("gates, message", [
     ("froze", "unknown gate policy 'froze'; choose tangent"),
     ({"base": "linear"}, "unknown gate policy 'linear'"),
-    ({"attention": "held"}, "unknown kind of factor 'attention' in gates; the kinds are softmax, norm, activation, pro"),
+    ({"attention": "held"}, "unknown kind of factor 'attention' in gates; the kinds are softmax, norm, act"),
     ({"norm": "half"}, r"gates\['norm'\] is 'half'; choose tangent or held"),
     ({"product": True}, r"gates\['product'\] is True; choose tangent or held or half"),
 ])

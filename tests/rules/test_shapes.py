@@ -47,12 +47,6 @@ def compare(function, by_hand, shape: tuple[int, ...], dtype: torch.dtype, parts
         assert local.exactness <= bound
 
 
-def attended(q, k, v, mask, hold):
-    scores = q @ k.mT / q.shape[-1] ** 0.5
-    pattern = scores if mask is None else scores + mask
-    return hold(torch.ops.aten._safe_softmax(pattern, -1)) @ v
-
-
 @FEW
 @given(tokens=st.integers(1, 4), heads=st.integers(1, 3), size=st.integers(1, 3), dtype=DTYPES,
        kind=st.sampled_from(["full", "causal", "boolean", "numbers", "no key"]), grouped=st.booleans(),
@@ -65,12 +59,12 @@ def test_attention(tokens, heads, size, dtype, kind, grouped, live):
     if kind == "no key":
         boolean[0] = False  # a row of nothing: all masked, whose output is 0
 
-    def parts(tensors, some: str):
+    def parts(tensors):
         found = dict(zip(live, tensors, strict=True))
         q, k, v = (found.get(name, constant.to(tensors[0])) for name in "qkv")
         count = 2 * heads if grouped else heads
         q = q.unflatten(-1, (count, -1)).transpose(1, 2)
-        k, v = (part[..., :heads * size].unflatten(-1, (heads, -1)).transpose(1, 2) for part in (k, v))
+        k, v = (each[..., :heads * size].unflatten(-1, (heads, -1)).transpose(1, 2) for each in (k, v))
         return q, k, v
 
     def mask_of(q):
@@ -81,29 +75,22 @@ def test_attention(tokens, heads, size, dtype, kind, grouped, live):
         return torch.linspace(-1, 1, tokens * tokens).reshape(tokens, tokens).to(q) if kind == "numbers" else None
 
     def fused(*tensors):
-        q, k, v = parts(tensors, live)
+        q, k, v = parts(tensors)
         mask = boolean if kind in ("boolean", "no key") else mask_of(q) if kind == "numbers" else None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal", enable_gqa=grouped)
 
     def by_hand(*tensors):
-        q, k, v = parts(tensors, live)
+        q, k, v = parts(tensors)
         if grouped:
             k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        mask, scores = mask_of(q), q @ k.mT
+        if live == "qk":  # two values, of which each takes half
+            scores = (q @ k.mT.detach() + q.detach() @ k.mT) / 2
+        scores = scores / q.shape[-1] ** 0.5
+        pattern = torch.ops.aten._safe_softmax(scores if mask is None else scores + mask, -1)
         # Without a live value there is no product for the pattern to be a factor of: it keeps its derivative.
-        return attended(q, k, v, mask_of(q), torch.Tensor.detach if "v" in live else lambda pattern: pattern)
+        return (pattern.detach() if "v" in live else pattern) @ v
 
-    if live in ("qk",):
-        return_half = by_hand
-
-        def by_hand(*tensors):  # the scores are a product of two values, of which each takes half
-            q, k, v = parts(tensors, live)
-            if grouped:
-                k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-            scores = (q @ k.mT.detach() + q.detach() @ k.mT) / 2 / q.shape[-1] ** 0.5
-            mask = mask_of(q)
-            return torch.ops.aten._safe_softmax(scores if mask is None else scores + mask, -1) @ v
-
-        assert return_half is not by_hand
     compare(fused, by_hand, (1, tokens, width), dtype, len(live))
 
 
