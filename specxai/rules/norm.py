@@ -81,13 +81,16 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
     z, shape = call.args[0].detach(), call.args[0].shape
     if z.numel() == 0:
         return LinearNode((), offset=torch.zeros_like(call.value))
-    grouped = z.reshape(groups)
+    grouped = z.reshape(groups).double()  # once, and where units are nearly equal every digit of ẑ counts
     axes = [axis % grouped.ndim for axis in (over or (-1,))]
     behind = [axis + 1 for axis in axes]
-    middle = grouped.mean(axes, keepdim=True) if centred else 0.0
-    spread = (grouped - middle).square().mean(axes, keepdim=True)
-    scale = torch.rsqrt(spread + eps)
-    unit = (grouped - middle) * scale
+    if centred:
+        grouped = grouped - grouped.mean(axes, keepdim=True)
+        grouped = grouped - grouped.mean(axes, keepdim=True)  # of what the first mean was rounded by
+    scale = torch.rsqrt(grouped.square().mean(axes, keepdim=True) + eps)
+    unit = grouped * scale
+    rest = (unit * (1 - eps * scale.square())).reshape(shape).to(z.dtype)
+    unit, scale = unit.to(z.dtype), scale.to(z.dtype)
     held = call.policy.norm == "held"
     weight = None if weight is None else weight.detach()
 
@@ -98,7 +101,7 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
         if centred:
             moved = moved - out.mean(behind, keepdim=True)
         if not held:
-            moved = moved - unit * (out * unit).mean(behind, keepdim=True)
+            moved = moved - unit * (moved * unit).mean(behind, keepdim=True)
         return (moved * scale).reshape(block.shape[0], *shape)
 
     def apply(block: Tensor) -> Tensor:
@@ -109,7 +112,6 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
 
     offset = None if bias is None else bias.detach().expand(shape)
     if not held:  # ẑ minus its derivative at z, which is ẑ ε s²
-        rest = (unit * (1 - eps * scale.square())).reshape(shape)
         rest = rest if weight is None else rest * weight
         offset = rest if offset is None else offset + rest
     return one(call, apply, adjoint, offset=offset, flops=6 * z.numel(), curved=True)
