@@ -168,6 +168,8 @@ def randomise(model: nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            elif not parameter.any():  # a head that begins at zero
+                parameter.normal_(0, 0.02)
 
 
 def rows(name: str, dtype: torch.dtype, policies: list[str]) -> list[str]:
