@@ -28,6 +28,7 @@ def _set(names: str) -> frozenset[str]:
 SECANTS = _set("sigmoid tanh silu gelu elu softplus hardswish mish exp log sqrt rsqrt reciprocal erf selu celu "
                "log_sigmoid sin cos tan expm1 exp2 log1p log2 log10 atan asin acos sinh cosh asinh erfc softshrink "
                "hardshrink threshold square hardsigmoid relu6 hardtanh pow clamp clamp_min clamp_max")
+CLIPPED = _set("relu6 hardtanh clamp clamp_min clamp_max")
 ACTIVATED = SECANTS | _set("relu leaky_relu prelu _prelu_kernel abs log_softmax _log_softmax maximum minimum atan2 "
                            "hypot logaddexp xlogy fmax fmin remainder fmod nan_to_num copysign sign sgn floor ceil "
                            "round trunc heaviside")
@@ -49,7 +50,9 @@ def frozen_pull_back(program: Program, policy: Policy, x: Tensor, cotangent: Cal
         replay = _Replay(program, policy, values)
         for step in program.steps:
             if step.kind == "call":
-                values[step.index] = replay.value(step)
+                value = values[step.index] = replay.value(step)
+                if isinstance(value, Tensor) and value.requires_grad:
+                    value.register_hook(_contiguous)
             else:
                 values[step.index] = leaf if step.kind == "input" else program.constants[step.index].detach()
         output = values[program.output]
@@ -57,6 +60,11 @@ def frozen_pull_back(program: Program, policy: Policy, x: Tensor, cotangent: Cal
         if output.requires_grad:
             gradient = torch.autograd.grad(output, leaf, cotangent(output.detach()), allow_unused=True)[0]
         return Pullback(output.detach(), torch.zeros_like(leaf) if gradient is None else gradient)
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    """torch's backward of batch norm is wrong for some strides."""
+    return None if gradient is None else gradient.contiguous()
 
 
 class _Replay:
@@ -150,7 +158,7 @@ class _Replay:
         """The call, with what its policy holds detached inside of it."""
         policy = self._policy
         if policy.activation == "held" and name in SECANTS and target not in _OF_SEVERAL:
-            return lambda z, *args, **kwargs: _secant(lambda y: target(y, *args, **kwargs), z)
+            return lambda z, *args, **kwargs: _secant(lambda y: target(y, *args, **kwargs), z, name in CLIPPED)
         if policy.norm == "held" and name in _NORMS:
             return lambda *args, **kwargs: _NORMS[name](target, *args, **kwargs)
         if name == "glu":
@@ -168,8 +176,9 @@ class _Replay:
         return a * gate if self._policy.product == "tangent" else (a * gate.detach() + a.detach() * gate) / 2
 
 
-def _secant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """σ(0) + h z with h = (σ(z) − σ(0)) / z held; σ(z) / z where σ(0) is not finite; σ itself where z is 0."""
+def _secant(function: Callable[[Tensor], Tensor], z: Tensor, clips: bool = False) -> Tensor:
+    """σ(0) + h z with h = (σ(z) − σ(0)) / z held; σ(z) / z where σ(0) is not finite; σ itself where z is 0, and where
+    it only `clips` and z is within its bounds."""
     if not isinstance(z, Tensor) or not z.requires_grad:
         return function(z)
     at_zero = function(torch.zeros_like(z))
@@ -177,7 +186,8 @@ def _secant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     value = function(z)
     slope = torch.where(z == 0, 0, (value - at_zero) / z).detach()
     moved = torch.where(torch.isfinite(z), z - z.detach(), 0)
-    return torch.where(z == 0, value, value.detach() + slope * moved)  # the value itself, to the last digit
+    as_is = (z == 0) | (value == z) if clips else z == 0
+    return torch.where(as_is, value, value.detach() + slope * moved)  # the value itself, to the last digit
 
 
 def _standard(z: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:

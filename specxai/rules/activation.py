@@ -213,7 +213,11 @@ def _pieces(call: Call, breaks: list[float], slopes: list, *, closed: bool = Fal
             slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
     offset = value - slope * finite(z) if len(breaks) == 2 else None
     if offset is not None and call.policy.activation == "held" and offset.any():
-        slope, offset = slope_and_offset(call, z)  # a bound is no bias: the secant, which changes inside of its piece
+        # A bound is no bias: the secant, which changes inside of its piece; within the bounds, the identity.
+        slope, offset = slope_and_offset(call, z)
+        if slopes == [0.0, 1.0, 0.0]:
+            slope = torch.where(pattern == 1, 1, slope)
+            offset = None if offset is None else torch.where(pattern == 1, 0, offset)
         return diagonal(call, slope, offset, gate=Gate(call.ref(0), None, None), kind="activation")
     edges = torch.tensor([-math.inf, *breaks, math.inf], dtype=z.dtype, device=z.device)
 

@@ -98,6 +98,8 @@ HELD = {  # what a model computes, and the same with its gate detached
     "pattern behind weights": (lambda z: (z.softmax(-1) @ torch.ones(6, 6).tril().to(z)) * z,
                                lambda z: (z.softmax(-1) @ torch.ones(6, 6).tril().to(z)).detach() * z),
     "clipped": (lambda z: F.relu6(40 * z), lambda z: _secant(F.relu6, 40 * z)),
+    "bounds that few reach": (lambda z: z.clamp(0.1, 0.3), lambda z: torch.where(
+        z == z.clamp(0.1, 0.3), z, 0.1 + ((z.clamp(0.1, 0.3) - 0.1) / z).detach() * z)),
     "two values": (lambda z: z[..., :3] * z[..., 3:],
                    lambda z: (z[..., :3] * z[..., 3:].detach() + z[..., :3].detach() * z[..., 3:]) / 2),
     "two values as matrices": (lambda z: z.mT @ z, lambda z: (z.mT @ z.detach() + z.mT.detach() @ z) / 2),
@@ -119,6 +121,22 @@ def test_what_is_held(name):
     assert (local.jacobian.to_dense() - wanted).norm() <= 1e-12 * wanted.norm()
     assert local.exactness <= 1e-12
     assert local.generic_nodes == []
+
+
+class Pooled(nn.Module):
+    """Batch norm whose gradient comes back transposed, which torch's own backward gets wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 2), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).flatten(2).transpose(1, 2).softmax(-1)).tanh()
+
+
+def test_the_witness_sees_past_torchs_wrong_strides():
+    local = specxai.linearize(Pooled().double().eval(), torch.randn(1, 3, 4, 4).double(), gates="frozen")
+    assert local.agreement <= 1e-13
 
 
 def test_probabilities_that_multiply_nothing_keep_their_derivative():
