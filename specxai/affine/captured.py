@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from specxai.affine.local import Local
 from specxai.capture.outputs import Selector
 from specxai.capture.recording import Recording
-from specxai.rules.policy import Gates
 from specxai.errors import CaptureError
+from specxai.rules.policy import Gates
 
 __all__ = ["Captured", "capture", "linearize"]
 
