@@ -161,27 +161,45 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     return Term(index, apply, adjoint)
 
 
+_WRITTEN = {"index_put": 2, "masked_scatter": 2, "scatter": 3, "index_copy": 3}  # the argument that is written, else 1
+
+
 @rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
-      "as_strided_scatter.default")
-def overwrite(call: Call) -> LinearNode:
-    """Assignment to a slice: every output is a unit of what was there or of what is written.
+      "as_strided_scatter.default", "index_put.default", "masked_scatter.default", "scatter.src", "index_copy.default")
+def overwrite(call: Call) -> LinearNode | None:
+    """Assignment to a part: every output is a unit of what was there or of what is written.
 
     The call on the numbers of one operand, zeros in the other's place, says which.
     """
-    old, new = (part.detach() for part in call.args[:2])
-    terms, offset = [], None
-    for position, part in enumerate((old, new)):
-        if call.ref(position) is None:
-            operands = (part, torch.zeros_like(new)) if position == 0 else (torch.zeros_like(old), part)
-            constant = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape)
+    name = call.step.target._schema.name.partition("::")[2]
+    where = (0, _WRITTEN.get(name, 1))
+    live = [position for position in where if call.ref(position) is not None]
+    if not call.only(*live) or (name == "index_put" and call.arg(3, "accumulate", False)):
+        return None
+
+    def made(operands: dict[int, Tensor]) -> Tensor:
+        args = [operands.get(position, argument) for position, argument in enumerate(call.args)]
+        return call.step.target(*args, **call.kwargs).expand(call.value.shape)
+
+    terms, offset, parts = [], None, {position: call.args[position].detach() for position in where}
+    for position, part in parts.items():
+        other = {p: torch.zeros_like(held) for p, held in parts.items() if p != position}
+        if position not in live:
+            constant = made(other | {position: part})
             offset = constant if offset is None else offset + constant
             continue
         numbers = torch.arange(1, part.numel() + 1, device=part.device).reshape(part.shape)
-        operands = (numbers, torch.zeros_like(new, dtype=numbers.dtype)) if position == 0 else (
-            torch.zeros_like(old, dtype=numbers.dtype), numbers)
-        rows = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape).reshape(-1) - 1
+        rows = made({p: held.long() for p, held in other.items()} | {position: numbers}).reshape(-1) - 1
         terms.append(_placed(call.ref(position), part.shape, call.value.shape, rows))
     return LinearNode(tuple(terms), offset=offset)
+
+
+@rule("diag_embed.default")
+def spread(call: Call) -> LinearNode:
+    own = call.args[0]
+    numbers = torch.arange(1, own.numel() + 1, device=own.device).reshape(own.shape)
+    rows = call.step.target(numbers, *call.args[1:], **call.kwargs).reshape(-1) - 1
+    return LinearNode((_placed(call.ref(0), own.shape, call.value.shape, rows),))
 
 
 def _placed(index: int, own, shape, rows: Tensor) -> Term:

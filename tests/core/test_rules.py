@@ -169,6 +169,11 @@ SELECTIONS = {
         torch.tensor([[[0.7, 0.2, 0.1], [-0.1, 0.9, 0.0]]]).to(z), [1, 4, 5, 6], False), align_corners=False), IMAGE),
     "pixel unshuffle": (nn.PixelUnshuffle(3), (1, 4, 9, 9)),
     "transposed convolution of volumes": (nn.ConvTranspose3d(2, 3, 2, stride=2), (1, 2, 4, 6, 6)),
+    "written by index": (lambda z: z.index_put((torch.tensor([0]), torch.tensor([1, 3])), z[0, :2] * 2), IMAGE),
+    "written by mask": (lambda z: z.masked_scatter(torch.arange(10) > 6, z.flip(1)), IMAGE),
+    "scattered": (lambda z: torch.ones_like(z).scatter(1, torch.arange(3, 1, -1).reshape(1, 2, 1, 1).expand(1, 2, 9, 10), z[:, :2]), IMAGE),
+    "copied by index": (lambda z: z.index_copy(1, torch.tensor([3, 1]), z[:, :2] * 3), IMAGE),
+    "diagonal": (lambda z: torch.diag_embed(z[0, 0], 1), IMAGE),
     "steps of a slice": (lambda z: z[..., 1::4] + z[:, :, 2, None, 1:4], IMAGE),
 }
 CASES |= LIVE | SELECTIONS
