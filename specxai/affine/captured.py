@@ -10,6 +10,7 @@ from specxai.affine.local import Local
 from specxai.capture.outputs import Selector
 from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
+from specxai.rules.policy import Gates
 
 __all__ = ["Captured", "capture", "linearize"]
 
@@ -22,7 +23,7 @@ class Captured(Recording):
     that is explained in what the model returns.
     """
 
-    def linearize(self, x: Tensor, gates: str = "tangent", backend: str = "auto", max_memory: int | None = None,
+    def linearize(self, x: Tensor, gates: Gates = "tangent", backend: str = "auto", max_memory: int | None = None,
                   verify: bool | None = None) -> Local:
         """The affine map at x; see `specxai.linearize`."""
         holds, values = self.at(x)
@@ -55,14 +56,16 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Sele
     return captured
 
 
-def linearize(model: nn.Module | Captured, x: Tensor, gates: str = "tangent", backend: str = "auto",
+def linearize(model: nn.Module | Captured, x: Tensor, gates: Gates = "tangent", backend: str = "auto",
               max_memory: int | None = None, output: Selector = None, verify: bool | None = None) -> Local:
     """The affine map of `model` at `x`.
 
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
                  shape, dtype and device, and again when it has changed
     x            the model's input, shape (1, ...)
-    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14)
+    gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14), with
+                 softmax patterns, norm scales and the gates of products held; or by kind, over a base:
+                 {"base": "tangent", "softmax": "held", "norm": "held", "product": "half"}, see `specxai.rules.policy`
     backend      "auto", "reference", "native", "torch"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`

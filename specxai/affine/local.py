@@ -30,11 +30,11 @@ from specxai.operators import LinearOperator, ZeroOperator, plain
 from specxai.precision import full_precision
 from specxai.rules import Call, Gate, LinearNode, linear_node
 from specxai.rules.dtypes import converted, widest
+from specxai.rules.policy import Gates, Policy
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
 KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
-POLICIES = ("tangent", "frozen")
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,12 @@ class Local:
     (Flip(0.5, layer='0', unit=0), True)
     """
 
-    def __init__(self, captured: Recording, x: Tensor, *, gates: str = "tangent", backend: str = "auto",
+    def __init__(self, captured: Recording, x: Tensor, *, gates: Gates = "tangent", backend: str = "auto",
                  max_memory: int | None = None, values: list | None = None, verify: bool | None = None) -> None:
         if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int)):
             raise TypeError(f"max_memory is a number of bytes, such as 2 << 30; got {max_memory!r}")
-        if gates not in POLICIES:
-            raise ValueError(f"unknown gate policy {gates!r}; choose tangent (the true Jacobian) or frozen")
-        self.captured, self.gates = captured, gates
+        self.policy = Policy.of(gates)
+        self.captured, self.gates = captured, self.policy.name
         self.decompositions = Kept(DECOMPOSITIONS, DECOMPOSITION_BYTES)
         self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
         survive_fork()
@@ -109,7 +108,7 @@ class Local:
             values = captured.program.run(self.input) if values is None else values
             dtype = widest(captured.program, values)
             self.backend = choose(backend, x.device, dtype)
-            nodes = _linear_nodes(captured, values, gates, dtype)
+            nodes = _linear_nodes(captured, values, self.policy, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
             self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0)
@@ -312,7 +311,7 @@ class Local:
             return None
 
         def nearby(x: Tensor) -> Graph:
-            return Local(self.captured, x, gates=self.gates, backend="reference", verify=False).graph
+            return Local(self.captured, x, gates=self.policy, backend="reference", verify=False).graph
 
         def in_double() -> tuple[LinearOperator, float] | None:
             try:
@@ -323,15 +322,15 @@ class Local:
             return local.jacobian, local.agreement
 
         def frozen(x: Tensor) -> Pullback:
-            return frozen_pull_back(self.captured.program, self.graph.nodes, x, cotangent)
+            return frozen_pull_back(self.captured.program, self.policy, x, cotangent)
 
         return certify(self.captured, self.graph, self.input, self.output, self._dtypes, nearby, in_double,
-                       frozen if self.gates == "frozen" else None)
+                       None if self.gates == "tangent" else frozen)
 
     def _by_reference(self, recording: Recording, x: Tensor, verify: bool) -> Local:
         """With the same gates, at an input where the recording may not hold."""
         holds, values = recording.at(x)
-        return Local(holds, x, gates=self.gates, backend="reference", values=values, verify=verify)
+        return Local(holds, x, gates=self.policy, backend="reference", values=values, verify=verify)
 
     def _values(self) -> list:
         """Every step's value at x."""
@@ -364,9 +363,9 @@ class Local:
         return torch.cat(parts)
 
 
-def _linear_nodes(captured: Recording, values: list, policy: str, dtype: torch.dtype) -> dict[int, LinearNode]:
+def _linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch.dtype) -> dict[int, LinearNode]:
     """step -> its node, with all numbers in one dtype."""
-    program, nodes, gated = captured.program, {}, set()
+    program, nodes, kinds = captured.program, {}, {}
     for step in program.steps:
         if step.index not in program.active or step.kind != "call":
             continue
@@ -382,12 +381,11 @@ def _linear_nodes(captured: Recording, values: list, policy: str, dtype: torch.d
             continue  # indices and masks are constants of the map
         given = tuple(substitute(origin.args, values)), substitute(dict(origin.kwargs), values)
         args, kwargs = converted(given, dtype)
-        call = Call(origin, args, kwargs, converted(value, dtype), policy, program.active, output, frozenset(gated))
+        call = Call(origin, args, kwargs, converted(value, dtype), policy, program.active, output, kinds)
         node = linear_node(call)
         if node.offset is not None and not torch.isfinite(node.offset).all():
             # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
             node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
         nodes[step.index] = node
-        if not node.resets and (node.gate is not None or any(term.input in gated for term in node.terms)):
-            gated.add(step.index)
+        kinds[step.index] = node.factor_kind(kinds)
     return nodes

@@ -5,7 +5,18 @@
 
 from __future__ import annotations
 
-from specxai.rules import activation, conv, elementwise, linear, norm, pooling, reduce, shape  # noqa: F401  register
+from specxai.rules import (  # noqa: F401  register
+    activation,
+    conv,
+    elementwise,
+    linear,
+    norm,
+    pooling,
+    product,
+    reduce,
+    resample,
+    shape,
+)
 from specxai.rules.base import RULES, Call, Convolution, FullyConnected, Gate, LinearNode, Term, rule
 from specxai.rules.generic import generic
 

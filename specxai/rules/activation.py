@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def absolute(call: Call) -> LinearNode:
         time = torch.where(z * direction < 0, -z / direction, math.inf)
         return torch.where((z == 0) & (direction != 0), 0.0, time)
 
-    return diagonal(call, z.sign(), None, gate=Gate(call.ref(0), z.sign().to(torch.int8), crossing))
+    return diagonal(call, z.sign(), None, gate=Gate(call.ref(0), z.sign().to(torch.int8), crossing), kind="activation")
 
 
 @rule("hardsigmoid.default")
@@ -85,34 +86,99 @@ def hardsigmoid(call: Call) -> LinearNode:
 @rule("sigmoid.default", "tanh.default", "silu.default", "gelu.default", "elu.default", "softplus.default",
       "hardswish.default", "mish.default", "exp.default", "log.default", "sqrt.default", "rsqrt.default",
       "pow.Tensor_Scalar", "reciprocal.default", "erf.default", "selu.default", "log_sigmoid.default", "celu.default",
-      "sin.default", "cos.default")
+      "sin.default", "cos.default", "tan.default", "expm1.default", "exp2.default", "log1p.default", "log2.default",
+      "log10.default", "atan.default", "asin.default", "acos.default", "sinh.default", "cosh.default", "asinh.default",
+      "erfc.default", "softshrink.default", "hardshrink.default", "threshold.default", "square.default")
 def smooth(call: Call) -> LinearNode | None:
     """A smooth activation σ, unit by unit.
 
-    tangent: slope σ'(z), offset σ(z) − σ'(z) z.  frozen: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
+    tangent: slope σ'(z), offset σ(z) − σ'(z) z.  held: slope (σ(z) − σ(0)) / z, offset σ(0); where z is 0, the
     tangent.  σ(0) counts as 0 where it is not finite.
     """
     if not call.only(0):
         return None
-    z = call.args[0].detach()
+    slope, offset = slope_and_offset(call, call.args[0].detach())
+    return diagonal(call, slope, offset, gate=Gate(call.ref(0), None, None), kind="activation")
+
+
+def slope_and_offset(call: Call, z: Tensor, function: Callable[[Tensor], Tensor] | None = None):
+    """(slope, offset or None) of an activation at z, by the policy; of the call itself where no function is given."""
+    if function is None:
+        target, arguments, options = call.step.target, call.args[1:], call.kwargs
+        function = lambda z: target(z, *arguments, **options)  # noqa: E731
     with differentiating():
         leaf = z.clone().requires_grad_()
-        value = call.step.target(leaf, *call.args[1:], **call.kwargs)
+        value = function(leaf)
         slope = torch.autograd.grad(value.sum(), leaf)[0]
     value = value.detach()
     offset: Tensor | None = value - slope * finite(z)
-    if call.policy == "frozen":
-        at_zero = finite(call.step.target(torch.zeros_like(z), *call.args[1:], **call.kwargs))
+    if call.policy.activation == "held":
+        at_zero = finite(function(torch.zeros_like(z)))
         slope = torch.where(z == 0, slope, (value - at_zero) / z)
         offset = torch.where(z == 0, offset, at_zero)
         offset = offset if offset.any() else None
-    return diagonal(call, slope, offset, gate=Gate(call.ref(0), None, None))
+    return slope, offset
+
+
+@rule("maximum.default", "minimum.default", "clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor",
+      "pow.Tensor_Tensor", "pow.Scalar", "atan2.default", "hypot.default", "logaddexp.default", "xlogy.Tensor",
+      "fmax.default", "fmin.default", "remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor",
+      "nan_to_num.default", "copysign.Tensor")
+def of_several(call: Call) -> LinearNode | None:
+    """Any other function of numbers, one or several live: its partial derivatives, and an offset."""
+    live = [position for position in range(len(call.args)) if call.ref(position) is not None]
+    if not call.only(*live):
+        return None
+    with differentiating():
+        args = list(call.args)
+        for position in live:
+            args[position] = args[position].detach().expand(call.value.shape).clone().requires_grad_()
+        value = call.step.target(*args, **call.kwargs)
+        slopes = torch.autograd.grad(value.sum(), [args[position] for position in live])
+    slopes = [finite(slope) for slope in slopes]
+    offset = call.value.detach().clone()
+    for position, slope in zip(live, slopes, strict=True):
+        offset -= slope * finite(args[position].detach())
+    terms = tuple(scaled(call, position, slope) for position, slope in zip(live, slopes, strict=True))
+    return LinearNode(terms, offset=offset, gate=Gate(call.ref(live[0]), None, None), kind="activation")
+
+
+@rule("sign.default", "sgn.default", "floor.default", "ceil.default", "round.default", "round.decimals",
+      "trunc.default", "heaviside.default")
+def steps(call: Call) -> LinearNode:
+    """Flat wherever there is a derivative: a constant, and a gate."""
+    return LinearNode((), offset=call.value.detach(), curved=True, kind="activation")
+
+
+@rule("glu.default")
+def glu(call: Call) -> LinearNode | None:
+    """a σ(b) of two halves: a product of a value and an activated factor."""
+    z = call.args[0].detach()
+    axis = call.arg(1, "dim", -1) % z.ndim
+    value, gate = z.chunk(2, axis)
+    slope, _ = slope_and_offset(call, gate, torch.sigmoid)
+    ours, theirs = call.policy.shares(call.kind(0), "activation")
+    by_value, by_gate = ours * gate.sigmoid(), theirs * value * slope
+
+    def apply(block: Tensor) -> Tensor:
+        a, b = block.chunk(2, axis + 1)
+        return a * by_value + b * by_gate if theirs else a * by_value
+
+    def adjoint(block: Tensor) -> Tensor:
+        return torch.cat([block * by_value, block * by_gate], axis + 1)
+
+    offset = (1 - ours) * call.value.detach() - by_gate * gate if theirs else None
+    return one(call, apply, adjoint, offset=offset, flops=4 * z.numel(), curved=True)
 
 
 @rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
       "_safe_softmax.default")
 def softmax(call: Call) -> LinearNode | None:
-    """The derivative of p = softmax(z), z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z."""
+    """The derivative of p = softmax(z), z ↦ p (z − Σ p z), its own adjoint; of log p: z ↦ z − Σ p z.
+
+    Held, p is a constant factor of the product that reads it; where none does, as for probabilities that a model
+    returns, this derivative stays.
+    """
     z, axis = call.args[0].detach(), call.arg(1, "dim")
     if not call.only(0) or z.ndim == 0 or z.dtype != call.value.dtype:
         return None
@@ -120,14 +186,17 @@ def softmax(call: Call) -> LinearNode | None:
     p = call.value.detach().exp() if logarithm else call.value.detach()
 
     def apply(block: Tensor) -> Tensor:
-        centred = block - (block * p).sum(along, keepdim=True)
-        return centred if logarithm else p * centred
+        if logarithm:
+            return block - (block * p).sum(along, keepdim=True)
+        weighted = block * p
+        return weighted.addcmul_(p, weighted.sum(along, keepdim=True), value=-1)
 
     def adjoint(block: Tensor) -> Tensor:
         return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
 
     offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
-    return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel())
+    return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel(),
+               kind="activation" if logarithm else "softmax")
 
 
 def _clipped(call: Call, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:
@@ -141,7 +210,7 @@ def _clipped(call: Call, low: float | None, high: float | None, *, closed: bool 
 def _pieces(call: Call, breaks: list[float], slopes: list, *, closed: bool = False) -> LinearNode:
     """A piecewise-linear activation: `slopes[i]` between breaks i−1 and i.
 
-    Both gate policies coincide here.  `closed`: a value on a break belongs to the inner piece.
+    The secant is the slope where no bound is reached.  `closed`: a value on a break belongs to the inner piece.
     """
     z, value = call.args[0].detach(), call.value.detach()
     above = [z > b for b in breaks]
@@ -155,6 +224,13 @@ def _pieces(call: Call, breaks: list[float], slopes: list, *, closed: bool = Fal
         for piece, at in enumerate(slopes):
             slope = torch.where(pattern == piece, torch.as_tensor(at, dtype=z.dtype, device=z.device), slope)
     offset = value - slope * finite(z) if len(breaks) == 2 else None
+    if offset is not None and call.policy.activation == "held" and offset.any():
+        # A bound is no bias: the secant, which changes inside of its piece; within the bounds, the identity.
+        slope, offset = slope_and_offset(call, z)
+        if slopes == [0.0, 1.0, 0.0]:
+            slope = torch.where(pattern == 1, 1, slope)
+            offset = None if offset is None else torch.where(pattern == 1, 0, offset)
+        return diagonal(call, slope, offset, gate=Gate(call.ref(0), None, None), kind="activation")
     edges = torch.tensor([-math.inf, *breaks, math.inf], dtype=z.dtype, device=z.device)
 
     def crossing(z: Tensor, direction: Tensor) -> Tensor:
@@ -163,4 +239,4 @@ def _pieces(call: Call, breaks: list[float], slopes: list, *, closed: bool = Fal
         time = ((edge - z) / direction).clamp_min(0)
         return torch.where(direction == 0, math.inf, time)
 
-    return diagonal(call, slope, offset, gate=Gate(call.ref(0), pattern, crossing))
+    return diagonal(call, slope, offset, gate=Gate(call.ref(0), pattern, crossing), kind="activation")

@@ -6,7 +6,7 @@ block at a value of shape S is a tensor (k, *S).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from specxai.capture.program import Ref, Step, references
+from specxai.rules.policy import Policy, behind_weights, strongest
 
 Block = Callable[[Tensor], Tensor]
 
@@ -118,7 +119,9 @@ class LinearNode:
     fully_connected   set for a product with a weight over the last axis
     convolution       set for a convolution
     generic           the op's name where no rule exists and torch differentiates it
-    resets            a later product is not 'gated' by what lies before this node (convolution, linear)
+    resets            a weighted layer (convolution, linear): what lies before it makes no later factor a gate
+    kind              what its value is as a factor of a product, a kind of the policy; "" where it is what its inputs
+                      are
     scale             set where the node is diagonal
     view              the units of its one input, in the same order
     curved            its map changes with x although it is no gate: a product of two values, a stopped gradient
@@ -141,6 +144,7 @@ class LinearNode:
     convolution: Convolution | None = None
     generic: str = ""
     resets: bool = False
+    kind: str = ""
     scale: Tensor | None = None
     view: bool = False
     curved: bool = False
@@ -152,6 +156,13 @@ class LinearNode:
         """Operations of one probe through all terms, a multiply-add counted as two."""
         return sum(term.flops for term in self.terms)
 
+    def factor_kind(self, kinds: Mapping[int, str]) -> str:
+        """What its value is as a factor, given what its inputs are."""
+        given = strongest(kinds.get(term.input, "") for term in self.terms)
+        if self.resets:
+            return behind_weights(given)
+        return strongest([self.kind, given]) if self.kind else given
+
 
 @dataclass(frozen=True)
 class Call:
@@ -161,13 +172,13 @@ class Call:
     step           of the program: the overload is `step.target`
     args, kwargs   the call's arguments as values
     value          (*S) the call's result, of output `output` where it has several
-    policy         "tangent" or "frozen"
+    policy         which kinds of factors are held
     active         the steps whose values depend on x
-    gated          those that went through a non-linearity since the last weighted layer
+    kinds          step -> kind of factor that its value is, for those that are one
 
     >>> from specxai.capture import Ref, Step
     >>> step = Step(1, "relu", "call", torch.ops.aten.relu.default, (Ref(0),))
-    >>> call = Call(step, (torch.ones(1, 2),), {}, torch.ones(1, 2), "tangent", frozenset({0, 1}))
+    >>> call = Call(step, (torch.ones(1, 2),), {}, torch.ones(1, 2), Policy(), frozenset({0, 1}))
     >>> call.ref(0), call.only(0), call.arg(1, "inplace", False)
     (0, True, False)
     """
@@ -176,10 +187,10 @@ class Call:
     args: tuple
     kwargs: dict[str, Any]
     value: Tensor
-    policy: str
+    policy: Policy
     active: frozenset[int]
     output: int = 0
-    gated: frozenset[int] = field(default_factory=frozenset)
+    kinds: Mapping[int, str] = field(default_factory=dict)
 
     def ref(self, position: int) -> int | None:
         """Step of argument `position` where it depends on x, else None."""
@@ -188,11 +199,18 @@ class Call:
         argument = self.step.args[position]
         return argument.index if isinstance(argument, Ref) and argument.index in self.active else None
 
-    def only(self, position: int = 0) -> bool:
-        """Does the call depend on x through argument `position` alone?"""
-        mine = self.ref(position)
-        used = [i for i in references((self.step.args, dict(self.step.kwargs))) if i in self.active]
-        return mine is not None and used == [mine]
+    def kind(self, position: int) -> str:
+        """The kind of factor that argument `position` is."""
+        return self.kinds.get(self.ref(position), "")
+
+    def live(self) -> list[int]:
+        """The steps that the call depends on, each as often as it is read."""
+        return [i for i in references((self.step.args, dict(self.step.kwargs))) if i in self.active]
+
+    def only(self, *positions: int) -> bool:
+        """Does the call depend on x through these arguments and nothing else?"""
+        mine = [self.ref(position) for position in positions]
+        return None not in mine and self.live() == mine
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at `position`, or of this name, or the default that the op has for it."""

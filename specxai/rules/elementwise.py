@@ -1,4 +1,4 @@
-"""Sums, differences, products, quotients: identity and diagonal terms; residual adds; bilinear products."""
+"""Sums, differences, choices, copies: identity and diagonal terms; residual adds."""
 
 from __future__ import annotations
 
@@ -42,37 +42,9 @@ def add(call: Call) -> LinearNode | None:
         if call.ref(position) is not None:
             terms.append(scaled(call, position, sign))
         else:
-            constant = torch.as_tensor(call.args[position], dtype=call.value.dtype, device=call.value.device).detach()
-            offset = (sign * constant).expand(call.value.shape)
+            added = torch.as_tensor(call.args[position], dtype=call.value.dtype, device=call.value.device).detach()
+            offset = (sign * added).expand(call.value.shape)
     return LinearNode(tuple(terms), offset=offset)
-
-
-@rule("mul.Tensor", "mul.Scalar")
-def mul(call: Call) -> LinearNode | None:
-    """A factor that does not depend on x is a scale; two that do are a product, each term the other times the unit."""
-    if call.ref(0) is None or call.ref(1) is None:
-        position = 0 if call.ref(0) is not None else 1
-        return LinearNode((scaled(call, position, _constant(call, 1 - position)),))
-    left, right = call.args[0].detach(), call.args[1].detach()
-    curved = left.is_floating_point() and right.is_floating_point()  # a mask only changes where a comparison does
-    if call.policy == "frozen" and curved:
-        held = [call.ref(p) in call.gated for p in (0, 1)]
-        if held[0] != held[1]:
-            position = 1 if held[0] else 0
-            return LinearNode((scaled(call, position, call.args[1 - position].detach()),), curved=curved)
-        # Both factors are gates, or neither: each takes half.
-        return LinearNode((scaled(call, 0, right / 2), scaled(call, 1, left / 2)), curved=curved)
-    return LinearNode((scaled(call, 0, right), scaled(call, 1, left)), offset=-call.value, curved=curved)
-
-
-@rule("div.Tensor", "div.Scalar")
-def div(call: Call) -> LinearNode | None:
-    """Division by what does not depend on x; a frozen denominator is held."""
-    if call.ref(1) is not None and call.policy == "frozen" and call.ref(0) is not None:
-        return LinearNode((scaled(call, 0, 1 / call.args[1].detach()),), curved=True)  # the denominator is held
-    if call.ref(1) is not None:
-        return None
-    return LinearNode((scaled(call, 0, 1 / _constant(call, 1)),))
 
 
 @rule("where.self", "where.ScalarSelf", "where.ScalarOther")
@@ -85,7 +57,7 @@ def where(call: Call) -> LinearNode | None:
         if call.ref(position) is not None:
             terms.append(scaled(call, position, chosen))
         else:
-            part = torch.where(chosen, _constant(call, position), 0.0).to(call.value).expand(call.value.shape)
+            part = torch.where(chosen, constant(call, position), 0.0).to(call.value).expand(call.value.shape)
             offset = part if offset is None else offset + part
     return LinearNode(tuple(terms), offset=offset)
 
@@ -96,8 +68,8 @@ def masked_fill(call: Call) -> LinearNode | None:
     if not call.only(0):
         return None
     mask = call.args[1]
-    constant = torch.as_tensor(_constant(call, 2), dtype=call.value.dtype, device=call.value.device)
-    return LinearNode((scaled(call, 0, ~mask),), offset=torch.where(mask, constant, 0).expand(call.value.shape))
+    filled = torch.as_tensor(constant(call, 2), dtype=call.value.dtype, device=call.value.device)
+    return LinearNode((scaled(call, 0, ~mask),), offset=torch.where(mask, filled, 0).expand(call.value.shape))
 
 
 @rule("neg.default")
@@ -124,7 +96,7 @@ def stop_gradient(call: Call) -> LinearNode:
     return LinearNode((), offset=call.value.detach(), curved=True)
 
 
-def _constant(call: Call, position: int) -> Tensor | float:
+def constant(call: Call, position: int) -> Tensor | float:
     """An argument that does not depend on x, integers in the dtype of the value: 1 / n has the default dtype."""
     value = call.args[position]
     if not isinstance(value, Tensor):

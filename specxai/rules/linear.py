@@ -1,32 +1,35 @@
-"""Fully connected maps and products with a constant matrix."""
+"""Fully connected maps, and products of matrices of which one factor or both are live."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, FullyConnected, LinearNode, expand_to, one, rule, sum_to
+from specxai.rules.base import Call, FullyConnected, LinearNode, Term, expand_to, one, rule, sum_to
+from specxai.rules.product import bilinear, plus
 
 
 @rule("linear.default")
 def linear(call: Call) -> LinearNode | None:
     """y = W z + b over the last axis, with constant weights."""
-    if not call.only(0):
+    if call.ref(1) is None and call.ref(0) is not None and call.ref(2) is None:
+        return _fully_connected(call, 0, call.args[1], call.arg(2, "bias"))
+    return None
+
+
+@rule("addmm.default", "addmv.default", "baddbmm.default")
+def add_product(call: Call) -> LinearNode | None:
+    """β z₀ + α z₁ z₂."""
+    bias, left, matrix = call.args[:3]
+    beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
+    if left.layout is not torch.strided or matrix.layout is not torch.strided:
         return None
-    weight = call.args[1]
-    return _fully_connected(call, 0, weight, call.arg(2, "bias"))
+    if call.only(1) and beta == alpha == 1 and matrix.ndim == 2:
+        return _fully_connected(call, 1, matrix.mT, bias)
+    return plus(matrix_product(call, 1, 2, alpha), call, 0, beta)
 
 
-@rule("addmm.default")
-def addmm(call: Call) -> LinearNode | None:
-    """y = z W + b with a constant matrix, and without factors of their own."""
-    bias, _, matrix = call.args[:3]
-    if not call.only(1) or call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
-        return None
-    return _fully_connected(call, 1, matrix.mT, bias)
-
-
-@rule("mm.default", "matmul.default", "bmm.default", "mv.default", "_sparse_mm.default")
+@rule("mm.default", "matmul.default", "bmm.default", "mv.default", "dot.default", "_sparse_mm.default")
 def matmul(call: Call) -> LinearNode | None:
     """A product with a constant matrix, dense or sparse, on either side."""
     left, right = call.args[:2]
@@ -34,23 +37,68 @@ def matmul(call: Call) -> LinearNode | None:
         return _sparse(call)
     if call.only(0) and right.ndim == 2:
         return _fully_connected(call, 0, right.mT, None)
-    if not (call.only(0) or call.only(1)) or min(left.ndim, right.ndim) < 2:
-        return None  # both sides depend on x: attention, bilinear layers
-    position = 0 if call.only(0) else 1
-    own, constant = (left.shape, right) if position == 0 else (right.shape, left)
-    shape = call.value.shape
+    return matrix_product(call, 0, 1)
+
+
+def matrix_product(call: Call, first: int, second: int, by: float = 1.0) -> LinearNode:
+    """by · z₁ z₂ of matrices or vectors, stacked in any way that broadcasts; one factor or both are live."""
+    left, right = call.args[first].detach(), call.args[second].detach()
+    live = [call.ref(position) is not None for position in (first, second)]
+    value = torch.matmul(left, right) if live[0] == live[1] else left
+    left = left.unsqueeze(0) if left.ndim == 1 else left
+    right = right.unsqueeze(1) if right.ndim == 1 else right
+    if not any(live):
+        return LinearNode((), offset=by * value)
+
+    def of_left(share: float) -> Term:
+        return _matrix_term(call, first, left.shape, right if share * by == 1 else share * by * right, False)
+
+    def of_right(share: float) -> Term:
+        return _matrix_term(call, second, right.shape, left if share * by == 1 else share * by * left, True)
+
+    if all(live):
+        return bilinear(call, (first, second), of_left, of_right, by * value)
+    return LinearNode((of_left(1.0) if live[0] else of_right(1.0),), resets=True)
+
+
+def _matrix_term(call: Call, position: int, mine: torch.Size, held: Tensor, from_left: bool) -> Term:
+    """z ↦ z · held, or held · z where the held factor stands on the left; `mine` is z's shape as matrices."""
+    shape, own = call.value.shape, call.args[position].shape
+    batch = torch.broadcast_shapes(mine[:-2], held.shape[:-2])
+    rows, columns = (held.shape[-2], mine[-1]) if from_left else (mine[-2], held.shape[-1])
+    times = _times_columns if from_left else _times_rows
 
     def apply(block: Tensor) -> Tensor:
-        lifted = _lift(block, len(shape))
-        out = torch.matmul(lifted, constant) if position == 0 else torch.matmul(constant, lifted)
-        return out.reshape(block.shape[0], *shape)
+        return times(block.reshape(block.shape[0], *mine), held, batch).reshape(block.shape[0], *shape)
 
     def adjoint(block: Tensor) -> Tensor:
-        out = torch.matmul(block, constant.mT) if position == 0 else torch.matmul(constant.mT, block)
-        return sum_to(out, own)
+        whole = block.reshape(block.shape[0], *batch, rows, columns)
+        return sum_to(times(whole, held.mT, batch), mine).reshape(block.shape[0], *own)
 
-    flops = 2 * shape.numel() * own[-1 if position == 0 else -2]
-    return one(call, apply, adjoint, position=position, flops=flops, resets=True)
+    inner = held.shape[-1] if from_left else held.shape[-2]
+    return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * inner)
+
+
+def _times_rows(block: Tensor, held: Tensor, batch: torch.Size) -> Tensor:
+    """(k, *B, m, n) · (*B, n, p): the rows of all probes are one matrix a batch, so that `held` is not copied."""
+    k, (m, n), p = block.shape[0], block.shape[-2:], held.shape[-1]
+    if held.ndim == 2:
+        return expand_to(block, torch.Size((*batch, m, n))) @ held
+    block = expand_to(block, torch.Size((*batch, m, n))).reshape(k, batch.numel(), m, n)
+    rows = block.transpose(0, 1).reshape(batch.numel(), k * m, n)
+    out = rows @ held.expand(*batch, n, p).reshape(batch.numel(), n, p)
+    return out.reshape(batch.numel(), k, m, p).transpose(0, 1).reshape(k, *batch, m, p)
+
+
+def _times_columns(block: Tensor, held: Tensor, batch: torch.Size) -> Tensor:
+    """(*B, m, n) · (k, *B, n, p): the columns of all probes are one matrix a batch."""
+    k, (n, p), m = block.shape[0], block.shape[-2:], held.shape[-2]
+    if held.ndim == 2:
+        return held @ expand_to(block, torch.Size((*batch, n, p)))
+    block = expand_to(block, torch.Size((*batch, n, p))).reshape(k, batch.numel(), n, p)
+    columns = block.permute(1, 2, 0, 3).reshape(batch.numel(), n, k * p)
+    out = held.expand(*batch, m, n).reshape(batch.numel(), m, n) @ columns
+    return out.reshape(batch.numel(), m, k, p).permute(2, 0, 1, 3).reshape(k, *batch, m, p)
 
 
 def _sparse(call: Call) -> LinearNode | None:
@@ -89,8 +137,3 @@ def _fully_connected(call: Call, position: int, weight: Tensor, bias: Tensor | N
     flops = 2 * own.numel() * weight.shape[0]
     return one(call, apply, adjoint, position=position, offset=offset, flops=flops, resets=True,
                fully_connected=FullyConnected(weight))
-
-
-def _lift(block: Tensor, ndim: int) -> Tensor:
-    """Broadcasting batch axes line up behind the probe axis."""
-    return expand_to(block, torch.Size((1,) * (ndim - block.ndim + 1) + tuple(block.shape[1:])))

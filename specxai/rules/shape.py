@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specxai.capture.program import Ref
 from specxai.rules.base import Call, LinearNode, Term, expand_to, one, rule, selection, sum_to, unchanged
+from specxai.rules.elementwise import scaled
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
@@ -40,10 +41,51 @@ def _axis_order(call: Call, ndim: int) -> list[int]:
 
 
 @rule("select.int", "slice.Tensor", "narrow.default", "split.Tensor", "split_with_sizes.default", "chunk.default",
-      "unbind.int", "split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
-      "select_copy.int", "slice_copy.Tensor", "index.Tensor", "as_strided.default", "diagonal.default",
+      "unbind.int", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "select_copy.int", "slice_copy.Tensor")
+def part(call: Call) -> LinearNode | None:
+    """A part along one axis: a view of the block, which costs nothing."""
+    own, shape, axis = call.args[0].shape, call.value.shape, _axis(call)
+    if not call.only(0) or axis is None or not call.value.numel():
+        return gather(call)
+    numbers = torch.arange(own[axis]).reshape([-1 if a == axis else 1 for a in range(len(own))]).expand(own)
+    taken = call.step.target(numbers, *call.args[1:], **call.kwargs)
+    taken = taken[call.output] if isinstance(taken, (list, tuple)) else taken
+    places = taken.unique().tolist()
+    start, step, count = places[0], places[1] - places[0] if len(places) > 1 else 1, len(places)
+    stop = start + step * (count - 1) + 1
+
+    def rows(block: Tensor) -> Tensor:
+        return torch.ops.aten.slice.Tensor(block, axis + 1, start, stop, step)
+
+    def apply(block: Tensor) -> Tensor:
+        return rows(block).reshape(block.shape[0], *shape)
+
+    def adjoint(block: Tensor) -> Tensor:
+        out = block.new_zeros(block.shape[0], *own)
+        place = rows(out)
+        place.copy_(block.reshape(place.shape))
+        return out
+
+    return one(call, apply, adjoint, picks=apply)
+
+
+def _axis(call: Call) -> int | None:
+    """The one axis that the call names."""
+    for position, argument in enumerate(call.step.target._schema.arguments):
+        if argument.name == "dim" and call.args[0].ndim:
+            return call.arg(position, "dim", 0) % call.args[0].ndim
+    return None
+
+
+@rule("split.sizes", "tensor_split.sections", "index_select.default", "flip.default", "roll.default",
+      "index.Tensor", "as_strided.default", "diagonal.default",
       "pixel_shuffle.default", "pixel_unshuffle.default", "repeat.default", "channel_shuffle.default",
-      "unfold.default", "_unsafe_index.Tensor", "unsafe_split.Tensor", "unsafe_split_with_sizes.default")
+      "unfold.default", "_unsafe_index.Tensor",
+      "gather.default", "take_along_dim.default", "take.default", "repeat_interleave.self_int",
+      "repeat_interleave.self_Tensor", "embedding.default", "masked_select.default", "unfold_copy.default",
+      "permute_copy.default", "rot90.default", "unsqueeze_copy.default", "diagonal_copy.default",
+      "expand_as.default", "movedim.int", "native_channel_shuffle.default", "unbind_copy.int", "_reshape_copy.default",
+      "squeeze_copy.dim", "transpose_copy.int")
 def gather(call: Call) -> LinearNode | None:
     """Every output is one of the inputs: the call on the inputs' numbers says which."""
     if not call.only(0):
@@ -52,6 +94,23 @@ def gather(call: Call) -> LinearNode | None:
     numbers = torch.arange(own.numel(), device=own.device).reshape(own.shape)
     rows = call.step.target(numbers, *call.args[1:], **call.kwargs)
     return selection(call, (rows[call.output] if isinstance(rows, (list, tuple)) else rows).reshape(-1))
+
+
+@rule("tril.default", "triu.default")
+def triangle(call: Call) -> LinearNode:
+    """The units on one side of a diagonal, zeros on the other."""
+    kept = call.step.target(torch.ones_like(call.args[0], dtype=torch.bool), *call.args[1:], **call.kwargs)
+    return LinearNode((scaled(call, 0, kept),))
+
+
+@rule("cumsum.default")
+def cumulative(call: Call) -> LinearNode | None:
+    """Sums along an axis up to each place."""
+    if not call.only(0) or call.args[0].ndim == 0:
+        return None
+    axis = call.args[1] % call.args[0].ndim + 1
+    return one(call, lambda block: block.cumsum(axis), lambda block: block.flip(axis).cumsum(axis).flip(axis),
+               flops=call.value.numel())
 
 
 @rule("cat.default", "stack.default")
@@ -106,27 +165,46 @@ def _part(index: int, own, shape, axis: int, start: int, size: int) -> Term:
     return Term(index, apply, adjoint)
 
 
+_WRITTEN = {"index_put": 2, "masked_scatter": 2, "scatter": 3, "index_copy": 3}  # the argument that is written, else 1
+
+
 @rule("copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
-      "as_strided_scatter.default")
-def overwrite(call: Call) -> LinearNode:
-    """Assignment to a slice: every output is a unit of what was there or of what is written.
+      "as_strided_scatter.default", "index_put.default", "masked_scatter.default", "scatter.src", "index_copy.default")
+def overwrite(call: Call) -> LinearNode | None:
+    """Assignment to a part: every output is a unit of what was there or of what is written.
 
     The call on the numbers of one operand, zeros in the other's place, says which.
     """
-    old, new = (part.detach() for part in call.args[:2])
-    terms, offset = [], None
-    for position, part in enumerate((old, new)):
-        if call.ref(position) is None:
-            operands = (part, torch.zeros_like(new)) if position == 0 else (torch.zeros_like(old), part)
-            constant = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape)
+    name = call.step.target._schema.name.partition("::")[2]
+    where = (0, _WRITTEN.get(name, 1))
+    live = [position for position in where if call.ref(position) is not None]
+    if not call.only(*live) or (name == "index_put" and call.arg(3, "accumulate", False)):
+        return None
+
+    def made(operands: dict[int, Tensor]) -> Tensor:
+        args = [operands.get(position, argument) for position, argument in enumerate(call.args)]
+        return call.step.target(*args, **call.kwargs).expand(call.value.shape)
+
+    terms, offset, parts = [], None, {position: call.args[position].detach() for position in where}
+    for position, part in parts.items():
+        other = {p: torch.zeros_like(held) for p, held in parts.items() if p != position}
+        if position not in live:
+            constant = made(other | {position: part})
             offset = constant if offset is None else offset + constant
             continue
         numbers = torch.arange(1, part.numel() + 1, device=part.device).reshape(part.shape)
-        operands = (numbers, torch.zeros_like(new, dtype=numbers.dtype)) if position == 0 else (
-            torch.zeros_like(old, dtype=numbers.dtype), numbers)
-        rows = call.step.target(*operands, *call.args[2:], **call.kwargs).expand(call.value.shape).reshape(-1) - 1
+        rows = made({p: held.long() for p, held in other.items()} | {position: numbers}).reshape(-1) - 1
         terms.append(_placed(call.ref(position), part.shape, call.value.shape, rows))
     return LinearNode(tuple(terms), offset=offset)
+
+
+@rule("diag_embed.default")
+def spread(call: Call) -> LinearNode:
+    """A vector as the diagonal of a matrix of zeros."""
+    own = call.args[0]
+    numbers = torch.arange(1, own.numel() + 1, device=own.device).reshape(own.shape)
+    rows = call.step.target(numbers, *call.args[1:], **call.kwargs).reshape(-1) - 1
+    return LinearNode((_placed(call.ref(0), own.shape, call.value.shape, rows),))
 
 
 def _placed(index: int, own, shape, rows: Tensor) -> Term:

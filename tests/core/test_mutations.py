@@ -100,8 +100,9 @@ def plant(monkeypatch):
     return planted
 
 
-@pytest.mark.parametrize("start", range(0, NETS, CHUNK))
-def test_every_planted_fault_is_seen(start, dtype, plant):
+@pytest.mark.parametrize("gates, start", [*(("tangent", start) for start in range(0, NETS, CHUNK)),
+                                          *(("frozen", start) for start in range(0, NETS // 5, CHUNK))])
+def test_every_planted_fault_is_seen(gates, start, dtype, plant):
     torch.set_num_threads(1)  # the tests' own fixture sets them again
     planted = effective = caught = cancelling = 0
     missed = []
@@ -111,14 +112,14 @@ def test_every_planted_fault_is_seen(start, dtype, plant):
         plant(None, None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # norms of norms do cancel in float32, now and then
-            sound = captured.linearize(x, backend="reference", verify=True)
+            sound = captured.linearize(x, gates, backend="reference", verify=True)
         assert sound.agreement <= sound.agreement_details.tolerance
         cancelling += sound.agreement_details.cancellation > 1
         before, steps = dense(sound), list(sound.graph.nodes)
         for _ in range(FAULTS_A_NET):
             step, name = draw.choice(steps), draw.choice(list(FAULTS))
             plant(step, FAULTS[name])
-            faulty = captured.linearize(x, backend="reference", verify=False)
+            faulty = captured.linearize(x, gates, backend="reference", verify=False)
             planted += 1
             # A fault on a dead unit, or of a map that it leaves alone, changes nothing.
             half = len(before) // 2
@@ -130,7 +131,7 @@ def test_every_planted_fault_is_seen(start, dtype, plant):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    got = captured.linearize(x, backend="reference", verify=True).agreement_details
+                    got = captured.linearize(x, gates, "reference", verify=True).agreement_details
                 missed.append((seed, name, captured.program.steps[step].target, changed, got))
             except CaptureError:
                 caught += 1

@@ -107,12 +107,83 @@ CASES = {
     "sum": (lambda z: z.sum(2, keepdim=True), IMAGE),
     "bilinear upsampling": (lambda z: F.interpolate(z, scale_factor=2, mode="bilinear"), IMAGE),
 }
+LIVE = {  # two factors that depend on x, and statistics of x
+    "attention": (lambda z: F.scaled_dot_product_attention(z, z.flip(1), z.cos()), IMAGE),
+    "causal attention": (lambda z: F.scaled_dot_product_attention(z, z.flip(1), z.cos(), is_causal=True), IMAGE),
+    "products of matrices": (lambda z: z[:, :2] @ z[:, 2:].mT, IMAGE),
+    "products with broadcasting": (lambda z: z[0, 0] @ z.mT[:, 1:], IMAGE),
+    "matrix times vector": (lambda z: z[0] @ z[0, 0, 0], IMAGE),
+    "vector times matrix": (lambda z: z[0, 0, :, 0] @ z[0], IMAGE),
+    "scalar product": (lambda z: torch.dot(z[0, 0, 0], z[0, 1, 2]).reshape(1), IMAGE),
+    "batched add and product": (lambda z: torch.baddbmm(z[0, :, :, :9], z[0], z[0].mT, beta=0.3, alpha=2), IMAGE),
+    "add and product": (lambda z: torch.addmm(z[0, 0, 0, :9], z[0, 1], z[0, 2].mT, beta=0.3, alpha=2), IMAGE),
+    "einsum": (lambda z: torch.einsum("bcij,bdij->bcd", z, z.sin()), IMAGE),
+    "outer product": (lambda z: z[0, 0, :, None] * z[0, 0, None, :], IMAGE),
+    "add and quotient": (lambda z: torch.addcdiv(z, z.flip(1), z.square() + 1, value=0.5), IMAGE),
+    "add and product of numbers": (lambda z: torch.addcmul(z, z.flip(1), z.square(), value=0.5), IMAGE),
+    "division by itself": (lambda z: z / (2 + z.abs().sum(1, keepdim=True)), IMAGE),
+    "a constant over it": (lambda z: 2 / (z + 5), IMAGE),
+    "layer norm": (lambda z: F.layer_norm(z, (9, 10), torch.arange(90.0).to(z).reshape(9, 10), None), IMAGE),
+    "layer norm module": (nn.LayerNorm(10), IMAGE),
+    "group norm": (nn.GroupNorm(2, 4), IMAGE),
+    "instance norm": (nn.InstanceNorm2d(4, affine=True), IMAGE),
+    "root mean square norm": (nn.RMSNorm(10), IMAGE),
+    "batch norm of the batch": (lambda z: F.batch_norm(z, None, None, training=True), IMAGE),
+    "local response": (nn.LocalResponseNorm(3), IMAGE),
+    "normalised": (lambda z: F.normalize(z, dim=1), IMAGE),
+    "variance": (lambda z: z.var((1, 2), correction=0), IMAGE),
+    "deviation and mean": (lambda z: sum(torch.std_mean(z, 1)), IMAGE),
+    "length": (lambda z: torch.linalg.vector_norm(z, 3, 1), IMAGE),
+    "log-sum-exp": (lambda z: z.logsumexp((1, 2)), IMAGE),
+    "product of all": (lambda z: (1 + z / 9).prod(1), IMAGE),
+    "gated linear unit": (lambda z: F.glu(z, 1), IMAGE),
+    "mixed": (lambda z: torch.lerp(z, z.flip(1), 0.3) + torch.lerp(z, torch.ones_like(z), z.new_tensor(0.2)), IMAGE),
+    "larger and smaller": (lambda z: torch.maximum(z, z.flip(1)) + torch.minimum(z, z.new_tensor(0.1)), IMAGE),
+    "power": (lambda z: (z.abs() + 1) ** z.sigmoid() + 2 ** z, IMAGE),
+    "arc": (lambda z: torch.atan2(z, z.flip(1) + 9), IMAGE),
+    "steps": (lambda z: z.round() + z.floor() * z + z.sign(), IMAGE),
+    "cube": (lambda z: z * z * z + z.pow(3), IMAGE),
+}
+SELECTIONS = {
+    "largest": (lambda z: z.amax((1, 2)), IMAGE),
+    "largest of ties": (lambda z: (z * 0).amin(1) + z.relu().amax(1), IMAGE),
+    "largest of an axis": (lambda z: z.max(1).values + z.min(1).values, IMAGE),
+    "largest of all": (lambda z: z.max().reshape(1), IMAGE),
+    "sorted": (lambda z: z.sort(1, descending=True).values, IMAGE),
+    "top": (lambda z: z.topk(3, -1).values, IMAGE),
+    "median": (lambda z: z.median(-1).values, IMAGE),
+    "gathered": (lambda z: z.gather(1, torch.tensor([[[[2, 0, 0]]]])), IMAGE),
+    "taken": (lambda z: torch.take_along_dim(z, z.argsort(2), 2), IMAGE),
+    "index select": (lambda z: z.index_select(1, torch.tensor([2, 0, 0])), IMAGE),
+    "repeated": (lambda z: z.repeat_interleave(2, 1) + z.repeat(1, 2, 1, 1), IMAGE),
+    "rolled": (lambda z: z.roll((2, 1), (2, 3)).flip(2), IMAGE),
+    "triangle": (lambda z: z.tril(1) + z.triu(-2), IMAGE),
+    "cumsum": (lambda z: z.cumsum(-1), IMAGE),
+    "windows": (lambda z: z.unfold(2, 3, 2) * 2, IMAGE),
+    "windows of planes": (lambda z: F.fold(2 * F.unfold(z, 3, stride=2), (9, 10), 3, stride=2), IMAGE),
+    "nearest upsampling": (lambda z: F.interpolate(z, (13, 17)), IMAGE),
+    "exact nearest upsampling": (lambda z: F.interpolate(z, (13, 7), mode="nearest-exact"), IMAGE),
+    "bicubic upsampling": (lambda z: F.interpolate(z, (13, 17), mode="bicubic"), IMAGE),
+    "smoothed bilinear": (lambda z: F.interpolate(z, (5, 4), mode="bilinear", antialias=True), IMAGE),
+    "linear upsampling": (lambda z: F.interpolate(z, 17, mode="linear", align_corners=True), LINE),
+    "trilinear upsampling": (lambda z: F.interpolate(z, scale_factor=2, mode="trilinear"), (1, 2, 4, 6, 6)),
+    "sampled on a grid": (lambda z: F.grid_sample(z, F.affine_grid(
+        torch.tensor([[[0.7, 0.2, 0.1], [-0.1, 0.9, 0.0]]]).to(z), [1, 4, 5, 6], False), align_corners=False), IMAGE),
+    "pixel unshuffle": (nn.PixelUnshuffle(3), (1, 4, 9, 9)),
+    "transposed convolution of volumes": (nn.ConvTranspose3d(2, 3, 2, stride=2), (1, 2, 4, 6, 6)),
+    "written by index": (lambda z: z.index_put((torch.tensor([0]), torch.tensor([1, 3])), z[0, :2] * 2), IMAGE),
+    "written by mask": (lambda z: z.masked_scatter(torch.arange(10) > 6, z.flip(1)), IMAGE),
+    "scattered": (lambda z: torch.ones_like(z).scatter(
+        1, torch.tensor([3, 2]).reshape(1, 2, 1, 1).expand(1, 2, 9, 10), z[:, :2]), IMAGE),
+    "copied by index": (lambda z: z.index_copy(1, torch.tensor([3, 1]), z[:, :2] * 3), IMAGE),
+    "diagonal": (lambda z: torch.diag_embed(z[0, 0], 1), IMAGE),
+    "steps of a slice": (lambda z: z[..., 1::4] + z[:, :, 2, None, 1:4], IMAGE),
+}
+CASES |= LIVE | SELECTIONS
 GENERIC = {
     "distances": (lambda z: torch.cdist(z[0, 0], z[0, 1]), IMAGE),
-    "cumsum": (lambda z: z.cumsum(-1), IMAGE),
-    "layer norm": (lambda z: F.layer_norm(z, (10,)), IMAGE),
-    "attention": (lambda z: F.scaled_dot_product_attention(z, z, z), IMAGE),
-    "division by itself": (lambda z: z / (2 + z.abs().sum(1, keepdim=True)), IMAGE),
+    "cumulative product": (lambda z: z.cumprod(-1), IMAGE),
+    "inverse": (lambda z: torch.linalg.inv(z[0, :, :4, :4] + 5 * torch.eye(4).to(z)), IMAGE),
 }
 
 
@@ -168,6 +239,20 @@ def test_hardsigmoid():
     assert (local.jacobian.to_dense() - wanted.jacobian.to_dense()).norm() <= 1e-14 * wanted.jacobian.to_dense().norm()
     assert local.exactness <= 1e-14
     assert local.generic_nodes == []
+
+
+@pytest.mark.parametrize("name", LIVE | SELECTIONS)
+def test_rule_with_factors_held(name):
+    """Against the witness, in both precisions: J x + Σ biases is the value, whatever is held."""
+    model, x = build(*CASES[name])
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-3)):
+        local = specxai.linearize(model.to(dtype), x.to(dtype), gates="frozen")
+        assert local.generic_nodes == []
+        assert local.exactness <= bound
+        assert local.agreement <= max(bound, local.agreement_details.tolerance)
+        v, u = torch.randn(x.numel(), 3, dtype=dtype), torch.randn(local.output.numel(), 3, dtype=dtype)
+        forward, adjoint = (local.jacobian @ v) * u, v * (local.jacobian.T @ u)
+        assert (forward.sum() - adjoint.sum()).abs() <= bound * max(1, forward.norm(), adjoint.norm())
 
 
 @pytest.mark.parametrize("name", GENERIC)
