@@ -1,0 +1,267 @@
+"""Gather-GEMM on a GPU: a convolution over live units, the meaning of csrc/cpu/gather_gemm.h, in Triton.
+
+    out[outside[s, o], :] (+)= Σ_t Σ_c W[o, t, c] · in[inside[neighbours[s, t], c], :]
+
+Blocks are [row][probe].  A program owns a tile of outputs of one site and of probes, so that there are no atomics and
+bits repeat; the adjoint is the same kernel over the input-centred tables.  Of the inputs only live ones are read; all
+outputs of the tile are computed and the live ones stored.  Live inputs lie in lists, one a position and group, filled
+up to whole chunks; a site walks the chunks of its neighbours, one loop over all taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specxai.kernels.checks import check_blocks, check_table, unit_of
+from specxai.kernels.precision import dot_mode, multiply
+
+
+@triton.jit
+def gather_gemm_kernel(
+    tiles,
+    chunk_begin,
+    chunk_at,
+    chunk_weight,
+    rows,
+    channel,
+    weight,
+    outside,
+    block,
+    out,
+    n_panels,
+    n_groups,
+    group_depth,
+    probe_units,
+    in_units,
+    out_units,
+    MODE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    PROBES_FIRST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_PROBES: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """A tile of BLOCK_OUT outputs and BLOCK_PROBES probes of one site.
+
+    tiles          (programs,) site and group · n_panels + panel of outputs
+    chunk_begin    (sites · groups + 1,) the chunks before each
+    chunk_at       (chunks,) which BLOCK_IN entries of rows and channel
+    chunk_weight   (chunks,) the tap's first row of the group's weights
+    rows, channel  (entries,) a live input's row of block, -1 for none, and its channel in the group
+    weight         (groups · group_depth, n_panels · BLOCK_OUT)
+    outside        (sites · groups, n_panels · BLOCK_OUT) rows of out, -1 for none
+    *_units        in multiples of UNIT, which tells the compiler how addresses are aligned
+    PROBES_FIRST   probes are the first axis of the product, outputs the second; else the other way round
+    """
+    tile = tl.load(tiles + tl.program_id(0))
+    site, panel = tile // n_panels, tile % n_panels
+    o = panel * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    p = tl.program_id(1) * BLOCK_PROBES + tl.arange(0, BLOCK_PROBES)
+    k = tl.arange(0, BLOCK_IN)
+    p_live = p < probe_units * UNIT
+    depth = (site % n_groups) * group_depth
+    if PROBES_FIRST:
+        total = tl.zeros((BLOCK_PROBES, BLOCK_OUT), dtype=out.dtype.element_ty)
+    else:
+        total = tl.zeros((BLOCK_OUT, BLOCK_PROBES), dtype=out.dtype.element_ty)
+
+    for i in range(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1)):
+        at = tl.load(chunk_at + i) * BLOCK_IN + k
+        row = tl.load(rows + at)
+        w_row = depth + tl.load(chunk_weight + i) + tl.load(channel + at)
+        live = (row >= 0)[:, None] & p_live[None, :]
+        z = tl.load(block + row.to(tl.int64)[:, None] * (in_units * UNIT) + p[None, :], mask=live, other=0.0)
+        w = tl.load(weight + w_row.to(tl.int64)[:, None] * (n_panels * BLOCK_OUT) + o[None, :])
+        if PROBES_FIRST:
+            total = multiply(tl.trans(z), w, total, MODE)
+        else:
+            total = multiply(tl.trans(w), z, total, MODE)
+
+    to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
+    if PROBES_FIRST:
+        place = out + to.to(tl.int64)[None, :] * (out_units * UNIT) + p[:, None]
+        live = (to >= 0)[None, :] & p_live[:, None]
+    else:
+        place = out + to.to(tl.int64)[:, None] * (out_units * UNIT) + p[None, :]
+        live = (to >= 0)[:, None] & p_live[None, :]
+    if ACCUMULATE:
+        total += tl.load(place, mask=live, other=0.0)
+    tl.store(place, total, mask=live)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of a program's tile and how it runs; powers of two."""
+
+    out: int
+    probes: int
+    depth: int
+    probes_first: bool
+    warps: int
+    stages: int
+
+
+def tile_for(outputs: int, probes: int, precision: str) -> Tile:
+    """For so many outputs a group and probes.  Not measured on a card yet: what compiles without spills, with copies of
+    sixteen bytes where rows allow them."""
+    out = min(128, max(16, triton.next_power_of_2(outputs)))
+    if probes > 32:
+        slow = precision in ("fp32", "fp64")
+        return Tile(min(out, 64) if slow else out, 64, 16 if precision == "fp64" else 32, True, 4 if out < 128 else 8, 3)
+    # Few probes: they take the side that is filled up to eight, the outputs that of sixteen or 64.
+    return Tile(min(out, 64), max(8, triton.next_power_of_2(probes)), 32, False, 4, 3)
+
+
+def depth_for(counts: Tensor) -> int:
+    """Entries of a chunk where positions have so many live inputs: 32 if that fills up few, else 16."""
+    live = counts[counts > 0]
+    wide, narrow = (int((-(-live // depth)).sum()) * depth for depth in (32, 16))
+    return 32 if wide <= 1.2 * narrow else 16
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """One direction's tables on the device; see `gather_gemm_kernel`.
+
+    written   distinct rows of out are below it, and read rows below `read`
+    outputs   of a group
+    entries   multiply-adds of one probe, live outputs times live inputs
+    """
+
+    tiles: dict[int, Tensor]
+    chunk_begin: Tensor
+    chunk_at: Tensor
+    chunk_weight: Tensor
+    rows: Tensor
+    channel: Tensor
+    weight: Tensor
+    outside: Tensor
+    groups: int
+    outputs: int
+    group_depth: int
+    depth: int
+    read: int
+    written: int
+    entries: int
+
+
+PANEL = 128  # outputs that a row of weights is filled up to, beyond that many; below, the next power of two
+
+
+def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int,
+              device: torch.device | str) -> Gathering:
+    """Tables of a convolution on `device`.
+
+    Args:
+        inside: (positions, groups · inputs) int32 rows of the block that is read, -1 for a dead unit.
+        outside: (sites, groups · outputs) int32 rows that are written, no two the same, -1 for a dead unit.
+        neighbours: (sites, taps) int32 positions, -1 for none.
+        weight: (groups · outputs, taps, inputs) float32 or float64.
+
+    Raises:
+        TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
+    """
+    made, taps, inputs = _check(inside, outside, neighbours, weight, groups)
+    positions, sites, outputs = len(inside), len(outside), made // groups
+    inside, outside, neighbours = (t.cpu() for t in (inside, outside, neighbours))
+
+    live = (inside >= 0).reshape(positions * groups, inputs)
+    counts = live.sum(1)
+    depth = depth_for(counts)
+    padded = -(-counts // depth) * depth
+    begin = padded.cumsum(0) - padded
+    of, unit = live.nonzero(as_tuple=True)
+    place = begin[of] + (live.cumsum(1) - 1)[of, unit]
+    rows = inside.new_full((int(padded.sum()),), -1)
+    channel = torch.zeros_like(rows)
+    rows[place], channel[place] = inside.reshape(positions * groups, inputs)[of, unit], unit.int()
+
+    width = min(PANEL, max(16, triton.next_power_of_2(outputs)))
+    width *= -(-outputs // width)
+    to = inside.new_full((sites * groups, width), -1)
+    to[:, :outputs] = outside.reshape(sites * groups, outputs)
+    some = (to >= 0).any(1)
+
+    # Lists of a site and group: those of its neighbours, tap by tap, in chunks.
+    lists = (neighbours.long()[:, None, :] * groups + torch.arange(groups, device="cpu")[:, None]).flatten(0, 1)
+    there = (neighbours >= 0).repeat_interleave(groups, 0) & some[:, None]
+    chunks = torch.where(there, (padded // depth)[lists.clamp_min(0)], 0)  # (sites · groups, taps)
+    chunk_begin = torch.cat([chunks.new_zeros(1), chunks.sum(1).cumsum(0)])
+    each = chunks.flatten()
+    which = torch.arange(len(each), device="cpu").repeat_interleave(each)
+    step = torch.arange(len(which), device="cpu") - (each.cumsum(0) - each)[which]
+    chunk_at = begin[lists.flatten()[which]] // depth + step
+    pairs = torch.where(there, counts[lists.clamp_min(0)], 0).sum(1) * (to >= 0).sum(1)
+
+    packed = weight.new_zeros(groups, taps * inputs, width)
+    packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
+    tiles = {}
+    for size in (16, 32, 64, 128):
+        if width % size == 0:
+            tiles[size] = (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten()
+    moved = {size: t.int().to(device) for size, t in tiles.items()}
+    return Gathering(
+        moved, chunk_begin.int().to(device), chunk_at.int().to(device),
+        ((which % taps) * inputs).int().to(device), rows.to(device), channel.to(device), packed.flatten(0, 1).to(device),
+        to.to(device), groups, outputs, taps * inputs, depth, _reach(inside), _reach(outside), int(pairs.sum()))
+
+
+def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",
+                tile: Tile | None = None) -> None:
+    """Write (or add to) the tables' rows of `out` from their rows of `block`.
+
+    Args:
+        block: (rows, k) of the weights' dtype, probes contiguous; out: likewise, other rows or other memory.
+        precision: one of `PRECISIONS`; "fp64" for float64.
+        tile: how it is cut; by size if None.
+
+    Raises:
+        TypeError, ValueError: dtypes, devices or shapes that do not fit, with the values found.
+    """
+    check_blocks(block, out, tables.weight.dtype, tables.weight.device, tables.read, tables.written)
+    mode = dot_mode(precision, block.dtype)
+    k = block.shape[1]
+    tile = tile or tile_for(tables.outputs, k, precision)
+    programs = tables.tiles[tile.out]
+    if len(programs) == 0 or k == 0:
+        return
+    unit = unit_of(k, block.stride(0), out.stride(0))
+    with torch.cuda.device_of(block):
+        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes))](
+            programs, tables.chunk_begin, tables.chunk_at, tables.chunk_weight, tables.rows, tables.channel,
+            tables.weight, tables.outside, block, out,
+            tables.weight.shape[1] // tile.out, tables.groups, tables.group_depth,
+            k // unit, block.stride(0) // unit, out.stride(0) // unit,
+            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
+            BLOCK_PROBES=tile.probes, BLOCK_IN=tables.depth, num_warps=tile.warps, num_stages=tile.stages)
+
+
+def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[int, int, int]:
+    """(outputs, taps, inputs a group)."""
+    if weight.dim() != 3 or weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"weight must be (outputs, taps, inputs) in float32 or float64, got {tuple(weight.shape)} of "
+                        f"{weight.dtype}")
+    made, taps, inputs = weight.shape
+    for name, t, columns in (("inside", inside, groups * inputs), ("outside", outside, made),
+                             ("neighbours", neighbours, taps)):
+        check_table(name, t, columns)
+    if made % groups:
+        raise ValueError(f"{made} outputs do not divide into {groups} groups")
+    if len(neighbours) != len(outside):
+        raise ValueError(f"neighbours has {len(neighbours)} sites, outside {len(outside)}")
+    if neighbours.numel() and int(neighbours.max()) >= len(inside):
+        raise ValueError(f"neighbours names position {int(neighbours.max())} of {len(inside)}")
+    live = outside[outside >= 0]
+    if len(live.unique()) != len(live):
+        raise ValueError("outside holds a row twice: two programs would write it")
+    return made, taps, inputs
+
+
+def _reach(rows: Tensor) -> int:
+    return int(rows.max()) + 1 if rows.numel() else 0
