@@ -19,6 +19,7 @@ from torch import Tensor
 
 from specxai.kernels.checks import check_blocks, check_table, unit_of
 from specxai.kernels.precision import dot_mode, multiply
+from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
 
 @triton.jit
@@ -75,13 +76,17 @@ def gather_gemm_kernel(
         at = tl.load(chunk_at + i) * BLOCK_IN + k
         row = tl.load(rows + at)
         w_row = depth + tl.load(chunk_weight + i) + tl.load(channel + at)
-        live = (row >= 0)[:, None] & p_live[None, :]
-        z = tl.load(block + row.to(tl.int64)[:, None] * (in_units * UNIT) + p[None, :], mask=live, other=0.0)
-        w = tl.load(weight + w_row.to(tl.int64)[:, None] * (n_panels * BLOCK_OUT) + o[None, :])
+        z_row, w_row = row.to(tl.int64) * (in_units * UNIT), w_row.to(tl.int64) * (n_panels * BLOCK_OUT)
         if PROBES_FIRST:
-            total = multiply(tl.trans(z), w, total, MODE)
+            live = (row >= 0)[None, :] & p_live[:, None]
+            z = tl.load(block + z_row[None, :] + p[:, None], mask=live, other=0.0)
+            w = tl.load(weight + w_row[:, None] + o[None, :])
+            total = multiply(z, w, total, MODE)
         else:
-            total = multiply(tl.trans(w), z, total, MODE)
+            live = (row >= 0)[:, None] & p_live[None, :]
+            z = tl.load(block + z_row[:, None] + p[None, :], mask=live, other=0.0)
+            w = tl.load(weight + w_row[None, :] + o[:, None])
+            total = multiply(w, z, total, MODE)
 
     to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
     if PROBES_FIRST:
@@ -93,29 +98,6 @@ def gather_gemm_kernel(
     if ACCUMULATE:
         total += tl.load(place, mask=live, other=0.0)
     tl.store(place, total, mask=live)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Sizes of a program's tile and how it runs; powers of two."""
-
-    out: int
-    probes: int
-    depth: int
-    probes_first: bool
-    warps: int
-    stages: int
-
-
-def tile_for(outputs: int, probes: int, precision: str) -> Tile:
-    """For so many outputs a group and probes.  Not measured on a card yet: what compiles without spills, with copies of
-    sixteen bytes where rows allow them."""
-    out = min(128, max(16, triton.next_power_of_2(outputs)))
-    if probes > 32:
-        slow = precision in ("fp32", "fp64")
-        return Tile(min(out, 64) if slow else out, 64, 16 if precision == "fp64" else 32, True, 4 if out < 128 else 8, 3)
-    # Few probes: they take the side that is filled up to eight, the outputs that of sixteen or 64.
-    return Tile(min(out, 64), max(8, triton.next_power_of_2(probes)), 32, False, 4, 3)
 
 
 def depth_for(counts: Tensor) -> int:
@@ -151,9 +133,6 @@ class Gathering:
     entries: int
 
 
-PANEL = 128  # outputs that a row of weights is filled up to, beyond that many; below, the next power of two
-
-
 def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int,
               device: torch.device | str) -> Gathering:
     """Tables of a convolution on `device`.
@@ -182,8 +161,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     channel = torch.zeros_like(rows)
     rows[place], channel[place] = inside.reshape(positions * groups, inputs)[of, unit], unit.int()
 
-    width = min(PANEL, max(16, triton.next_power_of_2(outputs)))
-    width *= -(-outputs // width)
+    width = filled(outputs)
     to = inside.new_full((sites * groups, width), -1)
     to[:, :outputs] = outside.reshape(sites * groups, outputs)
     some = (to >= 0).any(1)
@@ -202,7 +180,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     packed = weight.new_zeros(groups, taps * inputs, width)
     packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
     tiles = {}
-    for size in (16, 32, 64, 128):
+    for size in PANELS:
         if width % size == 0:
             tiles[size] = (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten()
     moved = {size: t.int().to(device) for size, t in tiles.items()}

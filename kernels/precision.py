@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16", "bf16x3", "bf16x6")  # of float3
 def dot_mode(precision: str, dtype: torch.dtype) -> str:
     """The `MODE` of `multiply` for blocks of this dtype.
 
-    The interpreter knows neither tf32 nor split factors, which it takes for exact ones; its products of bfloat16 are
+    The interpreter does not know split factors, which are taken for exact ones there; its products of bfloat16 are
     wrong, so that factors are rounded to bfloat16 and multiplied as float32.
 
     Raises:
@@ -34,8 +34,16 @@ def dot_mode(precision: str, dtype: torch.dtype) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r} of {dtype} blocks; choose {', '.join(PRECISIONS)}")
     if INTERPRETED:
-        return "rounded" if precision == "bf16" else "ieee"
+        return {"bf16": "rounded", "tf32": "tf32"}.get(precision, "ieee")
     return "ieee" if precision == "fp32" else precision
+
+
+@triton.jit
+def rounded(x, BITS: tl.constexpr):
+    """float32 x to the nearest of those whose last BITS bits are zero, ties to even."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits += (1 << (BITS - 1)) - 1 + ((bits >> BITS) & 1)
+    return ((bits >> BITS) << BITS).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -44,8 +52,11 @@ def multiply(a, b, total, MODE: tl.constexpr):
     if MODE == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
     elif MODE == "rounded":
-        return tl.dot(a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32), total,
-                      input_precision="ieee")
+        return tl.dot(rounded(a, 16), rounded(b, 16), total, input_precision="ieee")
+    elif MODE == "tf32":
+        # The instruction would cut off what is rounded here; and factors that pass through registers may be copied
+        # sixteen bytes at a time, whatever order the instruction wants them in.
+        return tl.dot(rounded(a, 13), rounded(b, 13), total, input_precision="tf32")
     else:
         return tl.dot(a, b, total, input_precision=MODE, out_dtype=total.dtype)
 
