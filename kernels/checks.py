@@ -43,3 +43,8 @@ def unit_of(*sizes: int) -> int:
     (8, 1)
     """
     return math.gcd(UNIT, *sizes)
+
+
+def reach(rows: Tensor) -> int:
+    """One more than the largest row; 0 where there is none."""
+    return int(rows.max()) + 1 if rows.numel() else 0

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.checks import check_blocks, check_table, unit_of
+from specxai.kernels.checks import check_blocks, check_table, reach, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
@@ -187,7 +187,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     return Gathering(
         moved, chunk_begin.int().to(device), chunk_at.int().to(device),
         ((which % taps) * inputs).int().to(device), rows.to(device), channel.to(device), packed.flatten(0, 1).to(device),
-        to.to(device), groups, outputs, taps * inputs, depth, _reach(inside), _reach(outside), int(pairs.sum()))
+        to.to(device), groups, outputs, taps * inputs, depth, reach(inside), reach(outside), int(pairs.sum()))
 
 
 def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",
@@ -233,13 +233,9 @@ def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, 
         raise ValueError(f"{made} outputs do not divide into {groups} groups")
     if len(neighbours) != len(outside):
         raise ValueError(f"neighbours has {len(neighbours)} sites, outside {len(outside)}")
-    if neighbours.numel() and int(neighbours.max()) >= len(inside):
-        raise ValueError(f"neighbours names position {int(neighbours.max())} of {len(inside)}")
+    if reach(neighbours) > len(inside):
+        raise ValueError(f"neighbours names position {reach(neighbours) - 1} of {len(inside)}")
     live = outside[outside >= 0]
     if len(live.unique()) != len(live):
         raise ValueError("outside holds a row twice: two programs would write it")
     return made, taps, inputs
-
-
-def _reach(rows: Tensor) -> int:
-    return int(rows.max()) + 1 if rows.numel() else 0

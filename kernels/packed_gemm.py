@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.checks import check_blocks, unit_of
+from specxai.kernels.checks import check_blocks, reach, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
 from specxai.kernels.tile import Tile, filled, tile_for
@@ -169,11 +169,10 @@ def packed(weight: Tensor, source: Tensor, to: Tensor, scale: Tensor | None = No
     (outputs, inputs), device = weight.shape, weight.device
     full = weight.new_zeros(_whole(outputs), _whole(inputs))
     full[:outputs, :inputs] = weight
-    read, written = (int(rows.max()) + 1 if len(rows) else 0 for rows in (source, to))
     if scale is not None:
         scale = _longer(scale, len(full), 0)
     return Packed(full, _longer(source, full.shape[1], -1).to(device), _longer(to, len(full), -1).to(device),
-                  None if scale is None else scale.to(device), False, outputs, inputs, read, written)
+                  None if scale is None else scale.to(device), False, outputs, inputs, reach(source), reach(to))
 
 
 def packed_gemm(layer: Packed, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rounding import factors
 from specxai.kernels.gather_gemm import gather_gemm, gathering
 from specxai.kernels.precision import PRECISIONS
 from specxai.kernels.tile import Tile, tile_for
 from test_stages import random_stage, rows
-from rounding import factors
 from tolerances import assert_close
+
 
 def tables_of(arguments: dict):
     return gathering(**arguments, device="cpu")
@@ -106,7 +107,7 @@ def test_a_view_of_wider_blocks():
 
 
 def test_multiply_adds_are_pairs_of_live_units():
-    arguments, dense = random_stage(7, torch.float32, groups=3)
+    arguments, _ = random_stage(7, torch.float32, groups=3)
     inside, near = arguments["inside"].reshape(9, 3, -1) >= 0, arguments["neighbours"]
     outside = arguments["outside"].reshape(7, 3, -1) >= 0
     want = sum(int((inside[q].sum(1) * outside[s].sum(1)).sum()) for s in range(7) for q in near[s].tolist() if q >= 0)

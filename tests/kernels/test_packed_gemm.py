@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rounding import factors
 from specxai.kernels.packed_gemm import packed, packed_gemm, parts_for
 from specxai.kernels.precision import PRECISIONS
 from specxai.kernels.tile import Tile
-from rounding import factors
 from tolerances import assert_close
 
 

@@ -1,12 +1,14 @@
-"""Code that Triton generates for the products, for cards that are not here: which instructions multiply, how wide copies
-are, and that registers and shared memory suffice.  Values are tested in tests/kernels."""
+"""Code that Triton generates for the products, for cards that are not here: which instructions multiply, how wide
+copies are, and that registers and shared memory suffice.  Values are tested in tests/kernels."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 
-from specxai.kernels import gather_gemm, packed_gemm
+from specxai.kernels import depthwise, gather_gemm, packed_gemm
 from specxai.kernels.precision import PRECISIONS, dot_mode
 from specxai.kernels.tile import tile_for
 from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for
@@ -92,3 +94,18 @@ def test_packed_gemm(outputs, probes, transposed, precision, capability):
     assert_multiplies(built, precision, capability, probes)
     assert_fits(built, capability)
     assert_wide_copies(built, probes, 1)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("real", ["fp32", "fp64"])
+@pytest.mark.parametrize("probes", [4, 64])
+def test_depthwise(probes, real, capability):
+    types = dict.fromkeys(("at", "inside", "outside", "neighbours"), INDICES)
+    types |= dict.fromkeys(("weight", "block", "out"), f"*{real}")
+    types |= dict.fromkeys(("n_live", "n_channels", "n_taps", "probe_units", "in_units", "out_units"), "i32")
+    constants = {"ACCUMULATE": True, "UNIT": min(16, probes), "BLOCK_ROWS": depthwise.TILE // probes,
+                 "BLOCK_PROBES": probes}
+    built = built_for(depthwise.depthwise_kernel, types, constants, capability)
+    assert_fits(built, capability)
+    assert f"fma.rn.f{real[2:]}" in built.ptx
+    assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", built.ptx) or built.copies[16], "sixteen bytes at a time"

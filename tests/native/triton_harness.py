@@ -87,7 +87,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", told.stdout).groups())
     return registers, stack + local
 
