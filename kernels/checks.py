@@ -48,3 +48,9 @@ def unit_of(*sizes: int) -> int:
 def reach(rows: Tensor) -> int:
     """One more than the largest row; 0 where there is none."""
     return int(rows.max()) + 1 if rows.numel() else 0
+
+
+def require_distinct(name: str, rows: Tensor) -> None:
+    live = rows[rows >= 0]
+    if len(live.unique()) != len(live):
+        raise ValueError(f"{name} holds a row twice: two programs would write it")

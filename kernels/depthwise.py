@@ -2,8 +2,8 @@
 
     out[outside[s, c], :] (+)= Σ_t weight[t, c] · in[inside[neighbours[s, t], c], :]
 
-There is nothing to multiply in tiles, and what bounds it is how many rows are read.  Blocks are [row][probe]; the tables
-stay those of the plan, a few numbers a position, where a list of entries would be as many as the rows that are read.
+There is nothing to multiply in tiles, and what bounds it is how many rows are read.  Blocks are [row][probe]; the
+tables stay those of the plan, a few numbers a position, where a list of entries would be as many as rows are read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.checks import check_blocks, check_table, reach, unit_of
+from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
 
 TILE = 512  # numbers of a program's sums, probes times rows
 MOST_PROBES = 64
@@ -108,9 +108,8 @@ def depthwise_tables(inside: Tensor, outside: Tensor, neighbours: Tensor, weight
     if len(neighbours) != len(outside) or reach(neighbours) > len(inside):
         raise ValueError(f"neighbours is {tuple(neighbours.shape)} and names {reach(neighbours)} positions; there are "
                          f"{len(outside)} sites and {len(inside)} positions")
+    require_distinct("outside", outside)
     live = outside >= 0
-    if len(outside[live].unique()) != int(live.sum()):
-        raise ValueError("outside holds a row twice: two programs would write it")
     there = torch.cat([inside >= 0, live.new_zeros(1, channels)])  # which -1 finds
     entries = sum(int((there[under.long()] & live).sum()) for under in neighbours.unbind(1))
     tables = (live.flatten().nonzero().flatten().int(), inside, outside, neighbours, weight.T)

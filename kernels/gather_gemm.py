@@ -5,7 +5,8 @@
 Blocks are [row][probe].  A program owns a tile of outputs of one site and of probes, so that there are no atomics and
 bits repeat; the adjoint is the same kernel over the input-centred tables.  Of the inputs only live ones are read; all
 outputs of the tile are computed and the live ones stored.  Live inputs lie in lists, one a position and group, filled
-up to whole chunks; a site walks the chunks of its neighbours, one loop over all taps.
+up to whole chunks; a site walks the chunks of its neighbours, one loop over all taps.  Where positions have few of
+them a site has one list over all taps instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.checks import check_blocks, check_table, reach, unit_of
+from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
@@ -100,11 +101,16 @@ def gather_gemm_kernel(
     tl.store(place, total, mask=live)
 
 
+WIDE, NARROW = 32, 16  # entries of a chunk
+# Lists of a site's own, over all taps, where those of positions would be that much longer by filling up their chunks,
+# as with three channels; and where they are no more than so many numbers.
+MERGE, MOST_MERGED = 1.25, 1 << 24
+
+
 def depth_for(counts: Tensor) -> int:
-    """Entries of a chunk where positions have so many live inputs: 32 if that fills up few, else 16."""
-    live = counts[counts > 0]
-    wide, narrow = (int((-(-live // depth)).sum()) * depth for depth in (32, 16))
-    return 32 if wide <= 1.2 * narrow else 16
+    """Entries of a chunk for lists of so many: WIDE if that fills up few more."""
+    wide, narrow = (int(_whole(counts, depth).sum()) for depth in (WIDE, NARROW))
+    return WIDE if wide <= 1.2 * narrow else NARROW
 
 
 @dataclass(frozen=True)
@@ -147,47 +153,71 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
     """
     made, taps, inputs = _check(inside, outside, neighbours, weight, groups)
-    positions, sites, outputs = len(inside), len(outside), made // groups
     inside, outside, neighbours = (t.cpu() for t in (inside, outside, neighbours))
+    sites, outputs, width = len(outside), made // groups, filled(made // groups)
+    to = inside.new_full((sites * groups, width), -1)
+    to[:, :outputs] = outside.reshape(sites * groups, outputs)
+    some = (to >= 0).any(1)
 
-    live = (inside >= 0).reshape(positions * groups, inputs)
-    counts = live.sum(1)
+    counts = (inside >= 0).reshape(-1, groups, inputs).sum(2)  # (positions, groups)
+    under = _under(counts, neighbours) * some.reshape(sites, groups, 1)  # (sites, groups, taps) live inputs
+    entries = int((under.sum(2).flatten() * (to >= 0).sum(1)).sum())
     depth = depth_for(counts)
-    padded = -(-counts // depth) * depth
+    whole = int(_whole(under.sum(2), NARROW).sum())
+    if taps > 1 and int(_whole(under, depth).sum()) > MERGE * whole and whole <= MOST_MERGED:
+        inside, neighbours, weight = _by_site(inside, neighbours, weight, groups)
+        taps, inputs = 1, taps * inputs
+        counts = under.sum(2)
+        depth = depth_for(counts)
+    rows, channel, begin = _lists(inside.reshape(len(inside) * groups, inputs), depth)
+    chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
+    each = chunks.flatten()
+    chunk_begin = torch.cat([each.new_zeros(1), chunks.sum(2).flatten().cumsum(0)])
+    which = torch.arange(len(each), device="cpu").repeat_interleave(each)  # of (site, group, tap)
+    step = torch.arange(len(which), device="cpu") - (each.cumsum(0) - each)[which]
+    lists = neighbours.long()[:, None, :] * groups + torch.arange(groups, device="cpu")[:, None]
+    chunk_at = begin[lists.flatten()[which]] // depth + step
+
+    packed = weight.new_zeros(groups, taps * inputs, width)
+    packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
+    tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int().to(device)
+             for size in PANELS if width % size == 0}
+    chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
+    return Gathering(
+        tiles, *(t.int().to(device) for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to.to(device),
+        groups, outputs, taps * inputs, depth, reach(inside), reach(outside), entries)
+
+
+def _lists(inside: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and channels of the live inputs of each line of (lists, inputs), filled up to whole chunks with -1; and
+    where each list begins."""
+    live = inside >= 0
+    padded = _whole(live.sum(1), depth)
     begin = padded.cumsum(0) - padded
     of, unit = live.nonzero(as_tuple=True)
     place = begin[of] + (live.cumsum(1) - 1)[of, unit]
     rows = inside.new_full((int(padded.sum()),), -1)
     channel = torch.zeros_like(rows)
-    rows[place], channel[place] = inside.reshape(positions * groups, inputs)[of, unit], unit.int()
+    rows[place], channel[place] = inside[of, unit], unit.int()
+    return rows, channel, begin
 
-    width = filled(outputs)
-    to = inside.new_full((sites * groups, width), -1)
-    to[:, :outputs] = outside.reshape(sites * groups, outputs)
-    some = (to >= 0).any(1)
 
-    # Lists of a site and group: those of its neighbours, tap by tap, in chunks.
-    lists = (neighbours.long()[:, None, :] * groups + torch.arange(groups, device="cpu")[:, None]).flatten(0, 1)
-    there = (neighbours >= 0).repeat_interleave(groups, 0) & some[:, None]
-    chunks = torch.where(there, (padded // depth)[lists.clamp_min(0)], 0)  # (sites · groups, taps)
-    chunk_begin = torch.cat([chunks.new_zeros(1), chunks.sum(1).cumsum(0)])
-    each = chunks.flatten()
-    which = torch.arange(len(each), device="cpu").repeat_interleave(each)
-    step = torch.arange(len(which), device="cpu") - (each.cumsum(0) - each)[which]
-    chunk_at = begin[lists.flatten()[which]] // depth + step
-    pairs = torch.where(there, counts[lists.clamp_min(0)], 0).sum(1) * (to >= 0).sum(1)
+def _under(counts: Tensor, neighbours: Tensor) -> Tensor:
+    """(positions, groups) numbers of each neighbour, 0 for none: (sites, groups, taps)."""
+    counts = torch.cat([counts, counts.new_zeros(1, counts.shape[1])])  # which -1 finds
+    return counts[neighbours.long()].transpose(1, 2)
 
-    packed = weight.new_zeros(groups, taps * inputs, width)
-    packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
-    tiles = {}
-    for size in PANELS:
-        if width % size == 0:
-            tiles[size] = (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten()
-    moved = {size: t.int().to(device) for size, t in tiles.items()}
-    return Gathering(
-        moved, chunk_begin.int().to(device), chunk_at.int().to(device),
-        ((which % taps) * inputs).int().to(device), rows.to(device), channel.to(device), packed.flatten(0, 1).to(device),
-        to.to(device), groups, outputs, taps * inputs, depth, reach(inside), reach(outside), int(pairs.sum()))
+
+def _by_site(inside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same map where each site has a list of its own over all taps."""
+    inside = torch.cat([inside, inside.new_full((1, inside.shape[1]), -1)])
+    sites, taps = neighbours.shape
+    own = inside[neighbours.long()].reshape(sites, taps, groups, -1).transpose(1, 2).reshape(sites, -1)
+    return own, torch.arange(sites, dtype=torch.int32, device="cpu")[:, None], weight.flatten(1)[:, None]
+
+
+def _whole(counts: Tensor, depth: int) -> Tensor:
+    return -(-counts // depth) * depth
 
 
 def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",
@@ -235,7 +265,5 @@ def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, 
         raise ValueError(f"neighbours has {len(neighbours)} sites, outside {len(outside)}")
     if reach(neighbours) > len(inside):
         raise ValueError(f"neighbours names position {reach(neighbours) - 1} of {len(inside)}")
-    live = outside[outside >= 0]
-    if len(live.unique()) != len(live):
-        raise ValueError("outside holds a row twice: two programs would write it")
+    require_distinct("outside", outside)
     return made, taps, inputs

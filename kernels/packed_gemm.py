@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.checks import check_blocks, reach, unit_of
+from specxai.kernels.checks import check_blocks, reach, require_distinct, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
-from specxai.kernels.tile import Tile, filled, tile_for
+from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
 DEPTH = 32  # inputs that a program multiplies at once
 PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -132,13 +132,15 @@ class Packed:
     written: int
     folds: dict[int, tuple] = field(default_factory=dict)
 
-    @property
-    def T(self) -> Packed:
-        """The adjoint over the same weights, without the scale, which is then of what it reads."""
+    def adjoint(self, to: Tensor) -> Packed:
+        """The adjoint over the same weights, from the layer's `to` to the rows `to`, (inputs,) int32, -1 for none."""
         if self.scale is not None:
             raise ValueError("a scale of the outputs has no adjoint here: pack the weights with it")
-        return Packed(self.weight, self.to, self.source, None, not self.transposed, self.inputs, self.outputs,
-                      self.written, self.read)
+        _check_rows("to", to, self.inputs)
+        require_distinct("to", to)
+        rows = _longer(to, len(self.source), -1).to(self.weight.device)
+        return Packed(self.weight, self.to, rows, None, not self.transposed, self.inputs, self.outputs, self.written,
+                      reach(to))
 
 
 def packed(weight: Tensor, source: Tensor, to: Tensor, scale: Tensor | None = None) -> Packed:
@@ -156,16 +158,12 @@ def packed(weight: Tensor, source: Tensor, to: Tensor, scale: Tensor | None = No
     if weight.dim() != 2 or weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be (outputs, inputs) in float32 or float64, got {tuple(weight.shape)} of "
                         f"{weight.dtype}")
-    for name, t, size, dtype in (("source", source, weight.shape[1], torch.int32),
-                                 ("to", to, weight.shape[0], torch.int32),
-                                 ("scale", scale, weight.shape[0], weight.dtype)):
-        if t is not None and t.shape != (size,):
-            raise ValueError(f"{name} must have {size} entries for weights {tuple(weight.shape)}, got {tuple(t.shape)}")
-        if t is not None and t.dtype is not dtype:
-            raise TypeError(f"{name} is {t.dtype}, expected {dtype}")
-    live = to[to >= 0]
-    if len(live.unique()) != len(live):
-        raise ValueError("to holds a row twice: two programs would write it")
+    _check_rows("source", source, weight.shape[1])
+    _check_rows("to", to, weight.shape[0])
+    require_distinct("to", to)
+    if scale is not None and (scale.shape != to.shape or scale.dtype is not weight.dtype):
+        raise ValueError(f"scale must be {len(to)} factors of {weight.dtype}, got {tuple(scale.shape)} of "
+                         f"{scale.dtype}")
     (outputs, inputs), device = weight.shape, weight.device
     full = weight.new_zeros(_whole(outputs), _whole(inputs))
     full[:outputs, :inputs] = weight
@@ -226,6 +224,18 @@ def _fold(layer: Packed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor | N
         scale = None if layer.scale is None else layer.scale[at].repeat_interleave(parts)
         layer.folds[parts] = begin, layer.to[at], (at[:, None] + rows).flatten().int(), scale
     return layer.folds[parts]
+
+
+def most_part_rows() -> int:
+    """Rows that the parts of a split sum take at most."""
+    return PROGRAMS * PANELS[-1]
+
+
+def _check_rows(name: str, rows: Tensor, size: int) -> None:
+    if rows.shape != (size,):
+        raise ValueError(f"{name} must have {size} entries for the weights, got {tuple(rows.shape)}")
+    if rows.dtype is not torch.int32:
+        raise TypeError(f"{name} is {rows.dtype}, expected torch.int32")
 
 
 def _whole(units: int) -> int:

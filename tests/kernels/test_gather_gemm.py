@@ -106,6 +106,13 @@ def test_a_view_of_wider_blocks():
     assert out[:, 14:].isnan().all()
 
 
+def test_few_channels_share_chunks_over_all_taps():
+    """Lists of a site's own where three channels a position would fill a fifth of a chunk; else those of positions."""
+    few, many = (tables_of(random_stage(12, torch.float32, depth=depth, dead=(0.0, 0.3))[0]) for depth in (3, 64))
+    assert (few.depth, few.group_depth, len(few.chunk_at)) == (16, 9, 12)
+    assert (many.depth, many.group_depth, len(many.rows)) == (32, 3 * 64, 9 * 64)
+
+
 def test_multiply_adds_are_pairs_of_live_units():
     arguments, _ = random_stage(7, torch.float32, groups=3)
     inside, near = arguments["inside"].reshape(9, 3, -1) >= 0, arguments["neighbours"]

@@ -42,7 +42,7 @@ def test_both_directions(dtype, outputs, inputs, probes, parts):
     W, source, to = layer(outputs, inputs, dtype)
     made = packed(W, source, to)
     precision = "fp64" if dtype is torch.float64 else "fp32"
-    for way, matrix, read, written in ((made, W, source, to), (made.T, W.T, to, source)):
+    for way, matrix, read, written in ((made, W, source, to), (made.adjoint(source), W.T, to, source)):
         block = torch.randn(len(read) + 5, probes, dtype=dtype)
         want = expected(matrix, read, written, block, len(written) + 5)
         got, again = torch.full_like(want, torch.nan), torch.full_like(want, torch.nan)
@@ -64,7 +64,7 @@ def test_a_scale_of_the_outputs(parts, first):
     packed_gemm(packed(W, source, to, scale), block, got, parts=parts, tile=Tile(16, 16, first, 4, 2))
     same(got, want)
     with pytest.raises(ValueError, match="no adjoint here"):
-        _ = packed(W, source, to, scale).T
+        packed(W, source, to, scale).adjoint(source)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -93,5 +93,7 @@ def test_what_does_not_fit():
         arguments = {"W": W, "source": source, "to": to} | change
         with pytest.raises(error, match=message):
             packed(*arguments.values())
+    with pytest.raises(ValueError, match="to holds a row twice"):
+        packed(W, source, to).adjoint(source * 0)
     with pytest.raises(ValueError, match="at least"):
         packed_gemm(packed(W, source, torch.arange(4, dtype=torch.int32)), torch.zeros(20, 4), torch.zeros(3, 4))

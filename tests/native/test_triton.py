@@ -66,7 +66,8 @@ def test_products_in_the_interpreter():
     """All of tests/kernels; run them by themselves with `make test-kernels`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("tests/kernels runs in this process already")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parents[1] / "kernels")]
+    folder = Path(__file__).parents[1] / "kernels"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
                           cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-4000:]
