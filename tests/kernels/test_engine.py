@@ -52,8 +52,8 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name, columns", [("pool", 1), ("pool", 64), ("depthwise", 4), ("depthwise", 17), ("groups", 9),
-                                           ("one position", 1), ("one position", 33)])
+@pytest.mark.parametrize("name, columns", [("pool", 1), ("pool", 64), ("depthwise", 4), ("depthwise", 17),
+                                           ("groups", 9), ("one position", 1), ("one position", 33)])
 def test_stages(name, columns):
     torch.manual_seed(3)
     net, shape = NETS[name]
