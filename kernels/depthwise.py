@@ -105,6 +105,7 @@ def depthwise_tables(inside: Tensor, outside: Tensor, neighbours: Tensor, weight
     for name, t, columns in (("inside", inside, channels), ("outside", outside, channels),
                              ("neighbours", neighbours, taps)):
         check_table(name, t, columns)
+    inside, outside, neighbours = (t.to(device) for t in (inside, outside, neighbours))
     if len(neighbours) != len(outside) or reach(neighbours) > len(inside):
         raise ValueError(f"neighbours is {tuple(neighbours.shape)} and names {reach(neighbours)} positions; there are "
                          f"{len(outside)} sites and {len(inside)} positions")

@@ -103,8 +103,8 @@ def gather_gemm_kernel(
 
 WIDE, NARROW = 32, 16  # entries of a chunk
 # Lists of a site's own, over all taps, where those of positions would be that much longer by filling up their chunks,
-# as with three channels; and where they are no more than so many numbers.
-MERGE, MOST_MERGED = 1.25, 1 << 24
+# as with three channels; and where sites · taps · inputs are no more than so many.
+MERGE, MOST_MERGED = 1.25, 1 << 26
 
 
 def depth_for(counts: Tensor) -> int:
@@ -153,7 +153,8 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
     """
     made, taps, inputs = _check(inside, outside, neighbours, weight, groups)
-    inside, outside, neighbours = (t.cpu() for t in (inside, outside, neighbours))
+    inside, outside, neighbours = (t.to(device) for t in (inside, outside, neighbours))
+    require_distinct("outside", outside)
     sites, outputs, width = len(outside), made // groups, filled(made // groups)
     to = inside.new_full((sites * groups, width), -1)
     to[:, :outputs] = outside.reshape(sites * groups, outputs)
@@ -163,8 +164,8 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     under = _under(counts, neighbours) * some.reshape(sites, groups, 1)  # (sites, groups, taps) live inputs
     entries = int((under.sum(2).flatten() * (to >= 0).sum(1)).sum())
     depth = depth_for(counts)
-    whole = int(_whole(under.sum(2), NARROW).sum())
-    if taps > 1 and int(_whole(under, depth).sum()) > MERGE * whole and whole <= MOST_MERGED:
+    merges = taps > 1 and under.numel() * inputs <= MOST_MERGED
+    if merges and int(_whole(under, depth).sum()) > MERGE * int(_whole(under.sum(2), NARROW).sum()):
         inside, neighbours, weight = _by_site(inside, neighbours, weight, groups)
         taps, inputs = 1, taps * inputs
         counts = under.sum(2)
@@ -173,19 +174,19 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
     each = chunks.flatten()
     chunk_begin = torch.cat([each.new_zeros(1), chunks.sum(2).flatten().cumsum(0)])
-    which = torch.arange(len(each), device="cpu").repeat_interleave(each)  # of (site, group, tap)
-    step = torch.arange(len(which), device="cpu") - (each.cumsum(0) - each)[which]
-    lists = neighbours.long()[:, None, :] * groups + torch.arange(groups, device="cpu")[:, None]
+    which = torch.arange(len(each), device=device).repeat_interleave(each)  # of (site, group, tap)
+    step = torch.arange(len(which), device=device) - (each.cumsum(0) - each)[which]
+    lists = neighbours.long()[:, None, :] * groups + torch.arange(groups, device=device)[:, None]
     chunk_at = begin[lists.flatten()[which]] // depth + step
 
     packed = weight.new_zeros(groups, taps * inputs, width)
     packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
-    tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int().to(device)
+    tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int()
              for size in PANELS if width % size == 0}
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
     return Gathering(
-        tiles, *(t.int().to(device) for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to.to(device),
-        groups, outputs, taps * inputs, depth, reach(inside), reach(outside), entries)
+        tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
+        outputs, taps * inputs, depth, reach(inside), reach(outside), entries)
 
 
 def _lists(inside: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +214,7 @@ def _by_site(inside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) ->
     inside = torch.cat([inside, inside.new_full((1, inside.shape[1]), -1)])
     sites, taps = neighbours.shape
     own = inside[neighbours.long()].reshape(sites, taps, groups, -1).transpose(1, 2).reshape(sites, -1)
-    return own, torch.arange(sites, dtype=torch.int32, device="cpu")[:, None], weight.flatten(1)[:, None]
+    return own, torch.arange(sites, dtype=torch.int32, device=inside.device)[:, None], weight.flatten(1)[:, None]
 
 
 def _whole(counts: Tensor, depth: int) -> Tensor:
@@ -265,5 +266,4 @@ def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, 
         raise ValueError(f"neighbours has {len(neighbours)} sites, outside {len(outside)}")
     if reach(neighbours) > len(inside):
         raise ValueError(f"neighbours names position {reach(neighbours) - 1} of {len(inside)}")
-    require_distinct("outside", outside)
     return made, taps, inputs

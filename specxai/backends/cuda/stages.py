@@ -33,11 +33,12 @@ class RowSums:
     """to[e] (+)= scale[e] · source[e] over blocks, in an order of its own that never changes."""
 
     def __init__(self, to: Tensor, source: Tensor, scale: Tensor | None, device: torch.device) -> None:
-        order = to.argsort(stable=True)
-        rows, sizes = to[order].unique_consecutive(return_counts=True)
+        to, source = to.to(device), source.to(device)
+        to, order = to.sort(stable=True)
+        rows, sizes = to.unique_consecutive(return_counts=True)
         begin = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        self._tables = [t.int().to(device) for t in (begin, rows, source[order])]
-        self._tables.append(None if scale is None else scale[order].contiguous().to(device))
+        self._tables = [t.int() for t in (begin, rows, source[order])]
+        self._tables.append(None if scale is None else scale.to(device)[order])
 
     def run(self, block: Tensor, out: Tensor, accumulate: bool) -> None:
         from specxai.kernels.row_sum import row_sum
