@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
+from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_by_outputs, padded_outputs
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
@@ -68,40 +70,21 @@ def gather_gemm_kernel(
     k = tl.arange(0, BLOCK_IN)
     p_live = p < probe_units * UNIT
     depth = (site % n_groups) * group_depth
-    if PROBES_FIRST:
-        total = tl.zeros((BLOCK_PROBES, BLOCK_OUT), dtype=out.dtype.element_ty)
-    else:
-        total = tl.zeros((BLOCK_OUT, BLOCK_PROBES), dtype=out.dtype.element_ty)
-
+    total = zeros(BLOCK_OUT, BLOCK_PROBES, PROBES_FIRST, out.dtype.element_ty)
     for i in range(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1)):
         at = tl.load(chunk_at + i) * BLOCK_IN + k
-        row = tl.load(rows + at)
-        w_row = depth + tl.load(chunk_weight + i) + tl.load(channel + at)
-        z_row, w_row = row.to(tl.int64) * (in_units * UNIT), w_row.to(tl.int64) * (n_panels * BLOCK_OUT)
+        z = fetch(block, tl.load(rows + at), p, p_live, in_units * UNIT, PROBES_FIRST)
+        w_row = (depth + tl.load(chunk_weight + i) + tl.load(channel + at)).to(tl.int64) * (n_panels * BLOCK_OUT)
         if PROBES_FIRST:
-            live = (row >= 0)[None, :] & p_live[:, None]
-            z = tl.load(block + z_row[None, :] + p[:, None], mask=live, other=0.0)
-            w = tl.load(weight + w_row[:, None] + o[None, :])
-            total = multiply(z, w, total, MODE)
+            total = multiply(z, tl.load(weight + w_row[:, None] + o[None, :]), total, MODE)
         else:
-            live = (row >= 0)[:, None] & p_live[None, :]
-            z = tl.load(block + z_row[:, None] + p[None, :], mask=live, other=0.0)
-            w = tl.load(weight + w_row[None, :] + o[:, None])
-            total = multiply(w, z, total, MODE)
-
+            total = multiply(tl.load(weight + w_row[None, :] + o[:, None]), z, total, MODE)
     to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
-    if PROBES_FIRST:
-        place = out + to.to(tl.int64)[None, :] * (out_units * UNIT) + p[:, None]
-        live = (to >= 0)[None, :] & p_live[:, None]
-    else:
-        place = out + to.to(tl.int64)[:, None] * (out_units * UNIT) + p[None, :]
-        live = (to >= 0)[:, None] & p_live[None, :]
-    if ACCUMULATE:
-        total += tl.load(place, mask=live, other=0.0)
-    tl.store(place, total, mask=live)
+    put(total, out, to, p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
 
 
 WIDE, NARROW = 32, 16  # entries of a chunk
+FEWER = 0.8  # operations at which gathering outputs is worth reading dead inputs
 # Lists of a site's own, over all taps, where those of positions would be that much longer by filling up their chunks,
 # as with three channels; and where sites · taps · inputs are no more than so many.
 MERGE, MOST_MERGED = 1.25, 1 << 26
@@ -114,13 +97,8 @@ def depth_for(counts: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Gathering:
-    """One direction's tables on the device; see `gather_gemm_kernel`.
-
-    written   distinct rows of out are below it, and read rows below `read`
-    outputs   of a group
-    entries   multiply-adds of one probe, live outputs times live inputs
-    """
+class ByInputs:
+    """Tables of this dataflow on the device; see `gather_gemm_kernel`."""
 
     tiles: dict[int, Tensor]
     chunk_begin: Tensor
@@ -131,16 +109,44 @@ class Gathering:
     weight: Tensor
     outside: Tensor
     groups: int
-    outputs: int
     group_depth: int
     depth: int
+
+    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile: Tile, unit: int) -> None:
+        programs, k = self.tiles[tile.out], block.shape[1]
+        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes))](
+            programs, self.chunk_begin, self.chunk_at, self.chunk_weight, self.rows, self.channel, self.weight,
+            self.outside, block, out, self.weight.shape[1] // tile.out, self.groups, self.group_depth,
+            k // unit, block.stride(0) // unit, out.stride(0) // unit,
+            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
+            BLOCK_PROBES=tile.probes, BLOCK_IN=self.depth, num_warps=tile.warps, num_stages=tile.stages)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """One direction of a convolution.
+
+    flow            the tables of the dataflow that computes least
+    outputs         of a group
+    read, written   rows of block and of out that there must be
+    entries         multiply-adds of one probe, live outputs times live inputs
+    """
+
+    flow: ByInputs | ByOutputs
+    groups: int
+    outputs: int
     read: int
     written: int
     entries: int
 
+    @property
+    def most(self) -> int:
+        """Outputs of a group that a site computes at most."""
+        return self.flow.most if isinstance(self.flow, ByOutputs) else self.outputs
+
 
 def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int,
-              device: torch.device | str) -> Gathering:
+              device: torch.device | str, prefer: str | None = None) -> Gathering:
     """Tables of a convolution on `device`.
 
     Args:
@@ -148,6 +154,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         outside: (sites, groups · outputs) int32 rows that are written, no two the same, -1 for a dead unit.
         neighbours: (sites, taps) int32 positions, -1 for none.
         weight: (groups · outputs, taps, inputs) float32 or float64.
+        prefer: "inputs" or "outputs", which are gathered; by counted operations if None.
 
     Raises:
         TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
@@ -170,6 +177,15 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         taps, inputs = 1, taps * inputs
         counts = under.sum(2)
         depth = depth_for(counts)
+    by_inputs = (_under(_whole(counts, depth), neighbours).sum(2).flatten() * _panelled(to, width)).sum()
+    live = to[:, :outputs]
+    _, there = chunks_by_outputs(inside, neighbours, some, groups)
+    if prefer is None:
+        fewer = DEPTH * (there.sum((2, 3)).flatten() * padded_outputs(live)).sum()
+        prefer = "outputs" if int(fewer) < FEWER * int(by_inputs) else "inputs"
+    if prefer == "outputs":
+        return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups), groups, outputs,
+                         reach(inside), reach(outside), entries)
     rows, channel, begin = _lists(inside.reshape(len(inside) * groups, inputs), depth)
     chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
     each = chunks.flatten()
@@ -184,9 +200,15 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int()
              for size in PANELS if width % size == 0}
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
-    return Gathering(
-        tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
-        outputs, taps * inputs, depth, reach(inside), reach(outside), entries)
+    flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
+                    taps * inputs, depth)
+    return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries)
+
+
+def _panelled(to: Tensor, width: int) -> Tensor:
+    """(sites · groups,) outputs that are computed where those of a panel of 128 are if one of them lives."""
+    panel = min(width, PANELS[-1])
+    return (to.reshape(len(to), -1, panel) >= 0).any(2).sum(1) * panel
 
 
 def _lists(inside: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,22 +255,14 @@ def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes that do not fit, with the values found.
     """
-    check_blocks(block, out, tables.weight.dtype, tables.weight.device, tables.read, tables.written)
-    mode = dot_mode(precision, block.dtype)
-    k = block.shape[1]
-    tile = tile or tile_for(tables.outputs, k, precision)
-    programs = tables.tiles[tile.out]
-    if len(programs) == 0 or k == 0:
+    weight = tables.flow.weight
+    check_blocks(block, out, weight.dtype, weight.device, tables.read, tables.written)
+    mode, k = dot_mode(precision, block.dtype), block.shape[1]
+    if tables.written == 0 or k == 0:
         return
     unit = unit_of(k, block.stride(0), out.stride(0))
     with torch.cuda.device_of(block):
-        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes))](
-            programs, tables.chunk_begin, tables.chunk_at, tables.chunk_weight, tables.rows, tables.channel,
-            tables.weight, tables.outside, block, out,
-            tables.weight.shape[1] // tile.out, tables.groups, tables.group_depth,
-            k // unit, block.stride(0) // unit, out.stride(0) // unit,
-            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
-            BLOCK_PROBES=tile.probes, BLOCK_IN=tables.depth, num_warps=tile.warps, num_stages=tile.stages)
+        tables.flow.run(block, out, accumulate, mode, tile or tile_for(tables.most, k, precision), unit)
 
 
 def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[int, int, int]:

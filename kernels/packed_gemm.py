@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, reach, require_distinct, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
@@ -65,51 +66,34 @@ def packed_gemm_kernel(
     k = tl.arange(0, BLOCK_IN)
     p_live = p < probe_units * UNIT
     pitch = weight_units.to(tl.int64) * 16
-    if PROBES_FIRST:
-        total = tl.zeros((BLOCK_PROBES, BLOCK_OUT), dtype=out.dtype.element_ty)
-    else:
-        total = tl.zeros((BLOCK_OUT, BLOCK_PROBES), dtype=out.dtype.element_ty)
-
+    total = zeros(BLOCK_OUT, BLOCK_PROBES, PROBES_FIRST, out.dtype.element_ty)
     first = tl.program_id(2) * part_chunks
     for i in range(first, tl.minimum(first + part_chunks, n_chunks)):
         c = i * BLOCK_IN + k
-        row = tl.load(source + c)
-        z_row = row.to(tl.int64) * (in_units * UNIT)
+        z = fetch(block, tl.load(source + c), p, p_live, in_units * UNIT, PROBES_FIRST)
         if PROBES_FIRST:
-            live = (row >= 0)[None, :] & p_live[:, None]
-            z = tl.load(block + z_row[None, :] + p[:, None], mask=live, other=0.0)
             if TRANSPOSED:
                 w = tl.load(weight + c[:, None] * pitch + o[None, :])
             else:
                 w = tl.load(weight + o[None, :] * pitch + c[:, None])
             total = multiply(z, w, total, MODE)
         else:
-            live = (row >= 0)[:, None] & p_live[None, :]
-            z = tl.load(block + z_row[:, None] + p[None, :], mask=live, other=0.0)
             if TRANSPOSED:
                 w = tl.load(weight + c[None, :] * pitch + o[:, None])
             else:
                 w = tl.load(weight + o[:, None] * pitch + c[None, :])
             total = multiply(w, z, total, MODE)
-
     if SPLIT:
         row = tl.program_id(2) * part_rows + o
     else:
         row = tl.load(to + o)
-    place_row = row.to(tl.int64) * (out_units * UNIT)
-    if PROBES_FIRST:
-        place, live = out + place_row[None, :] + p[:, None], (row >= 0)[None, :] & p_live[:, None]
-    else:
-        place, live = out + place_row[:, None] + p[None, :], (row >= 0)[:, None] & p_live[None, :]
     if HAS_SCALE:
         factor = tl.load(scale + o)
         if PROBES_FIRST:
             total *= factor[None, :]
         else:
             total *= factor[:, None]
-    if ACCUMULATE:
-        total += tl.load(place, mask=live, other=0.0)
-    tl.store(place, total, mask=live)
+    put(total, out, row, p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
 
 
 @dataclass(frozen=True)

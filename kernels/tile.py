@@ -33,7 +33,8 @@ def tile_for(outputs: int, probes: int, precision: str) -> Tile:
     out = min(out, 64) if few or precision == "fp32" else out
     if few:
         return Tile(out, _few(probes), False, 4, 3)
-    return Tile(out, 64, out < 64, 4 if out < 128 else 8, 3)
+    # Copies wait for rows, which wait for chunks: of four stages one is theirs, and seven would let two be under way.
+    return Tile(out, 64, out < 64, 4 if out < 128 else 8, 4)
 
 
 def _few(probes: int) -> int:

@@ -12,14 +12,20 @@ from specxai.kernels.tile import Tile, tile_for
 from test_stages import random_stage, rows
 from tolerances import assert_close
 
+FLOWS = ("inputs", "outputs")
 
-def tables_of(arguments: dict):
-    return gathering(**arguments, device="cpu")
+
+def tables_of(arguments: dict, prefer: str | None = "inputs"):
+    return gathering(**arguments, device="cpu", prefer=prefer)
 
 
 def check(arguments: dict, dense, probes: int, precision: str, tile: Tile | None = None) -> None:
     """Overwrites what it writes, touches nothing else, adds where told, and repeats its bits."""
-    tables = tables_of(arguments)
+    for flow in FLOWS:
+        check_flow(tables_of(arguments, flow), arguments, dense, probes, precision, tile)
+
+
+def check_flow(tables, arguments: dict, dense, probes: int, precision: str, tile: Tile | None) -> None:
     Z = torch.randn(dense.shape[1], probes, dtype=dense.dtype)
     written = rows(arguments["outside"])
     want = (factors(dense, precision) @ factors(Z, precision))[written]
@@ -99,16 +105,18 @@ def test_a_view_of_wider_blocks():
     arguments, dense = random_stage(6, torch.float32)
     wide = torch.randn(dense.shape[1], 23)
     out = torch.full((len(dense), 29), torch.nan)
-    gather_gemm(tables_of(arguments), wide[:, 3:12], out[:, 5:14])
-    written = rows(arguments["outside"])
-    assert_close(out[written, 5:14], (dense @ wide[:, 3:12])[written], factor=4)
-    assert out[:, :5].isnan().all()
-    assert out[:, 14:].isnan().all()
+    for flow in FLOWS:
+        out.fill_(torch.nan)
+        gather_gemm(tables_of(arguments, flow), wide[:, 3:12], out[:, 5:14])
+        written = rows(arguments["outside"])
+        assert_close(out[written, 5:14], (dense @ wide[:, 3:12])[written], factor=4)
+        assert out[:, :5].isnan().all()
+        assert out[:, 14:].isnan().all()
 
 
 def test_few_channels_share_chunks_over_all_taps():
     """Lists of a site's own where three channels a position would fill a fifth of a chunk; else those of positions."""
-    few, many = (tables_of(random_stage(12, torch.float32, depth=depth, dead=(0.0, 0.3))[0]) for depth in (3, 64))
+    few, many = (tables_of(random_stage(12, torch.float32, depth=depth, dead=(0.0, 0.3))[0]).flow for depth in (3, 64))
     assert (few.depth, few.group_depth, len(few.chunk_at)) == (16, 9, 12)
     assert (many.depth, many.group_depth, len(many.rows)) == (32, 3 * 64, 9 * 64)
 
@@ -118,7 +126,14 @@ def test_multiply_adds_are_pairs_of_live_units():
     inside, near = arguments["inside"].reshape(9, 3, -1) >= 0, arguments["neighbours"]
     outside = arguments["outside"].reshape(7, 3, -1) >= 0
     want = sum(int((inside[q].sum(1) * outside[s].sum(1)).sum()) for s in range(7) for q in near[s].tolist() if q >= 0)
-    assert tables_of(arguments).entries == want
+    assert [tables_of(arguments, flow).entries for flow in FLOWS] == [want, want]
+
+
+def test_the_dataflow_that_computes_least():
+    """Few live outputs are gathered, few live inputs likewise."""
+    for dead, flow in (((0.0, 0.9), "ByOutputs"), ((0.8, 0.0), "ByInputs")):
+        arguments, _ = random_stage(12, torch.float32, depth=64, made=64, dead=dead)
+        assert type(tables_of(arguments, None).flow).__name__ == flow
 
 
 @pytest.mark.parametrize(("name", "change", "error", "message"), [
@@ -156,4 +171,4 @@ def test_tiles_are_of_panels():
         tables = tables_of(arguments)
         for probes in (1, 8, 33, 64, 200):
             for precision in PRECISIONS:
-                assert tile_for(outputs, probes, precision).out in tables.tiles
+                assert tile_for(outputs, probes, precision).out in tables.flow.tiles

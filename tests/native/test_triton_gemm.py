@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from specxai.kernels import depthwise, gather_gemm, packed_gemm
+from specxai.kernels import depthwise, gather_gemm, gather_outputs, packed_gemm
 from specxai.kernels.precision import PRECISIONS, dot_mode
 from specxai.kernels.tile import tile_for
 from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for
@@ -27,6 +27,14 @@ def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = Tr
     constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "PROBES_FIRST": tile.probes_first,
                  "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
     return gather_gemm.gather_gemm_kernel, types, constants, tile
+
+
+def outputs_case(outputs: int, probes: int, precision: str):
+    _, _, constants, tile = gather_case(outputs, probes, precision)
+    types = dict.fromkeys(("sites", "channel", "to", "chunk_begin", "chunk_at", "chunk_weight", "rows"), INDICES)
+    types |= dict.fromkeys(("weight", "block", "out"), "*fp64" if precision == "fp64" else "*fp32")
+    types |= dict.fromkeys(("n_groups", "n_outputs", "weight_units", "probe_units", "in_units", "out_units"), "i32")
+    return gather_outputs.gather_outputs_kernel, types, constants, tile
 
 
 def packed_case(outputs: int, probes: int, precision: str, transposed: bool):
@@ -65,23 +73,24 @@ def assert_fits(built, capability: int) -> None:
     assert_no_atomics(built.ptx)
 
 
-def assert_wide_copies(built, probes: int, indices: int) -> None:
+def assert_wide_copies(built, probes: int, stages: int, indices: int) -> None:
     """Rows of weights and of probes come sixteen bytes at a time, asynchronously, eight where a tile has few probes;
-    indices, so many tables of them, four at a time in each of the pipeline's stages."""
+    indices, so many tables of them, once for each of the pipeline's stages and once in the loop."""
     assert built.copies[16] > 0, built.copies
-    assert built.copies[4] <= 3 * indices, built.copies
+    assert built.copies[4] <= (stages + 1) * indices, built.copies
     assert probes < 16 or built.copies[8] == 0, built.copies
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("precision", [*PRECISIONS, "fp64"])
 @pytest.mark.parametrize("outputs, probes", SHAPES)
-def test_gather_gemm(outputs, probes, precision, capability):
-    kernel, types, constants, tile = gather_case(outputs, probes, precision)
+@pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])
+def test_gather_gemm(case, outputs, probes, precision, capability):
+    kernel, types, constants, tile = case(outputs, probes, precision)
     built = built_for(kernel, types, constants, capability, tile.warps, tile.stages)
     assert_multiplies(built, precision, capability, probes)
     assert_fits(built, capability)
-    assert_wide_copies(built, probes, 3)
+    assert_wide_copies(built, probes, tile.stages, 3)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -93,7 +102,7 @@ def test_packed_gemm(outputs, probes, transposed, precision, capability):
     built = built_for(kernel, types, constants, capability, tile.warps, tile.stages)
     assert_multiplies(built, precision, capability, probes)
     assert_fits(built, capability)
-    assert_wide_copies(built, probes, 1)
+    assert_wide_copies(built, probes, tile.stages, 1)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -33,14 +33,15 @@ def twice(run, like):
 
 @pytest.mark.parametrize("precision", ERRORS)
 @pytest.mark.parametrize("probes", [1, 8, 52, 64, 100])
+@pytest.mark.parametrize("flow", ["inputs", "outputs"])
 @pytest.mark.parametrize("shape", [{"sites": 8, "groups": 3}, {"sites": 40, "depth": 70, "made": 150}],
                          ids=["small", "wide"])
-def test_gather_gemm(shape, probes, precision):
+def test_gather_gemm(shape, flow, probes, precision):
     from specxai.kernels.gather_gemm import gather_gemm, gathering
 
     dtype = torch.float64 if precision == "fp64" else torch.float32
     arguments, dense = random_stage(dtype=dtype, **shape)
-    tables, written = gathering(**arguments, device="cuda"), rows(arguments["outside"]).cuda()
+    tables, written = gathering(**arguments, device="cuda", prefer=flow), rows(arguments["outside"]).cuda()
     Z = torch.randn(dense.shape[1], probes, dtype=dtype, device="cuda")
     like = torch.empty(len(dense), probes, dtype=dtype, device="cuda")
     got, again = twice(lambda out: gather_gemm(tables, Z, out, precision=precision), like)
