@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find specxai kernels csrc -type f ! -name '*.pyc' ! -name '*.so')
 
-.PHONY: demo test bench lint sanitize docs dev clean
+.PHONY: demo test test-kernels bench lint sanitize docs dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -21,6 +21,12 @@ demo: $(VENV)/.stamp-demo
 # `pytest`, not `python -m pytest`: the checkout stays off sys.path, so that the installed package is what is tested.
 test: $(VENV)/.stamp-test
 	$(BIN)/pytest -q tests
+
+# The GPU kernels without a GPU: values in Triton's interpreter, code generated for sm_80 and sm_90, in a few minutes.
+test-kernels: $(VENV)/.stamp-test
+	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels
+	$(BIN)/pytest -q tests/native/test_triton.py tests/native/test_triton_gemm.py --deselect \
+		tests/native/test_triton.py::test_products_in_the_interpreter
 
 bench: $(VENV)/.stamp-test
 	mkdir -p build

@@ -66,7 +66,7 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: Gates = "tangent", 
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14), with
                  softmax patterns, norm scales and the gates of products held; or by kind, over a base:
                  {"base": "tangent", "softmax": "held", "norm": "held", "product": "half"}, see `specxai.rules.policy`
-    backend      "auto", "reference", "native", "torch"
+    backend      "auto", "reference", "native", "torch", "cuda"
     max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the

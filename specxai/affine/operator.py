@@ -155,6 +155,10 @@ class LocalOperator(LinearOperator):
         """Steps that a plan runs through whole values, by the reference's terms."""
         return self._products.opaque
 
+    def other_engines(self) -> list[tuple[int, str, str]]:
+        """(step, engine, reason) of stages that the backend leaves to another engine."""
+        return self._products.instead
+
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 

@@ -48,6 +48,8 @@ def _backends(local) -> list[str]:
     if whole:
         lines.append("  through whole values, by the reference's terms: "
                      + "; ".join(f"{name} in {', '.join(dict.fromkeys(layers))}" for name, layers in whole.items()))
+    lines += [f"  on the {engine} engine: {local.captured.program.steps[step].layer}, {reason}"
+              for step, engine, reason in local.jacobian.other_engines()]
     return lines
 
 

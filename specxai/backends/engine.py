@@ -102,6 +102,7 @@ class Products(Protocol):
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
     opaque: list[int]  # steps that a plan runs through the reference's terms
+    instead: list[tuple[int, str, str]]  # (step, engine, reason) of stages that another engine runs
 
     @property
     def flops(self) -> int:

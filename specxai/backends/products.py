@@ -44,6 +44,7 @@ class PlannedProducts:
 
     pool     idle arenas, shared with other plans of the same engine
     opaque   steps that run through the reference's terms
+    instead  (step, engine, reason) of those that another engine runs
     """
 
     def __init__(self, plan: Plan, engine: Engine, dtype: torch.dtype, pool: list[Tensor]) -> None:
@@ -54,6 +55,8 @@ class PlannedProducts:
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
+        self.instead = [(stage.step, *work.instead) for stage, work in zip(plan.stages, self._work, strict=True)
+                        if hasattr(work, "instead")]
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
         self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
         self.direct, self._source = plan.direct, plan.source

@@ -51,6 +51,7 @@ class WholeValues:
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.opaque: list[int] = []  # there is no plan
+        self.instead: list[tuple[int, str, str]] = []
         self.flops = sum(graph.nodes[index].flops for index in path)
 
     def product_bytes(self, columns: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from specxai.backends.engine import Backend
+from specxai.backends.cuda import CudaEngine
+from specxai.backends.cuda import eligible as cuda_eligible
+from specxai.backends.engine import Backend, Engine
 from specxai.backends.native import NativeEngine
 from specxai.backends.native import eligible as native_eligible
 from specxai.backends.products import PlannedBackend
@@ -13,7 +15,7 @@ from specxai.backends.torch import TorchEngine
 from specxai.backends.torch import eligible as torch_eligible
 from specxai.graph import Graph
 
-NAMES = ("reference", "native", "torch")
+NAMES = ("reference", "native", "torch", "cuda")
 PLAN_FROM = 16  # columns: a plan costs about as much as the reference's products with so many
 
 
@@ -25,7 +27,8 @@ def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     """
     return [("reference", True, "plain PyTorch over whole values, every dtype and device"),
             ("native", *native_eligible(device, dtype)),
-            ("torch", *torch_eligible(device, dtype))]
+            ("torch", *torch_eligible(device, dtype)),
+            ("cuda", *cuda_eligible(device, dtype))]
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -58,5 +61,9 @@ def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
     """
     if name == "reference":
         return ReferenceBackend(graph)
-    engine = NativeEngine(graph.dtype) if name == "native" else TorchEngine(graph.dtype, graph.device)
+    engine: Engine
+    if name == "native":
+        engine = NativeEngine(graph.dtype)
+    else:
+        engine = (CudaEngine if name == "cuda" else TorchEngine)(graph.dtype, graph.device)
     return PlannedBackend(graph, engine, plan_from)

@@ -49,7 +49,7 @@ class ExplainSettings:
     """how the SVD is computed"""
     gates: Literal["tangent", "frozen"] = "tangent"
     """tangent: the true Jacobian; frozen: every non-linearity is a factor held at its value"""
-    backend: Literal["auto", "reference", "native", "torch"] = "auto"
+    backend: Literal["auto", "reference", "native", "torch", "cuda"] = "auto"
     """what runs the products"""
     size: int | None = None
     """side of the square that the model is given; its own by default"""

@@ -228,6 +228,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     A rule may return None for arguments that it does not cover: the generic node then takes the call.
 
+    Raises ValueError for an overload that has a rule already.
+
     >>> @rule("an_op_that_torch_lacks.default")
     ... def nothing(call: Call) -> LinearNode | None:
     ...     return None
@@ -240,6 +242,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
             packet, _, overload = name.partition(".")
             operator = getattr(getattr(torch.ops.aten, packet, None), overload, None)
             if operator is not None:  # an overload that this torch does not have needs no rule
+                if operator in RULES:
+                    raise ValueError(f"{name} has a rule already, {RULES[operator].__name__}")
                 RULES[operator] = function
         return function
 

@@ -84,7 +84,7 @@ def _statistic_dims(call: Call):
     return None
 
 
-@rule("max.dim", "min.dim", "sort.default", "sort.stable", "topk.default", "kthvalue.default", "median.dim",
+@rule("sort.default", "sort.stable", "topk.default", "kthvalue.default", "median.dim",
       "mode.default", "cummax.default", "cummin.default")
 def chosen(call: Call) -> LinearNode | None:
     """Values at the places that the call finds at x: a gather."""

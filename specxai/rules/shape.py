@@ -84,7 +84,7 @@ def _axis(call: Call) -> int | None:
       "gather.default", "take_along_dim.default", "take.default", "repeat_interleave.self_int",
       "repeat_interleave.self_Tensor", "embedding.default", "masked_select.default", "unfold_copy.default",
       "permute_copy.default", "rot90.default", "unsqueeze_copy.default", "diagonal_copy.default",
-      "expand_as.default", "movedim.int", "native_channel_shuffle.default", "unbind_copy.int", "_reshape_copy.default",
+      "expand_as.default", "native_channel_shuffle.default", "unbind_copy.int", "_reshape_copy.default",
       "squeeze_copy.dim", "transpose_copy.int")
 def gather(call: Call) -> LinearNode | None:
     """Every output is one of the inputs: the call on the inputs' numbers says which."""

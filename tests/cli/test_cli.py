@@ -162,7 +162,7 @@ def test_errors_name_the_remedy(net, tmp_path, capsys, change, remedy):
 @pytest.mark.parametrize("argv, cause", [
     (["explain", "--colour", "red"], "Unrecognized options: --colour, red; run specxai --help"),
     (["explain", "--rank", "many"], "Error parsing --rank"),
-    (["explain", "--backend", "cuda"], "invalid choice 'cuda' for argument '--backend'"),
+    (["explain", "--backend", "tpu"], "invalid choice 'tpu' for argument '--backend'"),
     (["explian"], "Available subcommands: explain, info, reproduce, bench"),
     (["reproduce", "circles", "--out", "o"], "Expected one of ('imagenet', 'cars', 'turbines', 'squares', "),
     (["reproduce", "squares"], "--out"),

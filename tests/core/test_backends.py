@@ -100,7 +100,7 @@ def test_a_forced_backend_that_cannot_run_says_why(monkeypatch):
         specxai.linearize(model, x, backend="native")
     assert specxai.linearize(model, x).backend == "reference"
     assert {name: ok for name, ok, _ in backends.describe()} == {
-        "reference": True, "native": False, "torch": True}
+        "reference": True, "native": False, "torch": True, "cuda": False}
 
 
 def test_other_dtypes_run_on_the_reference():

@@ -7,13 +7,17 @@ import torch
 
 import specxai
 from nets import NETS, build
+from random_nets import random_net
+from tolerances import assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "cuda"])
 @pytest.mark.parametrize("name", NETS)
 def test_same_map(name, backend):
+    if backend == "cuda":
+        pytest.importorskip("triton", reason="its kernels are Triton's")
     model, x = build(name)
     wanted = specxai.linearize(model, x)
     layer = wanted.layers[len(wanted.layers) // 2]
@@ -26,3 +30,31 @@ def test_same_map(name, backend):
     again = specxai.explain(got, layer=layer, target=0, rank=None)
     assert torch.allclose(again.alpha, e.alpha, atol=1e-11)
     assert again.completeness <= 1e-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cuda_engine_is_the_torch_engine(seed):
+    """Float32-grade on tensor cores, rough products within what they state."""
+    pytest.importorskip("triton", reason="its kernels are Triton's")
+    net, x = random_net(seed, torch.float32)
+    captured = specxai.capture(net.cuda(), x.cuda(), verify=False)
+    ours, oracle = (captured.linearize(x.cuda(), backend=name, verify=False).jacobian for name in ("cuda", "torch"))
+    for columns in (1, 4, 17, 64):
+        X, Y = (torch.randn(side, columns, device="cuda") for side in oracle.shape[::-1])
+        want, back = oracle.matmat(X), oracle.rmatmat(Y)
+        assert_close(ours.matmat(X), want, factor=8)
+        assert_close(ours.rmatmat(Y), back, factor=8)
+        assert torch.equal(ours.matmat(X), ours.matmat(X))
+        rough = ours.rough().matmat(X)
+        assert (rough - want).norm() <= 1e-4 * want.norm()
+
+
+def test_explain_on_cuda_is_explain_on_torch():
+    pytest.importorskip("triton", reason="its kernels are Triton's")
+    net, x = random_net(3, torch.float32)
+    layer = specxai.capture(net, x).layers[-2]
+    ours, oracle = (specxai.explain(net.cuda(), x.cuda(), layer, target=1, rank=4, backend=name)
+                    for name in ("cuda", "torch"))
+    assert torch.allclose(ours.S, oracle.S, rtol=1e-5)
+    assert torch.allclose(ours.alpha, oracle.alpha, rtol=1e-4, atol=1e-6)
+    assert ours.backends == {"decomposition": "cuda", "targets": "cuda"}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import specxai
+from specxai.rules import rule
 
 IMAGE, LINE, VECTOR = (1, 4, 9, 10), (1, 4, 12), (1, 6)
 
@@ -302,3 +303,8 @@ def test_zero_input_to_frozen_sigmoid_is_finite():
     local = specxai.linearize(nn.Sequential(nn.Sigmoid()).eval(), torch.zeros(1, 3), gates="frozen")
     assert torch.isfinite(local.jacobian.to_dense()).all()
     assert local.exactness <= 1e-7
+
+
+def test_an_overload_has_one_rule():
+    with pytest.raises(ValueError, match=r"relu.default has a rule already, relu"):
+        rule("relu.default")(lambda call: None)

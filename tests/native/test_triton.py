@@ -1,12 +1,16 @@
-"""Triton kernels: values in the interpreter, and code generated for sm_90 without a GPU."""
+"""Triton kernels: values in the interpreter, and code generated for sm_80 and sm_90 without a GPU."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from triton_harness import assert_no_spills, interpret, ptx_of
+from triton_harness import assert_no_atomics, built_for, interpret
 
 ROW_SUM = """
 import torch
@@ -58,18 +62,29 @@ def test_row_sum_in_the_interpreter():
     interpret(ROW_SUM)
 
 
+def test_products_in_the_interpreter():
+    """All of tests/kernels; run them by themselves with `make test-kernels`."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("tests/kernels runs in this process already")
+    folder = Path(__file__).parents[1] / "kernels"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert re.search(r"\d+ passed", done.stdout), "all were skipped"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("probes", [1, 8, 64])
-@pytest.mark.parametrize("real, instruction", [("fp32", r"fma\.rn\.f32"), ("fp64", r"fma\.rn\.f64")])
-def test_row_sum_compiles_for_sm_90_without_spills(real, instruction, probes, tmp_path):
+@pytest.mark.parametrize("real, instruction", [("fp32", "fma.rn.f32"), ("fp64", "fma.rn.f64")])
+def test_row_sum_compiles_without_spills(real, instruction, probes, capability):
     from specxai.kernels import row_sum as stage
 
-    reals = dict.fromkeys(("scale", "block", "out"), f"*{real}")
-    indices = dict.fromkeys(("begin", "to", "source"), "*i32")
-    sizes = {"n_rows": "i32", "n_probes": "i32", "stride_in": "i64", "stride_out": "i64"}
+    types = dict.fromkeys(("begin", "to", "source"), "*i32") | dict.fromkeys(("scale", "block", "out"), f"*{real}")
+    types |= {"n_rows": "i32", "n_probes": "i32", "stride_in": "i64", "stride_out": "i64"}
     constants = {"HAS_SCALE": True, "ACCUMULATE": True, "BLOCK_ROWS": stage.TILE // probes, "BLOCK_PROBES": probes}
-    ptx = ptx_of(stage.row_sum_kernel, reals | indices | sizes, constants,
-                 aligned=(*reals, *indices, "n_probes", "stride_in", "stride_out"))
-    assert re.search(instruction, ptx)
-    assert "atom." not in ptx
-    assert "red." not in ptx.replace("shared.", ""), "no atomic sums"
-    assert_no_spills(ptx, tmp_path)
+    aligned = [name for name in types if name != "n_rows"]
+    built = built_for(stage.row_sum_kernel, types, constants, capability, aligned=aligned)
+    assert instruction in built.ptx
+    assert built.spills == 0
+    assert_no_atomics(built.ptx)

@@ -1,0 +1,283 @@
+"""Gather-GEMM on a GPU: a convolution over live units, the meaning of csrc/cpu/gather_gemm.h, in Triton.
+
+    out[outside[s, o], :] (+)= Σ_t Σ_c W[o, t, c] · in[inside[neighbours[s, t], c], :]
+
+Blocks are [row][probe].  A program owns a tile of outputs of one site and of probes, so that there are no atomics and
+bits repeat; the adjoint is the same kernel over the input-centred tables.  Of the inputs only live ones are read; all
+outputs of the tile are computed and the live ones stored.  Live inputs lie in lists, one a position and group, filled
+up to whole chunks; a site walks the chunks of its neighbours, one loop over all taps.  Where positions have few of
+them a site has one list over all taps instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specxai.kernels.blocks import fetch, put, zeros
+from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
+from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_by_outputs, padded_outputs
+from specxai.kernels.precision import dot_mode, multiply
+from specxai.kernels.tile import PANELS, Tile, filled, tile_for
+
+
+@triton.jit
+def gather_gemm_kernel(
+    tiles,
+    chunk_begin,
+    chunk_at,
+    chunk_weight,
+    rows,
+    channel,
+    weight,
+    outside,
+    block,
+    out,
+    n_panels,
+    n_groups,
+    group_depth,
+    probe_units,
+    in_units,
+    out_units,
+    MODE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    PROBES_FIRST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_PROBES: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """A tile of BLOCK_OUT outputs and BLOCK_PROBES probes of one site.
+
+    tiles          (programs,) site and group · n_panels + panel of outputs
+    chunk_begin    (sites · groups + 1,) the chunks before each
+    chunk_at       (chunks,) which BLOCK_IN entries of rows and channel
+    chunk_weight   (chunks,) the tap's first row of the group's weights
+    rows, channel  (entries,) a live input's row of block, -1 for none, and its channel in the group
+    weight         (groups · group_depth, n_panels · BLOCK_OUT)
+    outside        (sites · groups, n_panels · BLOCK_OUT) rows of out, -1 for none
+    *_units        in multiples of UNIT, which tells the compiler how addresses are aligned
+    PROBES_FIRST   probes are the first axis of the product, outputs the second; else the other way round
+    """
+    tile = tl.load(tiles + tl.program_id(0))
+    site, panel = tile // n_panels, tile % n_panels
+    o = panel * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    p = tl.program_id(1) * BLOCK_PROBES + tl.arange(0, BLOCK_PROBES)
+    k = tl.arange(0, BLOCK_IN)
+    p_live = p < probe_units * UNIT
+    depth = (site % n_groups) * group_depth
+    total = zeros(BLOCK_OUT, BLOCK_PROBES, PROBES_FIRST, out.dtype.element_ty)
+    for i in range(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1)):
+        at = tl.load(chunk_at + i) * BLOCK_IN + k
+        z = fetch(block, tl.load(rows + at), p, p_live, in_units * UNIT, PROBES_FIRST)
+        w_row = (depth + tl.load(chunk_weight + i) + tl.load(channel + at)).to(tl.int64) * (n_panels * BLOCK_OUT)
+        if PROBES_FIRST:
+            total = multiply(z, tl.load(weight + w_row[:, None] + o[None, :]), total, MODE)
+        else:
+            total = multiply(tl.load(weight + w_row[None, :] + o[:, None]), z, total, MODE)
+    to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
+    put(total, out, to, p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
+
+
+WIDE, NARROW = 32, 16  # entries of a chunk
+FEWER = 0.8  # operations at which gathering outputs is worth reading dead inputs
+# Lists of a site's own, over all taps, where those of positions would be that much longer by filling up their chunks,
+# as with three channels; and where sites · taps · inputs are no more than so many.
+MERGE, MOST_MERGED = 1.25, 1 << 26
+
+
+def depth_for(counts: Tensor) -> int:
+    """Entries of a chunk for lists of so many: WIDE if that fills up few more."""
+    wide, narrow = (int(_whole(counts, depth).sum()) for depth in (WIDE, NARROW))
+    return WIDE if wide <= 1.2 * narrow else NARROW
+
+
+@dataclass(frozen=True)
+class ByInputs:
+    """Tables of this dataflow on the device; see `gather_gemm_kernel`."""
+
+    tiles: dict[int, Tensor]
+    chunk_begin: Tensor
+    chunk_at: Tensor
+    chunk_weight: Tensor
+    rows: Tensor
+    channel: Tensor
+    weight: Tensor
+    outside: Tensor
+    groups: int
+    group_depth: int
+    depth: int
+
+    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile: Tile, unit: int) -> None:
+        programs, k = self.tiles[tile.out], block.shape[1]
+        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes))](
+            programs, self.chunk_begin, self.chunk_at, self.chunk_weight, self.rows, self.channel, self.weight,
+            self.outside, block, out, self.weight.shape[1] // tile.out, self.groups, self.group_depth,
+            k // unit, block.stride(0) // unit, out.stride(0) // unit,
+            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
+            BLOCK_PROBES=tile.probes, BLOCK_IN=self.depth, num_warps=tile.warps, num_stages=tile.stages)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """One direction of a convolution.
+
+    flow            the tables of the dataflow that computes least
+    outputs         of a group
+    read, written   rows of block and of out that there must be
+    entries         multiply-adds of one probe, live outputs times live inputs
+    """
+
+    flow: ByInputs | ByOutputs
+    groups: int
+    outputs: int
+    read: int
+    written: int
+    entries: int
+
+    @property
+    def most(self) -> int:
+        """Outputs of a group that a site computes at most."""
+        return self.flow.most if isinstance(self.flow, ByOutputs) else self.outputs
+
+
+def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int,
+              device: torch.device | str, prefer: str | None = None) -> Gathering:
+    """Tables of a convolution on `device`.
+
+    Args:
+        inside: (positions, groups · inputs) int32 rows of the block that is read, -1 for a dead unit.
+        outside: (sites, groups · outputs) int32 rows that are written, no two the same, -1 for a dead unit.
+        neighbours: (sites, taps) int32 positions, -1 for none.
+        weight: (groups · outputs, taps, inputs) float32 or float64.
+        prefer: "inputs" or "outputs", which are gathered; by counted operations if None.
+
+    Raises:
+        TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
+    """
+    made, taps, inputs = _check(inside, outside, neighbours, weight, groups)
+    inside, outside, neighbours = (t.to(device) for t in (inside, outside, neighbours))
+    require_distinct("outside", outside)
+    sites, outputs, width = len(outside), made // groups, filled(made // groups)
+    to = inside.new_full((sites * groups, width), -1)
+    to[:, :outputs] = outside.reshape(sites * groups, outputs)
+    some = (to >= 0).any(1)
+
+    counts = (inside >= 0).reshape(-1, groups, inputs).sum(2)  # (positions, groups)
+    under = _under(counts, neighbours) * some.reshape(sites, groups, 1)  # (sites, groups, taps) live inputs
+    entries = int((under.sum(2).flatten() * (to >= 0).sum(1)).sum())
+    depth = depth_for(counts)
+    merges = taps > 1 and under.numel() * inputs <= MOST_MERGED
+    if merges and int(_whole(under, depth).sum()) > MERGE * int(_whole(under.sum(2), NARROW).sum()):
+        inside, neighbours, weight = _by_site(inside, neighbours, weight, groups)
+        taps, inputs = 1, taps * inputs
+        counts = under.sum(2)
+        depth = depth_for(counts)
+    by_inputs = (_under(_whole(counts, depth), neighbours).sum(2).flatten() * _panelled(to, width)).sum()
+    live = to[:, :outputs]
+    _, there = chunks_by_outputs(inside, neighbours, some, groups)
+    if prefer is None:
+        fewer = DEPTH * (there.sum((2, 3)).flatten() * padded_outputs(live)).sum()
+        prefer = "outputs" if int(fewer) < FEWER * int(by_inputs) else "inputs"
+    if prefer == "outputs":
+        return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups), groups, outputs,
+                         reach(inside), reach(outside), entries)
+    rows, channel, begin = _lists(inside.reshape(len(inside) * groups, inputs), depth)
+    chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
+    each = chunks.flatten()
+    chunk_begin = torch.cat([each.new_zeros(1), chunks.sum(2).flatten().cumsum(0)])
+    which = torch.arange(len(each), device=device).repeat_interleave(each)  # of (site, group, tap)
+    step = torch.arange(len(which), device=device) - (each.cumsum(0) - each)[which]
+    lists = neighbours.long()[:, None, :] * groups + torch.arange(groups, device=device)[:, None]
+    chunk_at = begin[lists.flatten()[which]] // depth + step
+
+    packed = weight.new_zeros(groups, taps * inputs, width)
+    packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
+    tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int()
+             for size in PANELS if width % size == 0}
+    chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
+    flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
+                    taps * inputs, depth)
+    return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries)
+
+
+def _panelled(to: Tensor, width: int) -> Tensor:
+    """(sites · groups,) outputs that are computed where those of a panel of 128 are if one of them lives."""
+    panel = min(width, PANELS[-1])
+    return (to.reshape(len(to), -1, panel) >= 0).any(2).sum(1) * panel
+
+
+def _lists(inside: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and channels of the live inputs of each line of (lists, inputs), filled up to whole chunks with -1; and
+    where each list begins."""
+    live = inside >= 0
+    padded = _whole(live.sum(1), depth)
+    begin = padded.cumsum(0) - padded
+    of, unit = live.nonzero(as_tuple=True)
+    place = begin[of] + (live.cumsum(1) - 1)[of, unit]
+    rows = inside.new_full((int(padded.sum()),), -1)
+    channel = torch.zeros_like(rows)
+    rows[place], channel[place] = inside[of, unit], unit.int()
+    return rows, channel, begin
+
+
+def _under(counts: Tensor, neighbours: Tensor) -> Tensor:
+    """(positions, groups) numbers of each neighbour, 0 for none: (sites, groups, taps)."""
+    counts = torch.cat([counts, counts.new_zeros(1, counts.shape[1])])  # which -1 finds
+    return counts[neighbours.long()].transpose(1, 2)
+
+
+def _by_site(inside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same map where each site has a list of its own over all taps."""
+    inside = torch.cat([inside, inside.new_full((1, inside.shape[1]), -1)])
+    sites, taps = neighbours.shape
+    own = inside[neighbours.long()].reshape(sites, taps, groups, -1).transpose(1, 2).reshape(sites, -1)
+    return own, torch.arange(sites, dtype=torch.int32, device=inside.device)[:, None], weight.flatten(1)[:, None]
+
+
+def _whole(counts: Tensor, depth: int) -> Tensor:
+    return -(-counts // depth) * depth
+
+
+def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",
+                tile: Tile | None = None) -> None:
+    """Write (or add to) the tables' rows of `out` from their rows of `block`.
+
+    Args:
+        block: (rows, k) of the weights' dtype, probes contiguous; out: likewise, other rows or other memory.
+        precision: one of `PRECISIONS`; "fp64" for float64.
+        tile: how it is cut; by size if None.
+
+    Raises:
+        TypeError, ValueError: dtypes, devices or shapes that do not fit, with the values found.
+    """
+    weight = tables.flow.weight
+    check_blocks(block, out, weight.dtype, weight.device, tables.read, tables.written)
+    mode, k = dot_mode(precision, block.dtype), block.shape[1]
+    if tables.written == 0 or k == 0:
+        return
+    unit = unit_of(k, block.stride(0), out.stride(0))
+    with torch.cuda.device_of(block):
+        tables.flow.run(block, out, accumulate, mode, tile or tile_for(tables.most, k, precision), unit)
+
+
+def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[int, int, int]:
+    """(outputs, taps, inputs a group)."""
+    if weight.dim() != 3 or weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"weight must be (outputs, taps, inputs) in float32 or float64, got {tuple(weight.shape)} of "
+                        f"{weight.dtype}")
+    made, taps, inputs = weight.shape
+    for name, t, columns in (("inside", inside, groups * inputs), ("outside", outside, made),
+                             ("neighbours", neighbours, taps)):
+        check_table(name, t, columns)
+    if made % groups:
+        raise ValueError(f"{made} outputs do not divide into {groups} groups")
+    if len(neighbours) != len(outside):
+        raise ValueError(f"neighbours has {len(neighbours)} sites, outside {len(outside)}")
+    if reach(neighbours) > len(inside):
+        raise ValueError(f"neighbours names position {reach(neighbours) - 1} of {len(inside)}")
+    return made, taps, inputs

@@ -1,0 +1,51 @@
+"""How a product is cut into programs: not measured on a card yet, but what compiles without spills and copies sixteen
+bytes at a time (tests/native/test_triton_gemm.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+
+PANELS = (16, 32, 64, 128)  # outputs of a program
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of a program's tile and how it runs; powers of two.
+
+    probes_first   probes are the first axis of the product, which tensor cores fill up to 16 or 64, outputs the second
+    """
+
+    out: int
+    probes: int
+    probes_first: bool
+    warps: int
+    stages: int
+
+
+def tile_for(outputs: int, probes: int, precision: str) -> Tile:
+    """For so many outputs of a group, and probes."""
+    out = min(PANELS[-1], max(PANELS[0], triton.next_power_of_2(outputs)))
+    few = probes <= 32
+    if precision == "fp64":  # larger ones spill
+        return Tile(16, _few(probes), False, 4, 3) if few else Tile(min(out, 32), 64, True, 2 if out == 16 else 4, 3)
+    out = min(out, 64) if few or precision == "fp32" else out
+    if few:
+        return Tile(out, _few(probes), False, 4, 3)
+    # Copies wait for rows, which wait for chunks: of four stages one is theirs, and seven would let two be under way.
+    return Tile(out, 64, out < 64, 4 if out < 128 else 8, 4)
+
+
+def _few(probes: int) -> int:
+    return max(8, triton.next_power_of_2(probes))
+
+
+def filled(outputs: int) -> int:
+    """The width of a row of so many weights in memory: whole panels of 128, or one of a power of two.
+
+    >>> filled(5), filled(40), filled(300)
+    (16, 64, 384)
+    """
+    panel = min(PANELS[-1], max(PANELS[0], triton.next_power_of_2(outputs)))
+    return panel * -(-outputs // panel)

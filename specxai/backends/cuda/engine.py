@@ -1,0 +1,107 @@
+"""Lowers stages to Triton kernels; what they cannot take runs on the torch engine, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork, is_depthwise, is_packed
+from specxai.backends.engine import Executable
+from specxai.backends.opaque import OpaqueTerms
+from specxai.backends.torch import TorchEngine
+from specxai.plan import Gather, Stage, Sum
+
+LANES = 4  # numbers that a row is filled up to: sixteen bytes of float32
+INDICES = (1 << 31) - 1  # of the kernels' tables
+# Float32-grade products on tensor cores, and those that seek: three products each, of which bfloat16's run at twice
+# the rate.  To be measured on a card.
+PRECISION, ROUGH = "tf32x3", "bf16x3"
+FEW, ROUGH_COST = 8, 0.6
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a product runs.
+
+    precision   as in `specxai.kernels.precision`
+    """
+
+    precision: str
+
+
+class CudaEngine:
+    """Triton kernels over blocks on one device."""
+
+    name = "cuda"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, precision: str = PRECISION) -> None:
+        self.dtype, self.device = dtype, device
+        self.precision = "fp64" if dtype is torch.float64 else precision
+        self.has_rough = dtype is torch.float32
+        self._torch = TorchEngine(dtype, device)
+
+    def lower(self, stage: Stage) -> Executable:
+        if isinstance(stage, Gather):
+            reason = too_large(stage)
+            if reason is not None:
+                return Instead(self._torch.lower(stage), self._torch.name, reason)
+            kind = PackedWork if is_packed(stage) else DepthwiseWork if is_depthwise(stage) else GatherWork
+            return kind(stage, self.dtype, self.device)
+        if isinstance(stage, Sum):
+            return SumWork(stage, self.dtype, self.device)
+        return OpaqueTerms(stage, self.lower)
+
+    def stride_of(self, probes: int) -> int:
+        return -(-probes // LANES) * LANES
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=self.dtype, device=self.device)
+
+    def columns(self, block: Tensor) -> Tensor:
+        return block.contiguous()
+
+    def mode(self, probes: int, rough: bool, rows: int, work: Sequence[Executable]) -> Mode:
+        return Mode(ROUGH if rough and self.has_rough else self.precision)
+
+    def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
+        return (rows + max((getattr(item, "scratch", 0) for item in work), default=0)) * self.stride_of(columns)
+
+    def column_cost(self, columns: int, rough: bool) -> float:
+        """From the rates of the instructions and the eight probes that they take: no card has been asked."""
+        return max(1.0, FEW / columns) * (ROUGH_COST if rough else 1.0)
+
+
+class Instead:
+    """A stage that another engine runs.
+
+    instead   (its name, why)
+    scratch   numbers a probe that it holds beside the arena
+    """
+
+    def __init__(self, work: Executable, engine: str, reason: str) -> None:
+        self._work, self.instead = work, (engine, reason)
+        self.scratch = getattr(work, "gathered", 0)
+
+    @property
+    def multiply_adds(self) -> int:
+        return self._work.multiply_adds
+
+    def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
+        self._work.forward(inside[:, :probes], outside[:, :probes], probes, None)
+
+    def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
+        self._work.adjoint(outside[:, :probes], inside[:, :probes], probes, None)
+
+
+def too_large(stage: Gather) -> str | None:
+    """Why the kernels cannot index the stage; None where they can."""
+    sites = stage.sites
+    for what, size in (("weights", sites.weight.numel()), ("units", max(stage.reads.numel(), stage.writes.numel())),
+                       ("pairs of positions", max(len(stage.writes), len(stage.reads)) * sites.taps * sites.groups)):
+        if size > INDICES:
+            return f"{size:,} {what}, more than 32-bit indices reach"
+    return None

@@ -1,0 +1,34 @@
+"""What a card would be asked, rehearsed on the CPU: each figure is there with its error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/measure.py"
+
+
+@pytest.mark.slow
+def test_the_rehearsal_measures_everything(tmp_path):
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, SCRIPT, "--dry", "--out", tmp_path], capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert [row["what"] for row in found["roofs"]] == ["copy", "fp32", "tf32", "bf16"]
+    asked = {(row["peer"], row.get("question")) for row in found["cases"]}
+    peers = ("torch.func fp32", "torch.func TF32", "specxai torch", "specxai cuda")
+    assert asked == {(peer, question) for peer in peers for question in ("forward", "adjoint", "equal", "default")}
+    passes = [row for row in found["cases"] if row["question"] in ("forward", "adjoint")]
+    assert all(row["error"] <= 1e-5 for row in passes)
+    bounds = {"fp32": 1e-6, "tf32": 1e-3, "tf32x3": 1e-6, "bf16": 1e-2, "bf16x3": 1e-4, "bf16x6": 1e-6}
+    assert {row["precision"] for row in found["kernels"]} == set(bounds)
+    assert all(row["error"] <= bounds[row["precision"]] for row in found["kernels"])
+    table = (tmp_path / "result.md").read_text()
+    assert "A rehearsal at tiny sizes" in table
+    assert table.count("| ") > 20

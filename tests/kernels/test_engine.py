@@ -1,0 +1,120 @@
+"""The cuda engine in the interpreter: it runs every plan as the torch engine does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import specxai
+from random_nets import random_net
+from specxai import backends
+from specxai.backends.cuda import CudaEngine, engine
+from tolerances import assert_close
+
+
+def both(local, layer: str | None = None, columns: int = 5):
+    """Products forward and back with a few columns."""
+    J = local.jacobian if layer is None else local.split(layer).right
+    g = torch.Generator().manual_seed(1)
+    X, Y = (torch.randn(side, columns, generator=g).to(J.dtype) for side in J.shape[::-1])
+    return J.matmat(X), J.rmatmat(Y)
+
+
+def pair(net, x):
+    captured = specxai.capture(net, x, verify=False)
+    return [captured.linearize(x, backend=name, verify=False) for name in ("cuda", "torch")]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_nets(seed, dtype):
+    ours, oracle = pair(*random_net(seed, dtype))
+    assert ours.backend == "cuda"
+    assert ours.jacobian.other_engines() == []
+    for layer in (None, oracle.layers[len(oracle.layers) // 2]):
+        for got, want in zip(both(ours, layer), both(oracle, layer), strict=True):
+            assert_close(got, want, factor=8)
+
+
+NETS = {
+    # Overlapping windows: an input that wins twice is read twice.
+    "pool": (nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 6, 3),
+                           nn.ReLU(), nn.Flatten(), nn.Linear(6, 4)), (2, 6, 6)),
+    "depthwise": (nn.Sequential(nn.Conv2d(2, 8, 3, 2, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8),
+                                nn.ReLU6(), nn.MaxPool2d(3, 1, 1), nn.Conv2d(8, 8, 3, 2, groups=8), nn.Conv2d(8, 4, 1),
+                                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), (2, 9, 9)),
+    "groups": (nn.Sequential(nn.Conv2d(4, 12, 3, padding=2, dilation=2, groups=2), nn.ReLU(),
+                             nn.ConvTranspose2d(12, 6, 3, 2, 1, groups=3), nn.ReLU(), nn.Flatten(),
+                             nn.Linear(6 * 25, 3)), (4, 3, 3)),
+    "one position": (nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 300), nn.ReLU(),
+                                   nn.Unflatten(1, (300, 1, 1)), nn.Conv2d(300, 5, 3, padding=1), nn.Flatten()),
+                     (3, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name, columns", [("pool", 1), ("pool", 64), ("depthwise", 4), ("depthwise", 17),
+                                           ("groups", 9), ("one position", 1), ("one position", 33)])
+def test_stages(name, columns):
+    torch.manual_seed(3)
+    net, shape = NETS[name]
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    for got, want in zip(both(ours, columns=columns), both(oracle, columns=columns), strict=True):
+        assert_close(got, want, factor=8)
+    again = both(ours, columns=columns)
+    assert all(torch.equal(a, b) for a, b in zip(again, both(ours, columns=columns), strict=True))
+
+
+def test_explain_is_explain_on_torch():
+    net, shape = NETS["pool"]
+    torch.manual_seed(0)
+    x = torch.randn(1, *shape)
+    ours, oracle = (specxai.explain(net.eval(), x, "3", target=1, rank=4, backend=name) for name in ("cuda", "torch"))
+    assert torch.allclose(ours.S, oracle.S, rtol=1e-5)
+    assert torch.allclose(ours.alpha, oracle.alpha, rtol=1e-4, atol=1e-6)
+    assert ours.backends == {"decomposition": "cuda", "targets": "cuda"}
+
+
+def test_a_stage_beyond_the_indices_runs_on_torch_and_says_so(monkeypatch):
+    net, shape = NETS["pool"]
+    monkeypatch.setattr(engine, "INDICES", 400)
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    for got, want in zip(both(ours), both(oracle), strict=True):
+        assert_close(got, want, factor=8)
+    left = ours.jacobian.other_engines()
+    assert left
+    assert all((name, "more than 32-bit indices reach" in why) == ("torch", True) for _, name, why in left)
+    assert "on the torch engine: 3, 432 weights, more than" in ours.report()
+
+
+def test_costs_are_those_of_the_plan():
+    net, shape = NETS["depthwise"]
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    assert ours.jacobian.costs() == oracle.jacobian.costs()
+    assert ours.jacobian.flops == oracle.jacobian.flops
+    few, many = (ours.jacobian._products.product_bytes(k) for k in (3, 5))
+    assert few < many
+
+
+def test_it_is_never_chosen_unasked():
+    assert {name: ok for name, ok, _ in backends.describe()}["cuda"]
+    assert backends.choose("auto", torch.device("cpu"), torch.float32) in ("native", "reference")
+    net, x = random_net(0, torch.float32)
+    assert specxai.linearize(net, x).backend != "cuda"
+
+
+def test_rough_products_are_float64s_never():
+    assert CudaEngine(torch.float32, torch.device("cpu")).mode(8, True, 0, []).precision == "bf16x3"
+    assert CudaEngine(torch.float32, torch.device("cpu")).mode(8, False, 0, []).precision == "tf32x3"
+    exact = CudaEngine(torch.float64, torch.device("cpu"))
+    assert not exact.has_rough
+    assert exact.mode(8, True, 0, []).precision == "fp64"
+
+
+def test_kinds_of_stages():
+    """Each kernel is reached."""
+    kinds = set()
+    for net, shape in NETS.values():
+        local = pair(net.eval(), torch.randn(1, *shape))[0]
+        products = local.jacobian._products
+        kinds |= {type(work).__name__ for work in products._work}
+    assert {"GatherWork", "DepthwiseWork", "PackedWork", "SumWork"} <= kinds

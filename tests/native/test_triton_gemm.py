@@ -1,0 +1,120 @@
+"""Code that Triton generates for the products, for cards that are not here: which instructions multiply, how wide
+copies are, and that registers and shared memory suffice.  Values are tested in tests/kernels."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from specxai.kernels import depthwise, gather_gemm, gather_outputs, packed_gemm
+from specxai.kernels.precision import PRECISIONS, dot_mode
+from specxai.kernels.tile import tile_for
+from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for
+
+CAPABILITIES = (80, 90)
+# (outputs of a group, probes)
+SHAPES = ((128, 64), (64, 64), (16, 64), (64, 8), (16, 16))
+INDICES = "*i32"
+
+
+def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = True):
+    tile, real = tile_for(outputs, probes, precision), "*fp64" if precision == "fp64" else "*fp32"
+    types = dict.fromkeys(("tiles", "chunk_begin", "chunk_at", "chunk_weight", "rows", "channel", "outside"), INDICES)
+    types |= dict.fromkeys(("weight", "block", "out"), real)
+    types |= dict.fromkeys(("n_panels", "n_groups", "group_depth", "probe_units", "in_units", "out_units"), "i32")
+    constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "PROBES_FIRST": tile.probes_first,
+                 "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
+    return gather_gemm.gather_gemm_kernel, types, constants, tile
+
+
+def outputs_case(outputs: int, probes: int, precision: str):
+    _, _, constants, tile = gather_case(outputs, probes, precision)
+    types = dict.fromkeys(("sites", "channel", "to", "chunk_begin", "chunk_at", "chunk_weight", "rows"), INDICES)
+    types |= dict.fromkeys(("weight", "block", "out"), "*fp64" if precision == "fp64" else "*fp32")
+    types |= dict.fromkeys(("n_groups", "n_outputs", "weight_units", "probe_units", "in_units", "out_units"), "i32")
+    return gather_outputs.gather_outputs_kernel, types, constants, tile
+
+
+def packed_case(outputs: int, probes: int, precision: str, transposed: bool):
+    tile, real = tile_for(outputs, probes, precision), "*fp64" if precision == "fp64" else "*fp32"
+    types = dict.fromkeys(("source", "to"), INDICES) | dict.fromkeys(("weight", "scale", "block", "out"), real)
+    types |= dict.fromkeys(("n_chunks", "part_chunks", "part_rows", "weight_units", "probe_units", "in_units",
+                            "out_units"), "i32")
+    constants = {"MODE": mode_of(precision), "HAS_SCALE": True, "ACCUMULATE": False, "SPLIT": False,
+                 "TRANSPOSED": transposed, "PROBES_FIRST": tile.probes_first, "UNIT": 16 if probes >= 16 else 4,
+                 "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": packed_gemm.DEPTH}
+    return packed_gemm.packed_gemm_kernel, types, constants, tile
+
+
+def mode_of(precision: str) -> str:
+    return dot_mode(precision, torch.float64 if precision == "fp64" else torch.float32)
+
+
+def assert_multiplies(built, precision: str, capability: int, probes: int) -> None:
+    """Tensor cores where asked for, of the right factors; none for fp32."""
+    found = {name.split(".")[0] for name in built.products}
+    if precision == "fp32":
+        assert not found, built.products
+        assert "fma.rn.f32" in built.ptx
+        return
+    factors = {"b": "bf16.bf16", "t": "tf32.tf32", "f": "f64.f64"}[precision[0]]
+    # wgmma fills 64 on its first side: the smaller tiles stay with the instruction of before.
+    wide = capability >= 90 and probes >= 64 and precision != "fp64"
+    assert found == {"wgmma" if wide else "mma"}, built.products
+    assert all(factors in name for name in built.products), built.products
+
+
+def assert_fits(built, capability: int) -> None:
+    assert built.spills == 0, f"{built.spills} bytes of the stack"
+    assert built.registers <= 255
+    assert built.shared <= SHARED_LIMIT[capability]
+    assert_no_atomics(built.ptx)
+
+
+def assert_wide_copies(built, probes: int, stages: int, indices: int) -> None:
+    """Rows of weights and of probes come sixteen bytes at a time, asynchronously, eight where a tile has few probes;
+    indices, so many tables of them, once for each of the pipeline's stages and once in the loop."""
+    assert built.copies[16] > 0, built.copies
+    assert built.copies[4] <= (stages + 1) * indices, built.copies
+    assert probes < 16 or built.copies[8] == 0, built.copies
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "fp64"])
+@pytest.mark.parametrize("outputs, probes", SHAPES)
+@pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])
+def test_gather_gemm(case, outputs, probes, precision, capability):
+    kernel, types, constants, tile = case(outputs, probes, precision)
+    built = built_for(kernel, types, constants, capability, tile.warps, tile.stages)
+    assert_multiplies(built, precision, capability, probes)
+    assert_fits(built, capability)
+    assert_wide_copies(built, probes, tile.stages, 3)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "fp64"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("outputs, probes", [(128, 64), (64, 8)])
+def test_packed_gemm(outputs, probes, transposed, precision, capability):
+    kernel, types, constants, tile = packed_case(outputs, probes, precision, transposed)
+    built = built_for(kernel, types, constants, capability, tile.warps, tile.stages)
+    assert_multiplies(built, precision, capability, probes)
+    assert_fits(built, capability)
+    assert_wide_copies(built, probes, tile.stages, 1)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("real", ["fp32", "fp64"])
+@pytest.mark.parametrize("probes", [4, 64])
+def test_depthwise(probes, real, capability):
+    types = dict.fromkeys(("at", "inside", "outside", "neighbours"), INDICES)
+    types |= dict.fromkeys(("weight", "block", "out"), f"*{real}")
+    types |= dict.fromkeys(("n_live", "n_channels", "n_taps", "probe_units", "in_units", "out_units"), "i32")
+    constants = {"ACCUMULATE": True, "UNIT": min(16, probes), "BLOCK_ROWS": depthwise.TILE // probes,
+                 "BLOCK_PROBES": probes}
+    built = built_for(depthwise.depthwise_kernel, types, constants, capability)
+    assert_fits(built, capability)
+    assert f"fma.rn.f{real[2:]}" in built.ptx
+    assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", built.ptx) or built.copies[16], "sixteen bytes at a time"
