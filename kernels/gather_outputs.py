@@ -38,13 +38,8 @@ def gather_outputs_kernel(
     probe_units,
     in_units,
     out_units,
-    MODE: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    PROBES_FIRST: tl.constexpr,
-    UNIT: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_PROBES: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
+    MODE: tl.constexpr, ACCUMULATE: tl.constexpr, PROBES_FIRST: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_PROBES: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):
     """A tile of BLOCK_OUT live outputs and BLOCK_PROBES probes of one site.
 
