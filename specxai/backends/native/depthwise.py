@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from specxai.backends.native.engine import Mode
 
 
+MOST_TAPS = 25  # 5 × 5: an entry for each live output and tap is kept, which larger kernels make too many of
+
+
 def is_depthwise(stage: Gather) -> bool:
-    """Has every group one input and one output?"""
+    """Has every group one input and one output, and a kernel small enough to be kept entry by entry?"""
     sites = stage.sites
-    return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups
+    return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups and sites.taps <= MOST_TAPS
 
 
 class DepthwiseWork:
