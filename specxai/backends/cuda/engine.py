@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork, is_depthwise, is_packed
+from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
 from specxai.backends.torch import TorchEngine
@@ -49,7 +49,7 @@ class CudaEngine:
             reason = too_large(stage)
             if reason is not None:
                 return Instead(self._torch.lower(stage), self._torch.name, reason)
-            kind = PackedWork if is_packed(stage) else DepthwiseWork if is_depthwise(stage) else GatherWork
+            kind = PackedWork if stage.packed else DepthwiseWork if stage.depthwise else GatherWork
             return kind(stage, self.dtype, self.device)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype, self.device)

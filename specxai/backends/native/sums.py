@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai._once import once
-from specxai.plan import Gather, Sum
+from specxai.plan import Sum
 
 
 class SumWork:
@@ -35,18 +35,3 @@ class SumWork:
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
         self._adjoint.run(outside, inside, probes, self._accumulate)
-
-
-def apart(stage: Gather) -> tuple[Tensor, native.RowSum | None]:
-    """(rows that the adjoint writes, the sum that folds them into those that the stage reads).
-
-    An input that is read twice, as a pooling winner of two windows is, has each time a row of its own first.  None
-    where no row is read twice.
-    """
-    if not stage.repeats:
-        return stage.reads, None
-    live = stage.reads >= 0
-    rows = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + stage.place.scratch
-    own = torch.full_like(stage.reads, -1)
-    own[live] = rows
-    return own, native.RowSum(to=stage.reads[live], source=rows, dtype=stage.sites.weight.dtype)
