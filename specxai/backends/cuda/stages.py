@@ -44,6 +44,11 @@ class SumWork:
     def __init__(self, stage: Sum, dtype: torch.dtype, device: torch.device) -> None:
         self._stage, self._device = stage, device
         self._scale = stage.scale(dtype)
+        # Rows read and written, then in each direction an entry's and its sum's.
+        self.kept = (32 if self._scale is None else 32 + 3 * dtype.itemsize) * len(stage.reads)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
     def _forward(self) -> RowSums:
@@ -69,6 +74,17 @@ class _Weighted(ABC):
     @once
     def multiply_adds(self) -> int:
         return self._stage.multiply_adds()
+
+    @once
+    def kept(self) -> int:
+        """An estimate: the stage's own tables, and in each direction a row and a channel of every unit, dead ones too,
+        and a chunk of every pair of positions."""
+        stage, sites = self._stage, self._stage.sites
+        pairs = sites.groups * sites.taps * (len(stage.reads) + len(stage.writes))
+        return 20 * (stage.reads.numel() + stage.writes.numel()) + 16 * pairs
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
     def _apart(self) -> tuple[Tensor, SumWork | None]:
@@ -145,16 +161,12 @@ class DepthwiseWork(_Weighted):
 
 
 class PackedWork(_Weighted):
-    """Fully connected layers of one position: one copy of their live weights for both directions.
+    """Fully connected layers of one position: one copy of their live weights for both directions."""
 
-    scratch   numbers a probe that parts of a split sum take
-    """
-
-    @once
-    def scratch(self) -> int:
+    def scratch(self, stride: int) -> int:
         from specxai.kernels.packed_gemm import most_part_rows
 
-        return most_part_rows()
+        return most_part_rows() * stride
 
     def _tables(self, back: bool):
         from specxai.kernels.packed_gemm import packed

@@ -24,6 +24,13 @@ class DepthwiseWork:
 
     def __init__(self, stage: Gather) -> None:
         self._stage: Gather | None = stage  # until both directions have sums of their own
+        live_in, live_out, entry = int((stage.reads >= 0).sum()), stage.live, 4 + stage.sites.weight.itemsize
+        # Whose rows a tap brings together: each has one partner at most.
+        self.kept = 2 * entry * stage.sites.taps * min(live_in, live_out) + 8 * (live_in + live_out)
+        self.kept += 4 * (stage.reads.numel() + stage.writes.numel())
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Mode) -> None:
         made, adds = self._forward

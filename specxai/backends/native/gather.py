@@ -41,6 +41,13 @@ class GatherWork:
         pitches = [(positions, native.pitch_of(channels // sites.groups)) for positions, channels in sides]
         self.spread = max(positions * sites.groups * pitch if pitch % native.LINE == 0 else 0
                           for positions, pitch in pitches)
+        live, sites_and_cells = int((stage.reads >= 0).sum()) + stage.live, len(stage.reads) + len(stage.writes)
+        # In each direction a row and a column of every live unit, and a cell and a tap of every pair of positions.
+        self.kept = 16 * live + 8 * sites.groups * (sites.taps + 2) * sites_and_cells
+        self.kept += 4 * (stage.reads.numel() + stage.writes.numel())
+
+    def scratch(self, stride: int) -> int:
+        return 0  # `spread`, which the engine counts with the arena, as it may do without
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Mode) -> None:
         stage, adds = self._forward

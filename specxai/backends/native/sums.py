@@ -21,6 +21,11 @@ class SumWork:
         self._reads, self._writes, self._dtype = stage.reads.contiguous(), stage.writes.contiguous(), dtype
         self._scale = stage.scale(dtype)
         self._accumulate = stage.place.accumulate
+        # Rows read and written, then in each direction an entry's and its sum's.
+        self.kept = (32 if self._scale is None else 32 + 3 * dtype.itemsize) * len(stage.reads)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
     def _forward(self) -> native.RowSum:
