@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from specxai._once import once
@@ -99,6 +100,7 @@ class PlannedProducts:
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
 
+    @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
         probes = X.shape[1]
@@ -116,6 +118,7 @@ class PlannedProducts:
             self._collect.forward(arena, out, probes, mode)
         return out
 
+    @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         Y = self._engine.columns(Y)
         probes = Y.shape[1]

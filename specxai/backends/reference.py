@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specxai.graph import Graph
+from specxai.graph.ends import check_ends
 from specxai.rules import Term
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
@@ -45,6 +46,7 @@ class WholeValues:
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  columns: Tensor | None, rows: Tensor | None) -> None:
+        check_ends(graph, sources, targets, held, columns, rows)
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
         self._columns, self._rows = columns, rows
         path = graph.between(sources, targets, held)
@@ -70,10 +72,12 @@ class WholeValues:
     def costs(self) -> list[tuple[int, int, int]]:
         return []
 
+    @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(X, self._sources, self._columns)
         return _collect(push(self._graph, seeds, self._targets, held=self._held), self._rows)
 
+    @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(Y, self._targets, self._rows)
         return _collect(pull(self._graph, seeds, self._sources, held=self._held), self._columns)
@@ -88,8 +92,8 @@ class WholeValues:
 
 
 def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),
-            inject: Mapping[int, tuple[int, Tensor]] | None = None, taps: Mapping[int, list] | None = None,
-            ) -> list[Tensor]:
+         inject: Mapping[int, tuple[int, Tensor]] | None = None,
+         taps: Mapping[int, list] | None = None) -> list[Tensor]:
     """Push blocks (k, *S) at the seeds to the targets.
 
     held     steps whose value is kept at zero
@@ -128,9 +132,9 @@ def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, h
 
 
 def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
-            taps: Mapping[int, list] | None = None,
-            watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
-    """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`.
+         taps: Mapping[int, list] | None = None,
+         watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
+    """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `push`.
 
     watch   called at each node with its step, its block, and what each of its terms makes of that
     """
@@ -158,6 +162,7 @@ def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int],
     A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
     leads there (with probability one), its cotangent exactly when one leads on.
     """
+    check_ends(graph, sources, targets, held)
     generator, path = torch.Generator().manual_seed(0), graph.between(sources, targets, held)
 
     def probes(steps: Sequence[int]) -> dict[int, Tensor]:

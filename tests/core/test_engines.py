@@ -110,12 +110,85 @@ def test_a_plan_is_frozen():
             setattr(part, name, None)
 
 
-@pytest.mark.parametrize(("sources", "targets", "message"), [
-    ([], [2], "sources are steps of the graph, .* got none"), ([0], [99], "targets are steps of the graph, .* got 99")])
-def test_ends_that_a_plan_cannot_have(sources, targets, message):
-    graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
-    with pytest.raises(ValueError, match=message):
-        Planner(graph).plan(sources, targets, [])
+def ask_planner(local, *ends):
+    Planner(local.graph).plan(*ends)
+
+
+def ask_backend(local, *ends):
+    backends.make(local.backend, local.graph).products(*ends)
+
+
+def ask_operator(local, sources, targets, held, columns, rows):
+    specxai.LocalOperator(local._backend, sources, targets, held=held, columns=columns, rows=rows,
+                          dtype=torch.float32, max_memory=1 << 30)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"sources": [77]}, ValueError, "sources are steps of the graph, .*; got 77"),
+    ({"sources": ["0"]}, ValueError, "sources are steps of the graph, .*; got '0'"),
+    ({"sources": 0}, TypeError, "sources is a list of steps .*; got 0"),
+    ({"sources": []}, ValueError, "sources are steps of the graph, one or more.* got none"),
+    ({"sources": [0, 0]}, ValueError, r"sources holds a step twice, \[0, 0\]; give each once"),
+    ({"targets": [77]}, ValueError, "targets are steps of the graph, .*; got 77"),
+    ({"targets": None}, TypeError, "targets is a list of steps .*; got None"),
+    ({"targets": [3, 0, 3]}, ValueError, r"targets holds a step twice, \[3, 0, 3\]"),
+    ({"held": [77]}, ValueError, "held are steps of the graph, .*; got 77"),
+    ({"held": [[3]]}, ValueError, r"held are steps of the graph, .*; got \[3\]"),
+    ({"columns": torch.tensor([0, 3])}, ValueError, "columns are units of the sources, which have 3, .* got 3"),
+    ({"columns": torch.tensor([-1, 0])}, ValueError, "columns are units of the sources, .*; got -1"),
+    ({"columns": torch.tensor([1, 0, 1])}, ValueError, r"columns names a unit twice; .* columns\.unique"),
+    ({"columns": torch.tensor([0], dtype=torch.int32)}, TypeError, r"columns is .*; take .* \.long\(\) of other"),
+    ({"columns": torch.tensor([True, False, True])}, TypeError, r"columns is .*; take \.nonzero\(\)\.flatten\(\)"),
+    ({"columns": [0, 1]}, TypeError, "columns is a tensor of units' numbers in torch.int64, got list"),
+    ({"rows": torch.tensor([[0], [1]])}, ValueError, r"rows has shape \(2, 1\), .* take rows\.flatten"),
+    ({"rows": torch.tensor(1)}, ValueError, r"rows has shape \(\)"),
+    ({"rows": torch.tensor([2])}, ValueError, "rows are units of the targets, which have 2, .* got 2")])
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("ask", [ask_planner, ask_backend, ask_operator])
+def test_ends_that_there_are_not(ask, backend, change, error, message):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    assert (local.graph.input, max(local.graph.nodes)) == (0, 3)
+    good = {"sources": [0], "targets": [3], "held": [], "columns": torch.tensor([2, 0]), "rows": None}
+    ask(local, *good.values())
+    with pytest.raises(error, match=message):
+        ask(local, *(good | change).values())
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_live_units_of_steps_that_there_are_not(backend):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    with pytest.raises(ValueError, match=r"held are steps of the graph, .* got 9"):
+        local._backend.live_units([0], [3], [9])
+    with pytest.raises(ValueError, match=r"sources are steps of the graph, .* got 77"):
+        local.operator([77], [3])
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_carry_no_autograd_graph(backend):
+    graph = specxai.linearize(nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)).eval(), torch.ones(1, 3)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    for columns in (1, 20):
+        X, Y = (torch.ones(side, columns, requires_grad=True) for side in (3, 2))
+        assert not R.matmat(X).requires_grad
+        assert not R.rmatmat(Y).requires_grad
+
+
+@pytest.mark.parametrize("backend", [*ENGINES, "auto"])
+@pytest.mark.parametrize("net, shape", [(nn.Sequential(nn.ReLU()), (1, 0)), (nn.Sequential(nn.Flatten()), (1, 2, 0)),
+                                        (nn.Sequential(nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2)), (1, 0))])
+def test_an_input_of_no_numbers(net, shape, backend):
+    x = torch.randn(shape)
+    local = specxai.linearize(net.eval(), x, backend=backend)
+    m = net(x).numel()
+    J = local.jacobian
+    assert (J.shape, J.to_dense().shape, (J @ torch.ones(0, 3)).shape) == ((m, 0), (m, 0), (m, 3))
+    assert (J.T @ torch.ones(m, 20)).shape == (0, 20)
+    assert torch.equal(local.bias, net(x))
+    assert local.exactness < 1e-6
+    assert specxai.svd(J).S.numel() == 0
+    assert local.split("0").right.shape[1] == 0
+    assert "Local" in repr(local)
+    assert local.report()
 
 
 def test_explain_on_torch_is_explain_on_native():
