@@ -11,7 +11,7 @@ from torch import Tensor
 from specxai._once import once
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
 CHUNK = 1 << 24  # numbers of one gathered block
 
@@ -30,6 +30,8 @@ class TorchEngine:
             return GatherProducts(stage, self.device)
         if isinstance(stage, Sum):
             return RowSums(stage, self.dtype, self.device)
+        if isinstance(stage, LowRank):
+            return GroupProducts(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
 
     def stride_of(self, probes: int) -> int:
@@ -45,7 +47,7 @@ class TorchEngine:
         return None
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        widest = max((item.gathered for item in work if isinstance(item, GatherProducts)), default=0)
+        widest = max((item.gathered for item in work if hasattr(item, "gathered")), default=0)
         return (rows + widest) * columns
 
     def column_cost(self, columns: int, rough: bool) -> float:
@@ -132,6 +134,48 @@ def _gather(tables: _Gathering, inside: Tensor, outside: Tensor, add: bool) -> N
         first, last = tables.begin[start], tables.begin[start + len(near)]
         rows, made = tables.write[first:last], made[tables.of[first:last] - start * tables.width]
         outside.index_add_(0, rows, made)  # a row may come twice: a pooling winner of two windows, backwards
+
+
+class GroupProducts:
+    """Runs a `LowRank` stage: the groups' rows gathered, two products for all of them, rows written.
+
+    gathered   numbers a probe that it holds beside the arena
+    """
+
+    def __init__(self, stage: LowRank, dtype: torch.dtype, device: torch.device) -> None:
+        self._accumulate, rank = stage.place.accumulate, stage.left.shape[1]
+        self.gathered = 3 * stage.reads.numel()
+        self.multiply_adds = (1 + 2 * rank) * int((stage.reads >= 0).sum())
+        self._diagonal, self._left, self._right = (
+            part.to(device, dtype) for part in (stage.diagonal[..., None], stage.left, stage.right))
+        self._reads, self._writes = (_places(rows, device) for rows in (stage.reads, stage.writes))
+        self._shape = stage.reads.shape
+
+    def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._writes
+        outside[rows] = self._apply(inside, self._reads, self._left, self._right)[at]
+
+    def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._reads
+        made = self._apply(outside, self._writes, self._right, self._left)[at]
+        if self._accumulate:
+            inside.index_add_(0, rows, made)
+        else:
+            inside[rows] = made
+
+    def _apply(self, source: Tensor, places: tuple[Tensor, Tensor], left: Tensor, right: Tensor) -> Tensor:
+        rows, at = places
+        whole = source.new_zeros(self._shape.numel(), source.shape[1])
+        whole[at] = source[rows]
+        whole = whole.view(*self._shape, -1)
+        made = torch.baddbmm(whole * self._diagonal, left.mT, torch.bmm(right, whole))
+        return made.flatten(0, 1)
+
+
+def _places(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows that are live, their places in the flat table)."""
+    at = (rows >= 0).flatten().nonzero().flatten()
+    return rows.flatten()[at].long().to(device), at.to(device)
 
 
 class RowSums:
