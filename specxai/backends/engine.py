@@ -71,7 +71,7 @@ class Engine(Protocol):
     dtype: torch.dtype
 
     def lower(self, stage: Stage) -> Executable:
-        """The stage, a `Gather`, `Sum` or `Opaque`, as something that runs; it is called once a plan."""
+        """The stage, a `Gather`, `Sum`, `LowRank` or `Opaque`, as something that runs; it is called once a plan."""
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
     for k, stage in reversed(list(enumerate(draft.stages))):
         zero, accumulate = ((), False) if k == direct else claim(touched[k], not isinstance(stage, Opaque))
         own = stage.own if isinstance(stage, Gather) else None
-        placed[k] = Place((span(own),) if own is not None else (), zero, accumulate,
+        placed[k] = Place((span(own),) if own is not None and buffers[own].size else (), zero, accumulate,
                           places[scratch[k]] if k in scratch else 0)
     seed_zero = tuple(span(b) for b in range(len(sources)) if b in first)
 

@@ -46,7 +46,7 @@ class _Merger:
         self.draft = draft
         self.stages, self.buffers, self.counts = list(draft.stages), list(draft.buffers), list(draft.counts)
         self.alias = torch.arange(int(draft.begin[-1]), dtype=torch.int32, device="cpu")
-        self.shared: set[int] = set()
+        self.shared = set(draft.shared)
 
     def merge(self, k: int) -> bool:
         """Take the sum at stage k apart where that can be."""

@@ -191,6 +191,29 @@ def sum_of(step: int, links: Sequence[Link]) -> Sum:
                scales=scales)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LowRank(Stage):
+    """A diagonal plus a low rank in groups of units, as a norm's or a softmax's derivative.
+
+    writes[g, i] = diagonal[g, i] · reads[g, i] + Σ_r left[g, r, i] Σ_j right[g, r, j] · reads[g, j]
+
+    reads, writes   (groups, n) rows, each different from the others of its table
+    diagonal        (groups, n)
+    left, right     (groups, rank, n)
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.Softmax(-1).eval(), torch.ones(2, 3)[:1]).graph
+    >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+    >>> stage.reads.tolist(), stage.left.shape
+    ([[0, 1, 2]], torch.Size([1, 1, 3]))
+    """
+
+    diagonal: Tensor
+    left: Tensor
+    right: Tensor
+
+
 @dataclass(frozen=True)
 class Operand:
     """One value that an opaque map takes: its units `at` are rows, times `scale`; all others are zero.
@@ -213,7 +236,9 @@ class Opaque(Stage):
 
     >>> import specxai
     >>> from specxai.plan import Planner
-    >>> graph = specxai.linearize(torch.nn.Softmax(-1).eval(), torch.ones(1, 3)).graph
+    >>> cumulated = torch.nn.Module()
+    >>> cumulated.forward = lambda x: x.cumprod(-1)
+    >>> graph = specxai.linearize(cumulated.eval(), torch.ones(1, 3)).graph
     >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
     >>> type(stage).__name__, stage.shape, [rows.tolist() for _, rows in stage.parts()]
     ('Opaque', torch.Size([1, 3]), [[0, 1, 2]])

@@ -8,7 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, Gate, LinearNode, differentiating, finite, one, rule
+from specxai.rules.base import (
+    Call,
+    DiagonalPlusLowRank,
+    Gate,
+    LinearNode,
+    along_axes,
+    differentiating,
+    finite,
+    one,
+    rule,
+)
 from specxai.rules.elementwise import diagonal, scaled
 
 
@@ -195,8 +205,13 @@ def softmax(call: Call) -> LinearNode | None:
         return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
 
     offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
+
+    def low_rank() -> DiagonalPlusLowRank:
+        units, ones = along_axes(z.shape, (axis % z.ndim,)), torch.ones((), dtype=p.dtype, device=p.device)
+        return DiagonalPlusLowRank(units, *((ones, (-ones,), (p,)) if logarithm else (p, (-p,), (p,))))
+
     return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel(),
-               kind="activation" if logarithm else "softmax")
+               kind="activation" if logarithm else "softmax", low_rank=low_rank)
 
 
 def _clipped(call: Call, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:

@@ -13,7 +13,7 @@ from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, 
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
 from specxai.backends.torch import TorchEngine
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
 LANES = 4  # numbers that a row is filled up to: sixteen bytes of float32
 INDICES = (1 << 31) - 1  # of the kernels' tables
@@ -53,6 +53,8 @@ class CudaEngine:
             return kind(stage, self.dtype, self.device)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype, self.device)
+        if isinstance(stage, LowRank):
+            return Instead(self._torch.lower(stage), self._torch.name, "a diagonal plus a low rank has no kernel yet")
         return OpaqueTerms(stage, self.lower)
 
     def stride_of(self, probes: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from specxai._once import once
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
 CHUNK = 1 << 22  # numbers that are held for the positions of one product
 
@@ -30,6 +30,8 @@ class TorchEngine:
             return GatherProducts(stage, self.device)
         if isinstance(stage, Sum):
             return RowSums(stage, self.dtype, self.device)
+        if isinstance(stage, LowRank):
+            return GroupProducts(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
 
     def stride_of(self, probes: int) -> int:
@@ -147,6 +149,49 @@ def _held(positions: int, inputs: int, sites: int, outputs: int, taps: int, prob
     """Numbers that `_gather` holds beside its blocks."""
     whole, site = (positions + 1) * inputs * probes, _site(inputs, outputs, taps) * probes
     return whole + max(whole, min(sites * site, max(CHUNK, site)))
+
+
+class GroupProducts:
+    """Runs a `LowRank` stage: the groups' rows gathered, two products for all of them, rows written."""
+
+    def __init__(self, stage: LowRank, dtype: torch.dtype, device: torch.device) -> None:
+        self._accumulate, rank = stage.place.accumulate, stage.left.shape[1]
+        self.multiply_adds = (1 + 2 * rank) * int((stage.reads >= 0).sum())
+        self._diagonal, self._left, self._right = (
+            part.to(device, dtype) for part in (stage.diagonal[..., None], stage.left, stage.right))
+        self._reads, self._writes = (_places(rows, device) for rows in (stage.reads, stage.writes))
+        self._shape, units, live = stage.reads.shape, stage.reads.numel(), len(self._reads[0]) + len(self._writes[0])
+        self.kept = 16 * live + (1 + 2 * rank) * dtype.itemsize * units
+        self._held = 3 * units + rank * len(stage.reads)  # the values, times the diagonal, their sums, and the result
+
+    def scratch(self, stride: int) -> int:
+        return self._held * stride
+
+    def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._writes
+        outside[rows] = self._apply(inside, self._reads, self._left, self._right)[at]
+
+    def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._reads
+        made = self._apply(outside, self._writes, self._right, self._left)[at]
+        if self._accumulate:
+            inside.index_add_(0, rows, made)
+        else:
+            inside[rows] = made
+
+    def _apply(self, source: Tensor, places: tuple[Tensor, Tensor], left: Tensor, right: Tensor) -> Tensor:
+        rows, at = places
+        whole = source.new_zeros(self._shape.numel(), source.shape[1])
+        whole[at] = source[rows]
+        whole = whole.view(*self._shape, -1)
+        made = torch.baddbmm(whole * self._diagonal, left.mT, torch.bmm(right, whole))
+        return made.flatten(0, 1)
+
+
+def _places(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows that are live, their places in the flat table)."""
+    at = (rows >= 0).flatten().nonzero().flatten()
+    return rows.flatten()[at].long().to(device), at.to(device)
 
 
 class RowSums:
