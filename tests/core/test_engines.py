@@ -65,8 +65,9 @@ def test_random_nets(start, dtype):
                     assert (a - b).norm() <= allowed * RELATIVE[dtype] * b.norm(), (seed, layer, part)
 
 
-@pytest.mark.skipif("native" not in ENGINES, reason="torch's own products differ with the number of threads")
+@pytest.mark.skipif("native" not in ENGINES, reason=f"no compiled kernels: {native.available()[1]}")
 def test_the_same_bits_on_any_number_of_threads(dtype):
+    """Of the compiled kernels: torch's own products differ with the number of threads."""
     net, x = random_net(3, dtype)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
@@ -80,7 +81,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 def test_plans_need_no_compiled_module(monkeypatch):
     """Index work in torch gives the tables that the compiled module gives."""
     if not native.available()[0]:
-        pytest.skip("there is no compiled module to compare with")
+        pytest.skip(f"no compiled module to compare with: {native.available()[1]}")
     for seed in range(8):
         net, x = random_net(seed, torch.float64)
         graph = specxai.linearize(net, x, backend="reference", verify=False).graph
