@@ -111,7 +111,7 @@ class Local:
             nodes = _linear_nodes(captured, values, self.policy, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
-            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0)
+            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0, self.max_memory)
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()

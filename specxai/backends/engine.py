@@ -32,6 +32,13 @@ class Executable(Protocol):
     def multiply_adds(self) -> int:
         """Multiply-adds of one probe, forward; 0 for what only moves or sums rows."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the tables that it keeps for both directions; copies of weights are not among them."""
+
+    def scratch(self, stride: int) -> int:
+        """Numbers that it holds beside the blocks while it runs on rows of so many; they never fall as those grow."""
+
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         """Write the stage's outputs, rows of `outside`, from what it reads, rows of `inside`.
 
@@ -51,6 +58,7 @@ class Engine(Protocol):
 
     name        as in `backend=`
     has_rough   are there cheaper products in fewer digits?
+    dtype       of its blocks
 
     >>> from specxai.backends.torch import TorchEngine
     >>> engine = TorchEngine(torch.float64, torch.device("cpu"))
@@ -60,6 +68,7 @@ class Engine(Protocol):
 
     name: str
     has_rough: bool
+    dtype: torch.dtype
 
     def lower(self, stage: Stage) -> Executable:
         """The stage, a `Gather`, `Sum`, `LowRank` or `Opaque`, as something that runs; it is called once a plan."""
@@ -81,7 +90,7 @@ class Engine(Protocol):
         """How a product of so many columns over an arena of so many rows runs: whatever the executables take."""
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        """Numbers that such a product holds beside the caller's blocks; they never fall as columns are added."""
+        """Numbers of the arena of such a product; they never fall as columns are added."""
 
     def column_cost(self, columns: int, rough: bool) -> float:
         """Time of a column of a product of so many, as a multiple of its operations at the processor's peak."""
@@ -109,7 +118,9 @@ class Products(Protocol):
         """Operations of one column's product, a multiply-add counted as two."""
 
     def product_bytes(self, columns: int) -> int:
-        """Bytes that a product of so many columns holds, block and result included."""
+        """Bytes that a product of so many columns holds: block, result, arena, the most that a stage holds beside it,
+        and the tables of all stages.  Copies of weights, which are as large as the model's own, are not counted.
+        """
 
     def bytes_moved(self, columns: int) -> int:
         """Bytes that a product of so many columns reads and writes, however large the caches are."""

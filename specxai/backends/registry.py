@@ -9,7 +9,7 @@ from specxai.backends.cuda import eligible as cuda_eligible
 from specxai.backends.engine import Backend, Engine
 from specxai.backends.native import NativeEngine
 from specxai.backends.native import eligible as native_eligible
-from specxai.backends.products import PlannedBackend
+from specxai.backends.products import MOST_ROOM, PlannedBackend
 from specxai.backends.reference import ReferenceBackend
 from specxai.backends.torch import TorchEngine
 from specxai.backends.torch import eligible as torch_eligible
@@ -50,8 +50,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return name
 
 
-def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
+def make(name: str, graph: Graph, plan_from: int = 0, max_memory: int = MOST_ROOM) -> Backend:
     """The backend of this name for one graph; fewer than `plan_from` columns are not worth its plan.
+
+    Whoever asks for products sees to it that none holds more than `max_memory` bytes; no more is taken in advance.
 
     >>> import specxai
     >>> graph = specxai.linearize(torch.nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3)).graph
@@ -66,4 +68,4 @@ def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
         engine = NativeEngine(graph.dtype)
     else:
         engine = (CudaEngine if name == "cuda" else TorchEngine)(graph.dtype, graph.device)
-    return PlannedBackend(graph, engine, plan_from)
+    return PlannedBackend(graph, engine, plan_from, max_memory)

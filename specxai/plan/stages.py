@@ -100,6 +100,41 @@ class Gather(Stage):
         """Outputs that are computed."""
         return int((self.writes >= 0).sum())
 
+    @property
+    def packed(self) -> bool:
+        """Is it one position on both sides, so that its live weights are one matrix?"""
+        return len(self.reads) == len(self.writes) == self.sites.groups == 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Has every group one input and one output?"""
+        sites = self.sites
+        return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups
+
+    def apart(self) -> tuple[Tensor, Sum | None]:
+        """(rows as `reads`, none twice; the copy of what is read onto them, None where no row is read twice).
+
+        The adjoint writes these rows first: an input that is read twice, as a pooling winner of two windows is, has
+        each time a row of its own.  The adjoint of the copy then folds them.
+
+        >>> import specxai
+        >>> from specxai.plan import Planner
+        >>> net = torch.nn.Sequential(torch.nn.MaxPool1d(2, 1), torch.nn.Conv1d(1, 1, 2)).eval()
+        >>> graph = specxai.linearize(net, torch.tensor([[[1.0, 9.0, 2.0]]])).graph
+        >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+        >>> rows, copy = stage.apart()
+        >>> stage.reads.tolist(), rows.tolist(), copy.writes.tolist(), copy.reads.tolist()
+        ([[0], [0]], [[16], [17]], [16, 17], [0, 0])
+        """
+        if not self.repeats:
+            return self.reads, None
+        live = self.reads >= 0
+        rows = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + self.place.scratch
+        own = torch.full_like(self.reads, -1)
+        own[live] = rows
+        copy = sum_of(self.step, [(rows, self.reads[live], None)])
+        return own, replace(copy, place=Place(accumulate=self.place.accumulate))
+
     def weight(self) -> Tensor:
         """The weights with the scales in them, (groups, outputs, inputs, taps)."""
         weight, groups = self.sites.weight, self.sites.groups

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +169,75 @@ def test_a_winner_of_two_windows_is_read_twice(engine, groups, dtype):
     assert_rows_close(both_ways(ours), both_ways(want), 4)
     Y = torch.randn(ours.shape[0], 20, dtype=dtype)
     assert_rows_close(ours.T @ Y, want.T @ Y, 4)
+
+
+MEASURE = """
+import sys, torch, specxai
+from torch import nn
+torch.set_num_threads(1)
+torch.manual_seed(0)
+specxai.linearize(nn.ReLU().eval(), torch.ones(1, 4)).jacobian @ torch.ones(4)  # torch's own memory
+
+def status(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+
+class Spread(nn.Module):
+    def forward(self, x):
+        return torch.softmax(x.reshape(1, 64, 256), -1).flatten(1)
+
+NETS = {
+    "convolutions": (nn.Sequential(nn.Conv2d(128, 160, 3, padding=1), nn.ReLU(), nn.Conv2d(160, 128, 3)),
+                     (1, 128, 24, 24)),
+    "depthwise": (nn.Sequential(nn.Conv2d(64, 64, 5, padding=2, groups=64), nn.ReLU(), nn.AvgPool2d(3, 1, 1)),
+                  (1, 64, 48, 48)),
+    "opaque": (nn.Sequential(Spread(), nn.Linear(16384, 4)), (1, 16384)),
+}
+for name, (net, shape) in NETS.items():
+    J = specxai.linearize(net.eval(), torch.randn(shape), backend=sys.argv[1], verify=False).jacobian
+    for columns in (1, 40):
+        for side, product in zip(J.shape[::-1], (J._products.matmat, J._products.rmatmat)):
+            block = torch.ones(side, columns)
+            before = status("VmRSS")
+            open("/proc/self/clear_refs", "w").write("5")
+            product(block)
+            print(name, columns, J._products.product_bytes(columns), status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_product_holds_what_it_says(engine):
+    """The first of each kind too, which makes tables and copies of the weights."""
+    weights = 4 * 9 * 2 * 128 * 160
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
+                   "PYTHONPATH": str(Path(specxai.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", MEASURE, engine], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 3 * 2 * 2
+    for name, columns, stated, held in found:
+        own = 4 * weights if name == "convolutions" else 0
+        assert int(held) <= int(stated) + own + (3 << 20), (name, columns, stated, held)
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_small_net_needs_little_memory(engine):
+    net, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softmax(1)).eval(), torch.randn(1, 1, 5, 5)
+    J = specxai.linearize(net, x, backend=engine, max_memory=20_000).jacobian
+    assert 1 <= J.block_size < 40
+    assert_rows_close(both_ways(J), both_ways(specxai.linearize(net, x, backend="reference").jacobian), 4)
+
+
+def test_no_memory_is_taken_in_advance_beyond_the_bound():
+    net, x = nn.Sequential(nn.Linear(500, 400), nn.ReLU(), nn.Linear(400, 3)).eval(), torch.randn(1, 500)
+    sizes = {}
+    for bound in (1 << 30, 150_000):
+        products = specxai.linearize(net, x, backend="torch", max_memory=bound).jacobian._products
+        products.matmat(torch.ones(500, 1))
+        (idle,) = products._arenas.idle
+        sizes[bound] = idle.numel() / products.arena_rows
+    assert sizes == {1 << 30: 64, 150_000: 1}
+    away = backends.products.Arenas(products._engine, 0)
+    with away.block(10, 3) as block:
+        assert block.shape == (10, 3)
+    assert [idle.numel() for idle in away.idle] == [30]

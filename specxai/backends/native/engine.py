@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.engine import Executable
-from specxai.backends.native.depthwise import DepthwiseWork, is_depthwise
+from specxai.backends.native.depthwise import MOST_TAPS, DepthwiseWork
 from specxai.backends.native.gather import GatherWork
 from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
@@ -48,7 +48,8 @@ class NativeEngine:
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):
-            return DepthwiseWork(stage) if is_depthwise(stage) else GatherWork(stage)
+            sums = stage.depthwise and stage.sites.taps <= MOST_TAPS
+            return DepthwiseWork(stage) if sums else GatherWork(stage)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype)
         if isinstance(stage, LowRank):

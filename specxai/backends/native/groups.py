@@ -16,6 +16,12 @@ class GroupWork:
 
     def __init__(self, stage: LowRank) -> None:
         self._stage = stage
+        units, rank = stage.reads.numel(), stage.left.shape[1]
+        # The stage itself, and each direction's tables.
+        self.kept = units * (8 + 2 * 12 + 3 * (1 + 2 * rank) * stage.diagonal.dtype.itemsize)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         self._forward.run(inside, outside, probes)
