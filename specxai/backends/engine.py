@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specxai.plan import Stage
+
+Passed = Callable[[int, Tensor], None]  # takes a step and the cotangents of its units, (units, k)
 
 
 class Executable(Protocol):
@@ -134,8 +136,8 @@ class Products(Protocol):
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         """R X, (n, k) -> (m, k); `rough` allows fewer digits where `has_rough` says that there are such products."""
 
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
-        """Rᵀ Y, (m, k) -> (n, k)."""
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
+        """Rᵀ Y, (m, k) -> (n, k); `passed` is called with each of the steps `taps`, on the way back."""
 
 
 class Backend(Protocol):
@@ -155,11 +157,12 @@ class Backend(Protocol):
     plan_from: int
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
+                 columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> Products:
         """The products of the map from the units of some steps to those of others, the steps `held` kept at zero.
 
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
+        taps            steps between whose cotangents `rmatmat` passes on; a plan has them at live units, else 0
         """
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int],

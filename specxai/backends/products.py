@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
-from specxai.backends.engine import Engine, Executable
+from specxai.backends.engine import Engine, Executable, Passed
 from specxai.graph import Graph
 from specxai.plan import Gather, Opaque, Plan, Planner
 from specxai.plan.stages import Span
@@ -66,8 +66,9 @@ class PlannedBackend:
         self._arenas = Arenas(engine, min(max_memory, MOST_ROOM) if graph.device.type == "cpu" else 0)
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> PlannedProducts:
-        plan = self._planner.plan(sources, targets, held, columns, rows)
+                 columns: Tensor | None = None, rows: Tensor | None = None,
+                 taps: Sequence[int] = ()) -> PlannedProducts:
+        plan = self._planner.plan(sources, targets, held, columns, rows, taps)
         return PlannedProducts(plan, self.engine, self._arenas)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
@@ -95,6 +96,7 @@ class PlannedProducts:
         self.instead = [(stage.step, *work.instead) for stage, work in zip(plan.stages, self._work, strict=True)
                         if hasattr(work, "instead")]
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
+        self._taps = plan.taps
         self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
         self.direct, self._source = plan.direct, plan.source
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
@@ -119,7 +121,7 @@ class PlannedProducts:
         return out
 
     @torch.no_grad()
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
         probes = Y.shape[1]
         mode = self._mode(probes, rough)
@@ -132,11 +134,20 @@ class PlannedProducts:
             self._collect.adjoint(Y, arena, probes, mode)
             for k, (work, place) in reversed(list(enumerate(zip(self._work, self._places, strict=True)))):
                 _clear(arena, place.zero)
+                if passed is not None:
+                    self._pass_on(k + 1, arena, probes, passed)
                 work.adjoint(arena, source if k == self.direct else arena, probes, mode)
             _clear(arena, self._seed_zero)
             if source is not out:
                 self._seed.adjoint(source, out, probes, mode)
         return out
+
+    def _pass_on(self, before: int, arena: Tensor, probes: int, passed: Passed) -> None:
+        for tap in self._taps:
+            if tap.before == before:
+                rows = tap.rows.to(arena.device)
+                found = arena[:, :probes].index_select(0, rows.clamp_min(0))
+                passed(tap.step, found if tap.whole else found.masked_fill_((rows < 0)[:, None], 0))
 
     @once
     def flops(self) -> int:
@@ -157,7 +168,8 @@ class PlannedProducts:
     def product_bytes(self, columns: int) -> int:
         stride = self._engine.stride_of(columns)
         numbers = self._engine.room(columns, self.arena_rows, self._work) + (self._n + self._m) * columns
-        numbers += max(work.scratch(stride) for work in self._all)
+        passed = max((2 * len(tap.rows) * columns for tap in self._taps), default=0)
+        numbers += max(passed, *(work.scratch(stride) for work in self._all))
         return self.dtype.itemsize * numbers + self._kept
 
     @once

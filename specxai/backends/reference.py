@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from specxai.backends.engine import Passed
 from specxai.graph import Graph
 from specxai.graph.ends import check_ends
 from specxai.rules import Term
@@ -28,8 +29,8 @@ class ReferenceBackend:
         self.graph = graph
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> WholeValues:
-        return WholeValues(self.graph, sources, targets, held, columns, rows)
+                 columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> WholeValues:
+        return WholeValues(self.graph, sources, targets, held, columns, rows, taps)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
         return live_units(self.graph, sources, targets, held)
@@ -45,10 +46,10 @@ class WholeValues:
     has_rough = False
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None, rows: Tensor | None) -> None:
-        check_ends(graph, sources, targets, held, columns, rows)
+                 columns: Tensor | None, rows: Tensor | None, taps: Sequence[int] = ()) -> None:
+        check_ends(graph, sources, targets, held, columns, rows, taps)
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
-        self._columns, self._rows = columns, rows
+        self._columns, self._rows, self._taps = columns, rows, list(taps)
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
@@ -78,9 +79,10 @@ class WholeValues:
         return _collect(push(self._graph, seeds, self._targets, held=self._held), self._rows)
 
     @torch.no_grad()
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         seeds = self._seeds(Y, self._targets, self._rows)
-        return _collect(pull(self._graph, seeds, self._sources, held=self._held), self._columns)
+        taps = {} if passed is None else {step: _Passing(step, passed) for step in self._taps}
+        return _collect(pull(self._graph, seeds, self._sources, held=self._held, taps=taps), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""
@@ -89,6 +91,16 @@ class WholeValues:
             block = block.new_zeros(sum(sizes), block.shape[1]).index_copy_(0, live, block)
         return {s: part.reshape(-1, *self._graph.shapes[s])
                 for s, part in zip(steps, block.T.split(sizes, dim=1), strict=True)}
+
+
+class _Passing:
+    """A tap that passes its blocks on."""
+
+    def __init__(self, step: int, passed: Passed) -> None:
+        self._step, self._passed = step, passed
+
+    def append(self, block: Tensor) -> None:
+        self._passed(self._step, block.reshape(block.shape[0], -1).T)
 
 
 def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),

@@ -11,8 +11,8 @@ from specxai.graph.graph import Graph
 
 
 def check_ends(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-               columns: Tensor | None = None, rows: Tensor | None = None) -> None:
-    """Steps of the graph, of which sources and targets are one or more, none twice, and units that they have.
+               columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> None:
+    """Steps of the graph, of which sources and targets are one or more, none twice, and units that these have.
 
     columns, rows   (units,) int64, the only ones of the sources and targets, none twice; None for all
 
@@ -25,7 +25,7 @@ def check_ends(graph: Graph, sources: Sequence[int], targets: Sequence[int], hel
       ...
     ValueError: columns are units of the sources, which have 3, numbered from 0; got 3
     """
-    for name, steps in (("sources", sources), ("targets", targets), ("held", held)):
+    for name, steps in (("sources", sources), ("targets", targets), ("held", held), ("taps", taps)):
         _check_steps(graph, name, steps)
     for name, steps in (("sources", sources), ("targets", targets)):
         if not steps:

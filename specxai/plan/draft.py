@@ -18,7 +18,7 @@ from specxai.plan.groups import Groups
 from specxai.plan.liveness import Map, Structure, ends, terms
 from specxai.plan.rows import Mix, Pick, Rows, select
 from specxai.plan.sites import Sites
-from specxai.plan.stages import Gather, LowRank, Stage, channel_constant, opaque, per_channel, sum_of
+from specxai.plan.stages import Gather, LowRank, Stage, Tap, channel_constant, opaque, per_channel, sum_of
 from specxai.plan.tables import count_distinct
 
 
@@ -31,6 +31,7 @@ class Draft:
     sources    the row of each unit of the sources, one step after the other; the first buffers are theirs
     at, read   unit `at` of the targets is row `read`, times `scale` (None for ones)
     shared     the buffers that more than one stage writes
+    taps       the values whose cotangents are asked for, by where the adjoint passes them
     """
 
     stages: tuple[Stage, ...]
@@ -42,19 +43,23 @@ class Draft:
     read: Tensor
     scale: Tensor | None
     shared: frozenset[int] = frozenset()
+    taps: tuple[Tap, ...] = ()
 
 
 def draft(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int], live: Mapping[int, Tensor],
-          sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
+          sources: Sequence[int], targets: Sequence[int], rows: Tensor | None, taps: Sequence[int] = ()) -> Draft:
     """The stages of the steps of `path`, which write their live units.
 
     rows   the only units of the targets that are wanted, numbered one step after the other; None for all
+    taps   steps of `path` whose cotangents are asked for: they have rows that no other value shares
     """
     writer = _Writer(graph, structures, live)
     for step in sources:
         writer.units[step] = writer.rows_for(live[step], channels_of(graph.shapes[step]), born=-1)
     for step in path:
         writer.add(step)
+        if step in taps:
+            writer.tap(step)
     return writer.finish(sources, targets, rows)
 
 
@@ -71,6 +76,7 @@ class _Writer:
         self.stages: list[Stage] = []
         self.buffers: list[Buffer] = []
         self.shared: set[int] = set()
+        self.taps: list[Tap] = []
         self.size = 0
 
     def add(self, step: int) -> None:
@@ -93,6 +99,15 @@ class _Writer:
             shapes = {i: self.graph.shapes[i] for i in inputs}
             self.stages.append(opaque(step, node, inputs, units, shapes, self.graph.shapes[step]))
             self.units[step] = units
+
+    def tap(self, step: int) -> None:
+        """Rows of its own for a value that is picked among others': their cotangents are not its own."""
+        units, live = self.units[step], self.live[step]
+        made = [at for at, buffer in enumerate(self.buffers) if buffer.born >= 0 and
+                self.stages[buffer.born].step == step]
+        if units.scale is not None or not set(self.buffers_of(units)) <= set(made):
+            self.units[step] = self.copied(step, units.among(live), channels_of(self.graph.shapes[step]))
+        self.taps.append(Tap(step, len(self.stages), self.units[step].row))
 
     def products(self, step: int, found: Sequence[tuple[Rows, Map]]) -> Rows:
         """Products with weights or held factors, the later ones added to the first; what is only picked is summed
@@ -189,7 +204,8 @@ class _Writer:
         counts = [count_distinct(stage.reads, begin) for stage in self.stages]
         stages = [_noted(stage, count) for stage, count in zip(self.stages, counts, strict=True)]
         return Draft(tuple(stages), tuple(self.buffers), begin, (*counts, count_distinct(read, begin)),
-                     torch.cat([self.units[s].row for s in sources]), at, read, scale, frozenset(self.shared))
+                     torch.cat([self.units[s].row for s in sources]), at, read, scale,
+                     frozenset(self.shared), tuple(self.taps))
 
 
 def _noted(stage: Stage, counts: Tensor) -> Stage:

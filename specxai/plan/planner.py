@@ -35,24 +35,25 @@ class Planner:
         self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
 
     def plan(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-             columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
+             columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> Plan:
         """The plan of the map from the units of some steps to the units of others.
 
         held            steps whose value is kept at zero
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
+        taps            steps whose cotangents an adjoint passes on; those that lead to no target are left out
 
         Raises TypeError or ValueError as `check_ends` does.
         """
         graph = self.graph
-        check_ends(graph, sources, targets, held, columns, rows)
+        check_ends(graph, sources, targets, held, columns, rows, taps)
         columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
             path = self._path(sources, targets, held)
             live = self._live(path, sources, targets, held, columns, rows)
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-        first = draft(graph, self._structures, path, live, sources, targets, rows)
+        first = draft(graph, self._structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:

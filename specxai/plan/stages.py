@@ -40,6 +40,28 @@ class Place:
     scratch: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where the cotangents of a value are while an adjoint passes it.
+
+    step     of the program
+    before   the stage in front of whose adjoint they are complete; adjoints run from the last stage to the first
+    rows     (units,) int32, -1 for a dead unit, whose cotangent is zero
+
+    >>> Tap(3, 1, torch.tensor([0, -1], dtype=torch.int32)).before
+    1
+    """
+
+    step: int
+    before: int
+    rows: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Is every unit live?"""
+        return bool((self.rows >= 0).all())
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
     """A step of a plan.

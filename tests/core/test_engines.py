@@ -320,3 +320,31 @@ def test_no_memory_is_taken_in_advance_beyond_the_bound():
     with away.block(10, 3) as block:
         assert block.shape == (10, 3)
     assert [idle.numel() for idle in away.idle] == [30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", range(0, 30, 10))
+def test_cotangents_on_the_way(start, dtype):
+    """What an adjoint passes on at every step between is what the reference has at its live units."""
+    for seed in range(start, start + 10):
+        net, x = random_net(seed, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            local = specxai.linearize(net, x, gates=random.Random(seed).choice(["tangent", "frozen"]), verify=False)
+        graph, output = local.graph, local.captured.program.output
+        path = graph.between([graph.input], [output])
+        Y = torch.randn(graph.shapes[output].numel(), 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        found = {}
+        for name in ENGINES:
+            passed = found.setdefault(name, {})
+            products = backends.make(name, graph).products([graph.input], [output], [], taps=path)
+            passed[graph.input] = products.rmatmat(Y, passed=passed.__setitem__)
+        assert set(found["reference"]) == {graph.input, *path}
+        for name in ENGINES[1:]:
+            assert set(found[name]) == set(found["reference"])
+            live = Planner(graph).live_units([graph.input], [output], [])
+            for step, want in found["reference"].items():
+                want = want.detach() * live[step][:, None]
+                scale = max(float(want.abs().max()), 1e-3 * float(found[name][graph.input].abs().max()))
+                error = float((found[name][step] - want).abs().max())
+                assert error <= 20 * RELATIVE[dtype] * max(scale, torch.finfo(dtype).tiny), (seed, name, step)

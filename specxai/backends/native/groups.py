@@ -16,9 +16,9 @@ class GroupWork:
 
     def __init__(self, stage: LowRank) -> None:
         self._stage = stage
-        # Here and in each direction: rows read and written, a diagonal, left and right.
-        numbers = (1 + 2 * stage.left.shape[1]) * stage.diagonal.itemsize
-        self.kept = (8 + 2 * 12 + 3 * numbers) * stage.reads.numel()
+        units, rank = stage.reads.numel(), stage.left.shape[1]
+        # The stage itself, and each direction's tables.
+        self.kept = units * (8 + 2 * 12 + 3 * (1 + 2 * rank) * stage.diagonal.dtype.itemsize)
 
     def scratch(self, stride: int) -> int:
         return 0

@@ -156,16 +156,15 @@ class GroupProducts:
 
     def __init__(self, stage: LowRank, dtype: torch.dtype, device: torch.device) -> None:
         self._accumulate, rank = stage.place.accumulate, stage.left.shape[1]
+        self.kept = stage.reads.numel() * (32 + (1 + 2 * rank) * dtype.itemsize)
         self.multiply_adds = (1 + 2 * rank) * int((stage.reads >= 0).sum())
         self._diagonal, self._left, self._right = (
             part.to(device, dtype) for part in (stage.diagonal[..., None], stage.left, stage.right))
         self._reads, self._writes = (_places(rows, device) for rows in (stage.reads, stage.writes))
-        self._shape, units, live = stage.reads.shape, stage.reads.numel(), len(self._reads[0]) + len(self._writes[0])
-        self.kept = 16 * live + (1 + 2 * rank) * dtype.itemsize * units
-        self._held = 3 * units + rank * len(stage.reads)  # the values, times the diagonal, their sums, and the result
+        self._shape = stage.reads.shape
 
     def scratch(self, stride: int) -> int:
-        return self._held * stride
+        return 4 * self._shape.numel() * stride
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         rows, at = self._writes
