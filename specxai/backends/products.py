@@ -46,7 +46,7 @@ class Arenas:
             roomy = needed < rows * WIDE <= self._room
             memory = self._engine.empty(rows * WIDE if roomy else needed, 1).flatten()
         try:
-            yield memory[:needed].view(-1, stride)
+            yield memory[:needed].view(rows, stride)
         finally:
             if len(self.idle) < KEPT_ARENAS:
                 self.idle.append(memory)

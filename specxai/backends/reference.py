@@ -89,7 +89,7 @@ class WholeValues:
         sizes = [self._graph.shapes[s].numel() for s in steps]
         if live is not None:
             block = block.new_zeros(sum(sizes), block.shape[1]).index_copy_(0, live, block)
-        return {s: part.reshape(-1, *self._graph.shapes[s])
+        return {s: part.reshape(block.shape[1], *self._graph.shapes[s])
                 for s, part in zip(steps, block.T.split(sizes, dim=1), strict=True)}
 
 
@@ -217,7 +217,7 @@ def _converted(graph: Graph, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 
 def _collect(blocks: list[Tensor], live: Tensor | None) -> Tensor:
-    units = torch.cat([block.reshape(block.shape[0], -1) for block in blocks], 1)
+    units = torch.cat([block.reshape(block.shape[0], block.shape[1:].numel()) for block in blocks], 1)
     return (units if live is None else units.index_select(1, live)).T.contiguous()
 
 

@@ -153,6 +153,7 @@ class CheckedProducts(ABC):
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         outside = torch.float32 if self.dtype is torch.bfloat16 else self.dtype
+        kind = torch.empty(0, dtype=outside, device="cpu").numpy().dtype
 
         def on_arrays(product: Callable[[Tensor], Tensor]):
             def apply(array):
@@ -160,8 +161,8 @@ class CheckedProducts(ABC):
                     raise TypeError(f"{self!r} is real and takes no {array.dtype} array; apply it to array.real and to "
                                     "array.imag")
                 # SciPy hands over whatever dtype and strides its solver works in.
-                block = torch.from_numpy(array.copy()).to(self.device, self.dtype)
-                result = product(block.reshape(block.shape[0], -1)).reshape(-1, *block.shape[1:])
+                block = torch.from_numpy(array.astype(kind, order="C")).to(self.device, self.dtype)
+                result = product(block) if block.ndim == 2 else product(block[:, None])[:, 0]
                 return result.to("cpu", outside).numpy()
 
             return apply
@@ -173,7 +174,7 @@ class CheckedProducts(ABC):
             rmatvec=adjoint,
             matmat=forward,
             rmatmat=adjoint,
-            dtype=torch.empty(0, dtype=outside, device="cpu").numpy().dtype,
+            dtype=kind,
         )
 
     @property

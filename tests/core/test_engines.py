@@ -164,6 +164,20 @@ def test_live_units_of_steps_that_there_are_not(backend):
         local.operator([77], [3])
 
 
+def test_a_backend_that_there_is_not():
+    graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
+    for name in ("nativ", "auto", None):
+        with pytest.raises(ValueError, match=f"unknown backend {name!r}; choose reference, native, torch, cuda"):
+            backends.make(name, graph)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_of_no_columns(backend):
+    graph = specxai.linearize(nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()).eval(), torch.ones(1, 1, 4)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    assert (R.matmat(torch.ones(4, 0)).shape, R.rmatmat(torch.ones(6, 0)).shape) == ((6, 0), (4, 0))
+
+
 @pytest.mark.parametrize("backend", ENGINES)
 def test_products_carry_no_autograd_graph(backend):
     graph = specxai.linearize(nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)).eval(), torch.ones(1, 3)).graph

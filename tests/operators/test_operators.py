@@ -138,6 +138,9 @@ def test_scipy_of_what_numpy_has_not():
     assert (wrapped @ np.ones(2)).dtype == np.float32
     np.testing.assert_array_equal(wrapped @ np.ones(2), [3, 3, 4.5])
     np.testing.assert_array_equal(wrapped.H @ np.ones((3, 1)), [[5], [5.5]])
+    for array in (np.ones(2, ">f8"), np.ones(2, np.longdouble), np.ones(2, bool), np.ones(2, object)):
+        np.testing.assert_array_equal(wrapped @ array, [3, 3, 4.5])
+    assert (wrapped @ np.ones((2, 0))).shape == (3, 0)
     for array in (np.ones(2, complex), np.ones((2, 3), np.complex64)):
         with pytest.raises(TypeError, match=r"is real and takes no complex\d+ array; apply it to array\.real and to"):
             wrapped @ array
