@@ -30,7 +30,8 @@ class LocalOperator(LinearOperator):
     sources, targets   steps of the program; their units are flattened and put one after the other
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
-    max_memory         bytes that one product may hold; wider blocks run in chunks of `block_size` columns
+    max_memory         bytes that one product may hold, with its tables but not the copies of weights; wider blocks run
+                       in chunks of `block_size` columns
     dtype              of the blocks given and returned; between, products run in the graph's
     snapshot           what products ask whether the weights are still those that the graph was made from
 
