@@ -173,7 +173,8 @@ def test_a_backend_that_there_is_not():
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_products_of_no_columns(backend):
-    graph = specxai.linearize(nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()).eval(), torch.ones(1, 1, 4)).graph
+    net = nn.Sequential(nn.Conv1d(1, 4, 2), nn.GLU(1), nn.Softmax(-1)).eval()
+    graph = specxai.linearize(net, torch.ones(1, 1, 4)).graph
     R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
     assert (R.matmat(torch.ones(4, 0)).shape, R.rmatmat(torch.ones(6, 0)).shape) == ((6, 0), (4, 0))
 
