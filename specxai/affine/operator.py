@@ -17,6 +17,7 @@ from specxai.backends.engine import Passed, Products
 from specxai.backends.reference import WholeValues
 from specxai.backends.used import note
 from specxai.graph.cut import LiveCut, narrowest
+from specxai.graph.ends import check_ends
 from specxai.operators import Cut, LinearOperator
 from specxai.precision import full_precision
 
@@ -36,7 +37,9 @@ class LocalOperator(LinearOperator):
 
     Products may run in several threads.
 
-    `input_shape` and `output_shape` are those of the single source and target.
+    `input_shape` and `output_shape` are those of the step where all units of one step are the source, or the target.
+
+    Raises TypeError or ValueError as `check_ends` does.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
@@ -49,6 +52,7 @@ class LocalOperator(LinearOperator):
                  dtype: torch.dtype, max_memory: int, columns: Tensor | None = None, rows: Tensor | None = None,
                  taps: Sequence[int] = (), snapshot: Snapshot | None = None) -> None:
         self._snapshot, self._seconds = snapshot, 0.0  # that the last product took
+        check_ends(backend.graph, sources, targets, held, columns, rows)
         self._backend, self._graph = backend, backend.graph
         self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
@@ -89,14 +93,10 @@ class LocalOperator(LinearOperator):
         """Bytes that the product with one column takes."""
         return self._bytes(self._for(1), 1)
 
-    @property
+    @LinearOperator.block_size.getter
     def block_size(self) -> int:
         """The most columns of one product: what `max_memory` holds, or less where it was set lower."""
         return self._chunk(MOST_COLUMNS)
-
-    @block_size.setter
-    def block_size(self, columns: int | None) -> None:
-        self._block_size = columns
 
     def _chunk(self, columns: int) -> int:
         most = min(columns, MOST_COLUMNS if self._block_size is None else self._block_size)
@@ -108,11 +108,15 @@ class LocalOperator(LinearOperator):
 
     @property
     def input_shape(self) -> torch.Size:
-        return self._graph.shapes[self._sources[0]]
+        return self._shape_of(self._sources, self._columns) or super().input_shape
 
     @property
     def output_shape(self) -> torch.Size:
-        return self._graph.shapes[self._targets[0]]
+        return self._shape_of(self._targets, self._rows) or super().output_shape
+
+    def _shape_of(self, steps: Sequence[int], chosen: Tensor | None) -> torch.Size | None:
+        """Of a step, None where its units are not all, or not those of one step."""
+        return self._graph.shapes[steps[0]] if len(steps) == 1 and chosen is None else None
 
     @property
     def flops(self) -> int:

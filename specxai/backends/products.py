@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from specxai._once import once
@@ -45,7 +46,7 @@ class Arenas:
             roomy = needed < rows * WIDE <= self._room
             memory = self._engine.empty(rows * WIDE if roomy else needed, 1).flatten()
         try:
-            yield memory[:needed].view(-1, stride)
+            yield memory[:needed].view(rows, stride)
         finally:
             if len(self.idle) < KEPT_ARENAS:
                 self.idle.append(memory)
@@ -101,6 +102,7 @@ class PlannedProducts:
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
 
+    @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
         probes = X.shape[1]
@@ -118,6 +120,7 @@ class PlannedProducts:
             self._collect.forward(arena, out, probes, mode)
         return out
 
+    @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
         probes = Y.shape[1]

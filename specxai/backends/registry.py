@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from specxai.backends.cuda import CudaEngine
@@ -40,8 +42,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     >>> choose("auto", torch.device("cuda"), torch.float32)
     'reference'
     """
-    if name not in ("auto", *NAMES):
-        raise ValueError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
+    _check(name, ("auto", *NAMES))
     able = {known: (ok, reason) for known, ok, reason in describe(device, dtype)}
     if name == "auto":
         return "native" if able["native"][0] else "reference"
@@ -60,7 +61,10 @@ def make(name: str, graph: Graph, plan_from: int = 0, max_memory: int = MOST_ROO
     >>> R = make("torch", graph).products([graph.input], [max(graph.nodes)], [])
     >>> R.matmat(torch.ones(3, 5)).shape, R.rmatmat(torch.ones(2, 5)).shape
     (torch.Size([2, 5]), torch.Size([3, 5]))
+
+    Raises ValueError for an unknown name; whether the backend is eligible here, `choose` asks.
     """
+    _check(name, NAMES)
     if name == "reference":
         return ReferenceBackend(graph)
     engine: Engine
@@ -69,3 +73,8 @@ def make(name: str, graph: Graph, plan_from: int = 0, max_memory: int = MOST_ROO
     else:
         engine = (CudaEngine if name == "cuda" else TorchEngine)(graph.dtype, graph.device)
     return PlannedBackend(graph, engine, plan_from, max_memory)
+
+
+def _check(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}; choose {', '.join(known)}")

@@ -146,7 +146,7 @@ class Gather(Stage):
         >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
         >>> rows, copy = stage.apart()
         >>> stage.reads.tolist(), rows.tolist(), copy.writes.tolist(), copy.reads.tolist()
-        ([[0], [0]], [[16], [17]], [16, 17], [0, 0])
+        ([[1], [1]], [[16], [17]], [16, 17], [1, 1])
         """
         if not self.repeats:
             return self.reads, None

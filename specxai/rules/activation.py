@@ -113,9 +113,11 @@ def smooth(call: Call) -> LinearNode | None:
 
 def slope_and_offset(call: Call, z: Tensor, function: Callable[[Tensor], Tensor] | None = None):
     """(slope, offset or None) of an activation at z, by the policy; of the call itself where no function is given."""
-    if function is None:
-        target, arguments, options = call.step.target, call.args[1:], call.kwargs
-        function = lambda z: target(z, *arguments, **options)  # noqa: E731
+
+    def itself(z: Tensor) -> Tensor:
+        return call.step.target(z, *call.args[1:], **call.kwargs)
+
+    function = function or itself
     with differentiating():
         leaf = z.clone().requires_grad_()
         value = function(leaf)

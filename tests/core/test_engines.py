@@ -65,8 +65,9 @@ def test_random_nets(start, dtype):
                     assert (a - b).norm() <= allowed * RELATIVE[dtype] * b.norm(), (seed, layer, part)
 
 
-@pytest.mark.skipif("native" not in ENGINES, reason="torch's own products differ with the number of threads")
+@pytest.mark.skipif("native" not in ENGINES, reason=f"no compiled kernels: {native.available()[1]}")
 def test_the_same_bits_on_any_number_of_threads(dtype):
+    """Of the compiled kernels: torch's own products differ with the number of threads."""
     net, x = random_net(3, dtype)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
@@ -80,7 +81,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 def test_plans_need_no_compiled_module(monkeypatch):
     """Index work in torch gives the tables that the compiled module gives."""
     if not native.available()[0]:
-        pytest.skip("there is no compiled module to compare with")
+        pytest.skip(f"no compiled module to compare with: {native.available()[1]}")
     for seed in range(8):
         net, x = random_net(seed, torch.float64)
         graph = specxai.linearize(net, x, backend="reference", verify=False).graph
@@ -110,12 +111,99 @@ def test_a_plan_is_frozen():
             setattr(part, name, None)
 
 
-@pytest.mark.parametrize(("sources", "targets", "message"), [
-    ([], [2], "sources are steps of the graph, .* got none"), ([0], [99], "targets are steps of the graph, .* got 99")])
-def test_ends_that_a_plan_cannot_have(sources, targets, message):
+def ask_planner(local, *ends):
+    Planner(local.graph).plan(*ends)
+
+
+def ask_backend(local, *ends):
+    backends.make(local.backend, local.graph).products(*ends)
+
+
+def ask_operator(local, sources, targets, held, columns, rows):
+    specxai.LocalOperator(local._backend, sources, targets, held=held, columns=columns, rows=rows,
+                          dtype=torch.float32, max_memory=1 << 30)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"sources": [77]}, ValueError, "sources are steps of the graph, .*; got 77"),
+    ({"sources": ["0"]}, ValueError, "sources are steps of the graph, .*; got '0'"),
+    ({"sources": 0}, TypeError, "sources is a list of steps .*; got 0"),
+    ({"sources": []}, ValueError, "sources are steps of the graph, one or more.* got none"),
+    ({"sources": [0, 0]}, ValueError, r"sources holds a step twice, \[0, 0\]; give each once"),
+    ({"targets": [77]}, ValueError, "targets are steps of the graph, .*; got 77"),
+    ({"targets": None}, TypeError, "targets is a list of steps .*; got None"),
+    ({"targets": [3, 0, 3]}, ValueError, r"targets holds a step twice, \[3, 0, 3\]"),
+    ({"held": [77]}, ValueError, "held are steps of the graph, .*; got 77"),
+    ({"held": [[3]]}, ValueError, r"held are steps of the graph, .*; got \[3\]"),
+    ({"columns": torch.tensor([0, 3])}, ValueError, "columns are units of the sources, which have 3, .* got 3"),
+    ({"columns": torch.tensor([-1, 0])}, ValueError, "columns are units of the sources, .*; got -1"),
+    ({"columns": torch.tensor([1, 0, 1])}, ValueError, r"columns names a unit twice; .* columns\.unique"),
+    ({"columns": torch.tensor([0], dtype=torch.int32)}, TypeError, r"columns is .*; take .* \.long\(\) of other"),
+    ({"columns": torch.tensor([True, False, True])}, TypeError, r"columns is .*; take \.nonzero\(\)\.flatten\(\)"),
+    ({"columns": [0, 1]}, TypeError, "columns is a tensor of units' numbers in torch.int64, got list"),
+    ({"rows": torch.tensor([[0], [1]])}, ValueError, r"rows has shape \(2, 1\), .* take rows\.flatten"),
+    ({"rows": torch.tensor(1)}, ValueError, r"rows has shape \(\)"),
+    ({"rows": torch.tensor([2])}, ValueError, "rows are units of the targets, which have 2, .* got 2")])
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("ask", [ask_planner, ask_backend, ask_operator])
+def test_ends_that_there_are_not(ask, backend, change, error, message):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    assert (local.graph.input, max(local.graph.nodes)) == (0, 3)
+    good = {"sources": [0], "targets": [3], "held": [], "columns": torch.tensor([2, 0]), "rows": None}
+    ask(local, *good.values())
+    with pytest.raises(error, match=message):
+        ask(local, *(good | change).values())
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_live_units_of_steps_that_there_are_not(backend):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    with pytest.raises(ValueError, match=r"held are steps of the graph, .* got 9"):
+        local._backend.live_units([0], [3], [9])
+    with pytest.raises(ValueError, match=r"sources are steps of the graph, .* got 77"):
+        local.operator([77], [3])
+
+
+def test_a_backend_that_there_is_not():
     graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
-    with pytest.raises(ValueError, match=message):
-        Planner(graph).plan(sources, targets, [])
+    for name in ("nativ", "auto", None):
+        with pytest.raises(ValueError, match=f"unknown backend {name!r}; choose reference, native, torch, cuda"):
+            backends.make(name, graph)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_of_no_columns(backend):
+    graph = specxai.linearize(nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()).eval(), torch.ones(1, 1, 4)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    assert (R.matmat(torch.ones(4, 0)).shape, R.rmatmat(torch.ones(6, 0)).shape) == ((6, 0), (4, 0))
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_carry_no_autograd_graph(backend):
+    graph = specxai.linearize(nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)).eval(), torch.ones(1, 3)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    for columns in (1, 20):
+        X, Y = (torch.ones(side, columns, requires_grad=True) for side in (3, 2))
+        assert not R.matmat(X).requires_grad
+        assert not R.rmatmat(Y).requires_grad
+
+
+@pytest.mark.parametrize("backend", [*ENGINES, "auto"])
+@pytest.mark.parametrize("net, shape", [(nn.Sequential(nn.ReLU()), (1, 0)), (nn.Sequential(nn.Flatten()), (1, 2, 0)),
+                                        (nn.Sequential(nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2)), (1, 0))])
+def test_an_input_of_no_numbers(net, shape, backend):
+    x = torch.randn(shape)
+    local = specxai.linearize(net.eval(), x, backend=backend)
+    m = net(x).numel()
+    J = local.jacobian
+    assert (J.shape, J.to_dense().shape, (J @ torch.ones(0, 3)).shape) == ((m, 0), (m, 0), (m, 3))
+    assert (J.T @ torch.ones(m, 20)).shape == (0, 20)
+    assert torch.equal(local.bias, net(x))
+    assert local.exactness < 1e-6
+    assert specxai.svd(J).S.numel() == 0
+    assert local.split("0").right.shape[1] == 0
+    assert "Local" in repr(local)
+    assert local.report()
 
 
 def test_explain_on_torch_is_explain_on_native():
@@ -182,15 +270,20 @@ def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 
 class Spread(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
     def forward(self, x):
-        return torch.softmax(x.reshape(1, 64, 256), -1).flatten(1)
+        return getattr(torch.nn.functional, self.name)(x.reshape(1, 64, 256), dim=-1).flatten(1)
 
 NETS = {
     "convolutions": (nn.Sequential(nn.Conv2d(128, 160, 3, padding=1), nn.ReLU(), nn.Conv2d(160, 128, 3)),
                      (1, 128, 24, 24)),
     "depthwise": (nn.Sequential(nn.Conv2d(64, 64, 5, padding=2, groups=64), nn.ReLU(), nn.AvgPool2d(3, 1, 1)),
                   (1, 64, 48, 48)),
-    "opaque": (nn.Sequential(Spread(), nn.Linear(16384, 4)), (1, 16384)),
+    "low rank": (nn.Sequential(Spread("softmax"), nn.Linear(16384, 4)), (1, 16384)),
+    "opaque": (nn.Sequential(Spread("glu"), nn.Linear(8192, 4)), (1, 16384)),
 }
 for name, (net, shape) in NETS.items():
     J = specxai.linearize(net.eval(), torch.randn(shape), backend=sys.argv[1], verify=False).jacobian
@@ -200,7 +293,7 @@ for name, (net, shape) in NETS.items():
             before = status("VmRSS")
             open("/proc/self/clear_refs", "w").write("5")
             product(block)
-            print(name, columns, J._products.product_bytes(columns), status("VmHWM") - before)
+            print(name.replace(" ", "_"), columns, J._products.product_bytes(columns), status("VmHWM") - before)
 """
 
 
@@ -214,7 +307,7 @@ def test_a_product_holds_what_it_says(engine):
     done = subprocess.run([sys.executable, "-c", MEASURE, engine], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 3 * 2 * 2
+    assert len(found) == 4 * 2 * 2
     for name, columns, stated, held in found:
         own = 4 * weights if name == "convolutions" else 0
         assert int(held) <= int(stated) + own + (3 << 20), (name, columns, stated, held)
