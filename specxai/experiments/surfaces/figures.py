@@ -94,7 +94,7 @@ def contributions(shapes: ShapeSet, rows: Sequence[dict], title: str, orders: Se
 
 def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tensor, true: Tensor, guessed: Tensor,
             score: str) -> Figure:
-    """Held-out shapes (6, 3, V) with the formula's and the net's number, and these for all held-out shapes."""
+    """Test shapes (6, 3, V) with the formula's and the net's number, and these for all test shapes."""
     figure = Figure(figsize=(11.5, 5.2 if shapes.name == "car" else 6.4), layout="constrained", facecolor="white")
     left, right = figure.subfigures(1, 2, width_ratios=[2.1, 1])
     size = size_of(shapes, vertices[0])
@@ -108,7 +108,7 @@ def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tenso
     axes.plot(ends, ends, color="0.6", lw=0.8)
     axes.scatter(target.numpy(), predicted.numpy(), s=9, color=BLUE, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"formula's {shapes.symbol} {shapes.unit}", ylabel="net's", aspect="equal")
-    axes.set_title(f"held-out shapes\n{score}", fontsize=10, color=INK)
+    axes.set_title(f"test shapes\n{score}", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"The set of {shapes.name}s: {shapes.vertices} vertices in correspondence; {shapes.what}",
                     fontsize=12.5, fontweight="bold", color=INK)
@@ -130,7 +130,7 @@ def similarities(plain: Sequence[Tensor], spaces: Sequence[Tensor], name: str) -
                 figure.colorbar(drawn, ax=list(grid[0 if low else 1]), shrink=0.85, aspect=22, pad=0.01)
     grid[0, 0].set_ylabel("inner products φ·φ'\n(signs fixed by φ·x ≥ 0)", fontsize=9, color=INK)
     grid[1, 0].set_ylabel("cosine of the angle\nto the space of close λ", fontsize=9, color=INK)
-    figure.suptitle(f"Similarity of the vectors of largest |α| at the first layer, {len(plain[0])} held-out {name}s",
+    figure.suptitle(f"Similarity of the vectors of largest |α| at the first layer, {len(plain[0])} test {name}s",
                     fontsize=12.5, fontweight="bold", color=INK)
     figure.supxlabel(f"a row and a column for each {name}, in the order of the first vector's likeness",
                      fontsize=8.5, color=SOFT)
