@@ -45,18 +45,21 @@ def shown(entry: Mapping) -> str:
 def paragraphs(text: str) -> str:
     """HTML of the little markup that `Study.text` understands.
 
-    >>> paragraphs("# A < B\\n\\nSome **bold**\\n\\n- `x`\\n- y")
-    '<h2>A &lt; B</h2>\\n<p>Some <b>bold</b></p>\\n<ul><li><code>x</code></li><li>y</li></ul>'
+    >>> paragraphs("# A < B\\nSome **bold**\\n\\n- `x`\\n- y,\\n  on two lines")
+    '<h2>A &lt; B</h2>\\n<p>Some <b>bold</b></p>\\n<ul><li><code>x</code></li><li>y, on two lines</li></ul>'
     """
     parts = []
     for block in re.split(r"\n\s*\n", text.strip()):
-        lines = [_inline(line.strip()) for line in block.splitlines()]
-        if len(lines) == 1 and lines[0].startswith("# "):
-            parts.append(f"<h2>{lines[0][2:]}</h2>")
-        elif all(line.startswith("- ") for line in lines):
-            parts.append("<ul>" + "".join(f"<li>{line[2:]}</li>" for line in lines) + "</ul>")
+        lines = [line.strip() for line in block.splitlines()]
+        if lines[0].startswith("# "):
+            parts.append(f"<h2>{_inline(lines.pop(0)[2:])}</h2>")
+        if not lines:
+            continue
+        if lines[0].startswith("- "):
+            items = re.split(r"^- ", "\n".join(lines), flags=re.MULTILINE)[1:]
+            parts.append("<ul>" + "".join(f"<li>{_inline(' '.join(one.split()))}</li>" for one in items) + "</ul>")
         else:
-            parts.append(f"<p>{' '.join(lines)}</p>")
+            parts.append(f"<p>{_inline(' '.join(lines))}</p>")
     return "\n".join(parts)
 
 

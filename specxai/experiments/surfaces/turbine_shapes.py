@@ -183,7 +183,8 @@ def turbine_set() -> ShapeSet:
     shades = torch.ones(total)
     shades[parts["hub"] | parts["nacelle"]] = 0.85
     return ShapeSet("turbine", PARAMETERS, build, torch.cat(faces), parts, _mirror(starts, sizes), stress, "σ_max",
-                    "MPa", "peak bending stress of a blade", SOURCE, eye=(-1.0, 0.62, 0.16), shades=shades)
+                    "MPa", "peak bending stress of a blade", SOURCE, eye=(-1.0, 0.62, 0.16), shades=shades,
+                    focus=~parts["tower"])
 
 
 def _mirror(starts: list[int], sizes: list[int]) -> Tensor:
