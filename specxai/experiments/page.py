@@ -16,7 +16,9 @@ __all__ = ["shown", "write_contents", "write_page"]
 def write_page(path: Path, study, summary: str = "") -> None:
     """Write the page of a Study; under a temporary name, then renamed."""
     items = [{**item, **({"png": base64.b64encode(item["png"]).decode()} if item["kind"] == "figure" else {}),
-              **({"html": paragraphs(item["text"])} if item["kind"] == "text" else {})} for item in study.items]
+              **({"html": paragraphs(item["text"])} if item["kind"] == "text" else
+                 {"caption": _inline(item["caption"])})}
+             for item in study.items]
     for item in items:
         if item["kind"] == "table":
             item["columns"] = list(dict.fromkeys(column for row in item["rows"] for column in row))
