@@ -31,7 +31,8 @@ class LocalOperator(LinearOperator):
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
     taps               steps between whose cotangents `pull_back` passes on
-    max_memory         bytes that one product may hold; wider blocks run in chunks of `block_size` columns
+    max_memory         bytes that one product may hold, with its tables but not the copies of weights; wider blocks run
+                       in chunks of `block_size` columns
     dtype              of the blocks given and returned; between, products run in the graph's
     snapshot           what products ask whether the weights are still those that the graph was made from
 
