@@ -13,7 +13,7 @@ from torch import Tensor
 from specxai._once import once
 from specxai.affine.snapshot import Snapshot
 from specxai.backends import Backend
-from specxai.backends.engine import Products
+from specxai.backends.engine import Passed, Products
 from specxai.backends.reference import WholeValues
 from specxai.backends.used import note
 from specxai.graph.cut import LiveCut, narrowest
@@ -30,6 +30,7 @@ class LocalOperator(LinearOperator):
     sources, targets   steps of the program; their units are flattened and put one after the other
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
+    taps               steps between whose cotangents `pull_back` passes on
     max_memory         bytes that one product may hold, with its tables but not the copies of weights; wider blocks run
                        in chunks of `block_size` columns
     dtype              of the blocks given and returned; between, products run in the graph's
@@ -50,12 +51,13 @@ class LocalOperator(LinearOperator):
 
     def __init__(self, backend: Backend, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),
                  dtype: torch.dtype, max_memory: int, columns: Tensor | None = None, rows: Tensor | None = None,
-                 snapshot: Snapshot | None = None) -> None:
+                 taps: Sequence[int] = (), snapshot: Snapshot | None = None) -> None:
         self._snapshot, self._seconds = snapshot, 0.0  # that the last product took
         check_ends(backend.graph, sources, targets, held, columns, rows)
         self._backend, self._graph = backend, backend.graph
         self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
+        self._taps = list(taps)
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
         super().__init__((m, n), dtype, self._graph.device)
@@ -64,12 +66,14 @@ class LocalOperator(LinearOperator):
     def _products(self) -> Products:
         self._check()
         with full_precision(self.device):
-            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows)
+            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows,
+                                          self._taps)
 
     @once
     def reference(self) -> WholeValues:
         """The reference's products, through whole values."""
-        return WholeValues(self._graph, self._sources, self._targets, self._held, self._columns, self._rows)
+        return WholeValues(self._graph, self._sources, self._targets, self._held, self._columns, self._rows,
+                           self._taps)
 
     def _for(self, columns: int) -> Products:
         """What runs so many columns: the backend's products, the reference's where few are not worth a plan."""
@@ -167,6 +171,21 @@ class LocalOperator(LinearOperator):
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 
+    def pull_back(self, Y: Tensor, passed: Passed) -> Tensor:
+        """Rᵀ Y (n, k) of Y (m, k); on the way `passed` is called with each of the steps `taps` and its cotangents,
+        (units, k) in the graph's dtype, which it must not keep.
+
+        In a plan a unit that no source reaches has none: zero.
+
+        Raises ValueError for more columns than `block_size`.
+        """
+        if Y.ndim != 2 or Y.shape[0] != self.shape[0]:
+            raise ValueError(f"Y has shape {tuple(Y.shape)}; an operator {self.shape} takes ({self.shape[0]}, k)")
+        if Y.shape[1] > self._chunk(Y.shape[1]):
+            raise ValueError(f"Y has {Y.shape[1]} columns, max_memory={self.max_memory:,} holds "
+                             f"{self.block_size}; give them in blocks of block_size")
+        return self._run("rmatmat", Y, False, passed)
+
     def ensure_current(self) -> None:
         if self._snapshot is not None:
             self._snapshot.check(full=True)
@@ -177,13 +196,13 @@ class LocalOperator(LinearOperator):
     def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         return self._run("rmatmat", Y, rough)
 
-    def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
+    def _run(self, product: str, block: Tensor, rough: bool, *passed: Passed) -> Tensor:
         self._check(self._seconds)
         start = time.perf_counter()
         with full_precision(self.device):
             products = self._for(block.shape[1])
             note(products.backend)
-            result = getattr(products, product)(block.to(self._graph.dtype), rough).to(self.dtype)
+            result = getattr(products, product)(block.to(self._graph.dtype), rough, *passed).to(self.dtype)
         self._seconds = time.perf_counter() - start
         return result
 
