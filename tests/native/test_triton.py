@@ -91,3 +91,21 @@ def test_row_sum_compiles_without_spills(real, instruction, probes, capability):
     assert instruction in built.ptx
     assert built.spills == 0
     assert_no_atomics(built.ptx)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("probes", [16, 64])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("real, instruction", [("fp32", "fma.rn.f32"), ("fp64", "fma.rn.f64")])
+def test_low_rank_compiles_without_spills(real, instruction, rank, probes, capability):
+    from specxai.kernels import low_rank as stage
+
+    types = dict.fromkeys(("inside", "outside"), "*i32")
+    types |= dict.fromkeys(("diagonal", "left", "right", "block", "out"), f"*{real}")
+    types |= {"size": "i32", "n_probes": "i32", "stride_in": "i64", "stride_out": "i64"}
+    units, wide = stage.tiles_for(768, probes)
+    constants = {"RANK": rank, "ACCUMULATE": True, "BLOCK_UNITS": units, "BLOCK_PROBES": wide}
+    built = built_for(stage.low_rank_kernel, types, constants, capability, aligned=list(types))
+    assert instruction in built.ptx
+    assert built.spills == 0
+    assert_no_atomics(built.ptx)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specxai.backends.cuda.groups import GroupWork
 from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
@@ -54,7 +55,7 @@ class CudaEngine:
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype, self.device)
         if isinstance(stage, LowRank):
-            return Instead(self._torch.lower(stage), self._torch.name, "a diagonal plus a low rank has no kernel yet")
+            return GroupWork(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
 
     def stride_of(self, probes: int) -> int:
