@@ -26,6 +26,8 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "tokens": "specxai.spectral",
+    "Tokens": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages

@@ -55,10 +55,12 @@ class Planner:
         first = draft(graph, self._structures, path, live, sources, targets, rows)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
         """The live units of the sources and of every step between: step -> mask (units,)."""
+        columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
-            return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
+            return self._live(self._path(sources, targets, held), sources, targets, held, columns, rows)
 
     def _check(self, steps: Sequence[int], name: str) -> None:
         unknown = [step for step in steps if step not in self.graph.shapes]
