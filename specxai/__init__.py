@@ -28,6 +28,7 @@ _EXPORTS = {
     "explain": "specxai.spectral",
     "tokens": "specxai.spectral",
     "Tokens": "specxai.spectral",
+    "pullback": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages
