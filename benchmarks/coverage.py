@@ -289,9 +289,9 @@ def table(results: Results, names: list[str], policies: list[str]) -> str:
 
 def page(results: Results, names: list[str], policies: list[str]) -> str:
     """docs/coverage.md."""
-    run = [name for name in names if any((name, gates, dtype) in results.rows for gates in policies for dtype in BOUNDS)]
-    good = [name for name in run if all(passes(results.rows.get((name, gates, dtype), {"error": ""}))
-                                        for gates in policies for dtype in BOUNDS)]
+    kinds = [(gates, dtype) for gates in policies for dtype in BOUNDS]
+    run = [name for name in names if any((name, *kind) in results.rows for kind in kinds)]
+    good = [name for name in run if all(passes(results.rows.get((name, *kind), {"error": ""})) for kind in kinds)]
     versions = ", ".join(f"{package} {version}" for package, version in _versions())
     return PAGE.format(good=len(good), run=len(run), versions=versions, table=table(results, names, policies),
                        bound_cast=f"{CAST:.0e}",

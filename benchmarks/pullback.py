@@ -64,7 +64,7 @@ def encoder(model: nn.Module, layer: str, timestep: int):
 def power_method(h_of, x: Tensor, k: int, most: int, threshold: float) -> tuple[Tensor, Tensor, int]:
     """V (n, k), S (k,) and the iterations of the repeated-forward power method."""
     V = torch.linalg.qr(torch.randn(x.numel(), k, generator=torch.Generator().manual_seed(0), dtype=x.dtype))[0].T
-    for iteration in range(1, most + 1):
+    for iteration in range(1, most + 1):  # noqa: B007  (returned)
         before = V
 
         def along(a: Tensor, V: Tensor = V) -> Tensor:
@@ -107,7 +107,7 @@ def run_unet(given: argparse.Namespace) -> None:
     model, x = unet(given.size), torch.randn(1, 3, given.size, given.size)
     h_of = encoder(model, "mid_block", 3)
     with torch.no_grad():
-        print(f"{model.__class__.__name__}, {given.size} x {given.size}: {x.numel()} -> {h_of(x).numel()}, k = {given.rank}")
+        print(f"U-Net, {given.size} x {given.size}: {x.numel()} -> {h_of(x).numel()}, k = {given.rank}")
 
     start = time.perf_counter()
     p = specxai.pullback(model, x, layer="mid_block", rank=given.rank, kwargs={"timestep": 3})
@@ -164,8 +164,8 @@ def run_generator(given: argparse.Namespace) -> None:
     print(f"| | s |\n| --- | --- |\n| specxai.pullback, linearisation and SVD included | {ours:.2f} |\n"
           f"| torch.autograd.functional.jacobian, {rows} of {m} rows timed, and SVD | {reverse + dense:.2f} |\n"
           f"| torch.func.jvp of 32 columns at a time, and SVD | {forward + dense:.2f} |")
-    print(f"{(reverse + dense) / ours:.1f} times as fast; {len(p.S)} singular values differ by at most {gap:.1e} λ₁ from "
-          "those of the dense matrix")
+    print(f"{(reverse + dense) / ours:.1f} times as fast; {len(p.S)} singular values differ by at most {gap:.1e} λ₁ "
+          "from those of the dense matrix")
 
 
 def main() -> None:

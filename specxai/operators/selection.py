@@ -29,7 +29,7 @@ class SelectionOperator(LinearOperator):
     def __init__(self, indices: Tensor, n: int, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu") -> None:
         chosen = indices.detach().long().flatten()
-        if chosen.numel() and not (0 <= int(chosen.min()) and int(chosen.max()) < n):
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= n):
             raise ValueError(f"indices lie between {int(chosen.min())} and {int(chosen.max())}, and a vector of {n} "
                              f"numbers has places 0 to {n - 1}")
         if len(chosen.unique()) < len(chosen):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-
 import torch
 from torch import Tensor
 
@@ -37,8 +36,8 @@ def pullback(model, x: Tensor | None = None, layer=None, rank: int | None = 5, m
     x        the input, shape (1, ...); not with a Local
     layer    dotted name of a module or the module object; None for the model's output, as of a generator
     rank     triplets; None for all of them, exactly: an input of few units, such as 512 latents, takes as many columns
-    mask     the input's units that may change, True or 1 where they may, of x's shape or one that broadcasts to it, such
-             as (H, W); V is zero elsewhere
+    mask     True or 1 for the input's units that may change, of x's shape or one that broadcasts to it, such as (H, W);
+             V is zero elsewhere
     kwargs   what the model gets beside x, such as {"timestep": 500, "encoder_hidden_states": c}
     tol      of a residual, relative to λ₁; by default 1e-5, which makes directions exact to about 1e-3 where
              neighbouring singular values differ by a per cent of λ₁
@@ -97,7 +96,8 @@ def _chosen(mask: Tensor, x: Tensor) -> Tensor:
     try:
         whole = torch.broadcast_to(wanted, x.shape)
     except RuntimeError:
-        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the input's, {tuple(x.shape)}") from None
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the input's, "
+                         f"{tuple(x.shape)}") from None
     places = whole.flatten().nonzero().flatten()
     if not len(places):
         raise ValueError("mask lets no unit of the input change: it is False everywhere")

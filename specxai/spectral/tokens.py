@@ -200,8 +200,8 @@ class Tokens(Stored):
 
     def _operator(self) -> LinearOperator:
         if self.local is None:
-            raise ValueError("these token spectra were loaded from a file and have no Local to multiply with: set it by "
-                             "dataclasses.replace(t, local=specxai.linearize(model, x, ...))")
+            raise ValueError("these token spectra were loaded from a file and have no Local to multiply with: give it "
+                             "by dataclasses.replace(t, local=specxai.linearize(model, x, ...))")
         return _part_of(self.local, self.positions)
 
     @classmethod

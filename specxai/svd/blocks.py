@@ -12,8 +12,8 @@ range   Q spans what forward products with the weighted blocks J D reach, block 
 
 What Q misses is measured by Gaussian probes G that it never sees: Gᵀ(I − QQᵀ) J_t v is known for all t and v from the
 adjoint products Jᵀ G.  Chernoff's bound of `HeldOut` turns its norm into a bound of ‖(I − QQᵀ) J_t v‖, rounding of the
-adjoint products included.  Forward products with random columns, weighted in the same way, bound by how much they differ
-from the adjoint ones.
+adjoint products included.  Forward products with random columns, weighted in the same way, bound by how much they
+differ from the adjoint ones.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def block_svds(operator: LinearOperator, blocks: int, rank: int, *, tol: float =
     >>> [round(float(s), 4) for s in found.S[:, 0]], found.method
     ([3.0, 5.0], 'exact')
     """
-    m, n = operator.shape
-    if n % blocks:
+    n = operator.shape[1]
+    if blocks < 1 or n % blocks:
         raise ValueError(f"{n} columns are no {blocks} blocks of equal size")
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)
@@ -112,8 +112,8 @@ class _Solver:
         probes = gaussian(self.width, WEIGHING + HELD_OUT, self.generator, operator)
         image = self.inner.rmatmat(probes)
         if not torch.isfinite(image).all():
-            raise ValueError(f"{operator.operator!r} gives values that are not finite: the model's weights or its input "
-                             "hold inf or nan, or a product overflows its dtype")
+            raise ValueError(f"{operator.operator!r} gives values that are not finite: the model's weights or its "
+                             "input hold inf or nan, or a product overflows its dtype")
         image = image.reshape(self.T, self.d, -1)
         self.probes, self.image = probes[:, WEIGHING:].double(), image[..., WEIGHING:]
         # From probes of their own: a range is sought with these, and the others must know nothing of it.
@@ -233,7 +233,7 @@ def leading(block: Tensor, k: int, floor: float, dtype: torch.dtype) -> tuple[Te
         S = torch.linalg.norm(image, dim=0)
         left = image / S.clamp_min(torch.finfo(torch.float64).tiny)
         Y, V = (left, right) if turned else (right, left)
-    alive = S > floor
+    alive = floor < S
     return Y * alive, S * alive, V * alive
 
 
