@@ -18,7 +18,7 @@ from specxai.operators import LinearOperator
 from specxai.precision import full_precision
 from specxai.spectral.record import Stored
 from specxai.spectral.store import FLOATING, Layout, read
-from specxai.svd.blocks import block_svds
+from specxai.svd.shared import block_svds
 
 __all__ = ["Contributions", "TokenBlocks", "Tokens", "tokens"]
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from specxai._blocks import identity_blocks
 from specxai.operators import ComposedOperator, DenseOperator, LinearOperator
@@ -149,8 +150,11 @@ class _Solver:
         due = self.k + KRYLOV_BLOCK
         while True:
             new = extend(Q, self.inner.matmat(probes), floor)[0][:, :self.width - Q.shape[1]]
-            everything = new.shape[1] == 0 or Q.shape[1] + new.shape[1] > limit
-            if everything:  # an exhausted range may still hide what no probe has met
+            found = None if new.shape[1] else self._triplets(B.reshape(self.T, self.d, -1), Q, range(self.T))
+            if found is not None and self._holds(found):  # all that the blocks have in common
+                return self._result("range", [found], Q, Q.shape[1], True)
+            everything = found is not None or Q.shape[1] + new.shape[1] > limit
+            if everything:
                 if len(self._groups()) > 1:
                     return self._exact()
                 new = _complement(Q)
@@ -218,7 +222,7 @@ class _Solver:
 
 
 def leading(block: Tensor, k: int, floor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Y (q, k), S (k,), V (d, k) of block (d, q) = V diag(S) Yᵀ, all float64; zeros for what lies below `floor`.
+    """Y (q, k), S (k,), V (d, k) of block (d, q) = V diag(S) Yᵀ, all float64; zeros below `floor`, and beyond the rank.
 
     In float32 from the eigenvectors of the smaller Gram matrix, which has digits to spare in float64; else by an SVD.
     """
@@ -234,7 +238,8 @@ def leading(block: Tensor, k: int, floor: float, dtype: torch.dtype) -> tuple[Te
         left = image / S.clamp_min(torch.finfo(torch.float64).tiny)
         Y, V = (left, right) if turned else (right, left)
     alive = floor < S
-    return Y * alive, S * alive, V * alive
+    missing = k - len(S)
+    return tuple(F.pad(part * alive, (0, missing)) for part in (Y, S, V))
 
 
 def _top_eigenvectors(G: Tensor, k: int) -> Tensor:
