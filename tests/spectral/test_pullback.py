@@ -55,8 +55,10 @@ def dense(net, x, layer: str | None, **kwargs) -> torch.Tensor:
 
 
 def check(p, J: torch.Tensor, k: int) -> None:
-    U, S, Vh = torch.linalg.svd(J)
-    assert (p.S - S[:k]).abs().max() <= 1e-10 * S[0] and p.V.shape == (J.shape[1], k) and p.U.shape == (len(J), k)
+    _, S, Vh = torch.linalg.svd(J)
+    assert (p.S - S[:k]).abs().max() <= 1e-10 * S[0]
+    assert p.V.shape == (J.shape[1], k)
+    assert p.U.shape == (len(J), k)
     V = p.V / p.V.norm(dim=0)
     assert (V - Vh[:k].T @ (Vh[:k] @ V)).norm() <= 1e-8  # the same space
     assert (J @ p.V - p.U * p.S).norm(dim=0).max() <= p.residuals.max() + 1e-13
@@ -85,7 +87,9 @@ def test_a_mask_restricts_the_input(net, x, layer, kind):
     p = specxai.pullback(net, x, layer, rank=3, mask=mask, tol=1e-11)
     keep = mask.bool().expand(2, 6, 6).flatten()
     check(p, dense(net, x, layer) * keep, 3)
-    assert not p.V[~keep].any() and p.settings["mask"] == 12 and p.local is None
+    assert not p.V[~keep].any()
+    assert p.settings["mask"] == 12
+    assert p.local is None
 
 
 def test_signs_do_not_depend_on_the_seed(net, x):
@@ -102,15 +106,19 @@ def test_the_full_spectrum_of_a_generator():
     p = specxai.pullback(model, z, rank=None)
     J = torch.autograd.functional.jacobian(model, z).reshape(192, 12)
     check(p, J, len(p.S))
-    assert len(p.S) == 12 and p.method == "exact" and p.layer == "output"
+    assert len(p.S) == 12
+    assert p.method == "exact"
+    assert p.layer == "output"
 
 
 def test_a_local_keeps_what_was_found(net, x):
     local = specxai.linearize(net, x)
     p = specxai.pullback(local, layer="mid", rank=3)
-    assert p.local is local and len(local.decompositions) == 1
+    assert p.local is local
+    assert len(local.decompositions) == 1
     masked = specxai.pullback(local, layer="mid", rank=3, mask=torch.eye(6))
-    assert len(local.decompositions) == 1 and masked.S[0] < p.S[0]
+    assert len(local.decompositions) == 1
+    assert masked.S[0] < p.S[0]
     assert specxai.pullback(local, rank=2).layer == "output"
 
 
@@ -124,7 +132,8 @@ def test_files(net, x, tmp_path):
     p = specxai.pullback(net, x, "mid", rank=3, mask=torch.ones(6, 6))
     p.save(tmp_path / "p.safetensors")
     back = Decomposition.load(tmp_path / "p.safetensors")
-    assert torch.equal(back.V, p.V) and back.settings["mask"] == 72
+    assert torch.equal(back.V, p.V)
+    assert back.settings["mask"] == 72
 
 
 @pytest.mark.parametrize("kind, given, words", [

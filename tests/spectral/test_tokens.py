@@ -68,14 +68,18 @@ def test_triplets_are_those_of_the_detached_model(model, x, position, positions,
     local = specxai.linearize(model, x, gates="frozen")
     t, J = specxai.tokens(local, position, rank=4, method=method), dense(model, x, positions)
     S = torch.linalg.svdvals(J)[:, :4]
-    assert t.positions == tuple(positions) and t.U.shape == (T, 5 * len(positions), 4) and t.V.shape == (T, D, 4)
-    assert (t.S - S).abs().max() <= 1e-10 * S.max() and t.worst_residual <= 1e-10
+    assert t.positions == tuple(positions)
+    assert t.U.shape == (T, 5 * len(positions), 4)
+    assert t.V.shape == (T, D, 4)
+    assert (t.S - S).abs().max() <= 1e-10 * S.max()
+    assert t.worst_residual <= 1e-10
     true = torch.maximum((J @ t.V - t.U * t.S[:, None]).norm(dim=1), (J.mT @ t.U - t.V * t.S[:, None]).norm(dim=1))
     assert (true <= t.residuals + 1e-14).all()
     for token in (0, -1):
         assert (t.jacobian[token] - J[token]).abs().max() <= 1e-10
     reach = torch.tensor([p <= max(positions) for p in range(T)])  # causal: later tokens bring nothing
-    assert bool((t.S[~reach] == 0).all()) and bool((t.S[reach] > 0).any(1).all())
+    assert bool((t.S[~reach] == 0).all())
+    assert bool((t.S[reach] > 0).any(1).all())
     along = (t.V * x[0, :, :, None]).sum(1)
     assert bool((along >= 0).all())
 
@@ -84,7 +88,8 @@ def test_tangent_gates_give_the_true_jacobian(x):
     model = Decoder(relu=True).double().eval()
     t = specxai.tokens(specxai.linearize(model, x), rank=3)
     S = torch.linalg.svdvals(dense(model, x, [T - 1], detached=False))[:, :3]
-    assert (t.S - S).abs().max() <= 1e-10 * S.max() and t.gates == "tangent"
+    assert (t.S - S).abs().max() <= 1e-10 * S.max()
+    assert t.gates == "tangent"
 
 
 def test_an_output_of_one_position(model, x):
@@ -104,7 +109,8 @@ def test_a_wide_vocabulary_goes_through_the_narrowest_cut(x):
     """300 outputs at the last position through 8 hidden units there: 8 adjoint columns, not 300."""
     model = Decoder(out=300).double().eval()
     t, J = specxai.tokens(specxai.linearize(model, x, gates="frozen"), rank=3), dense(model, x, [T - 1])
-    assert t.settings["width"] == D and t.products < 100
+    assert t.settings["width"] == D
+    assert t.products < 100
     assert (t.S - torch.linalg.svdvals(J)[:, :3]).abs().max() <= 1e-10 * t.S.max()
     assert ((J.mT @ t.U) - t.V * t.S[:, None]).abs().max() <= 1e-10 * t.S.max()
 
@@ -116,15 +122,18 @@ def test_contributions_add_up_to_the_target(model, x, target):
     w = torch.nn.functional.one_hot(y.argmax(), 5).double() if target is None else torch.eye(5).double()[
         target] if not isinstance(target, torch.Tensor) else target.double()
     assert torch.allclose(found.alpha, torch.einsum("m,tmd,td->t", w, J, x[0]), atol=1e-10)
-    assert abs(found.output - float(w.flatten() @ y)) <= 1e-10 and found.completeness <= 1e-10
+    assert abs(found.output - float(w.flatten() @ y)) <= 1e-10
+    assert found.completeness <= 1e-10
     assert abs(float(found.alpha.sum()) + found.bias - found.output) <= 1e-10
 
 
 def test_contributions_to_one_of_several_positions(model, x):
     t = specxai.tokens(specxai.linearize(model, x, gates="frozen"), [1, 4], rank=2)
     found = t.contributions((1, 2))
-    assert abs(found.output - float(model(x).detach()[0, 4, 2])) <= 1e-10 and found.completeness <= 1e-10
-    assert not found.alpha[5:].any() and found.label == "output[1, 2]"
+    assert abs(found.output - float(model(x).detach()[0, 4, 2])) <= 1e-10
+    assert found.completeness <= 1e-10
+    assert not found.alpha[5:].any()
+    assert found.label == "output[1, 2]"
 
 
 def test_less_memory_gives_the_same(model, x):
@@ -151,7 +160,8 @@ def test_token_ids_are_read_through_their_embedding():
     t = specxai.tokens(specxai.linearize(model, ids, gates="frozen"), rank=2)
     x = model.embed(ids).detach()
     S = torch.linalg.svdvals(dense(model.decoder, x, [3]))[:, :2]
-    assert torch.equal(t.x, x[0]) and (t.S - S).abs().max() <= 1e-10
+    assert torch.equal(t.x, x[0])
+    assert (t.S - S).abs().max() <= 1e-10
 
 
 def test_files_and_pickles(model, x, tmp_path):
@@ -159,7 +169,10 @@ def test_files_and_pickles(model, x, tmp_path):
     t = specxai.tokens(local, [0, 3], rank=2)
     t.save(tmp_path / "t.safetensors")
     for back in (Tokens.load(tmp_path / "t.safetensors"), pickle.loads(pickle.dumps(t))):
-        assert torch.equal(back.U, t.U) and back.positions == (0, 3) and back.local is None and repr(back) == repr(t)
+        assert torch.equal(back.U, t.U)
+        assert back.positions == (0, 3)
+        assert back.local is None
+        assert repr(back) == repr(t)
         with pytest.raises(ValueError, match="no Local"):
             back.contributions((0, 0))
         assert replace(back, local=local).contributions((0, 0)).completeness < 1e-10

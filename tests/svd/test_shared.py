@@ -42,7 +42,8 @@ def test_blocks_of_every_shape(m, method, dtype):
     J = blocks(m, dtype)
     found = block_svds(side_by_side(J), T, 4, method=method)
     check(found, J, 4)
-    assert found.converged and found.method == method
+    assert found.converged
+    assert found.method == method
     assert (found.residuals / found.S[:, :1].double()).max() < 1e-3
     if method == "exact":
         wanted = torch.linalg.svdvals(J.double())[:, :4]
@@ -55,7 +56,8 @@ def test_the_same_left_range_serves_all_blocks_and_takes_fewer_columns():
     J = Q @ blocks(12, torch.float64)
     found = block_svds(side_by_side(J), T, 3, method="range")
     check(found, J, 3)
-    assert found.settings["columns"] < 100 and found.products < 400
+    assert found.settings["columns"] < 100
+    assert found.products < 400
     # One block's own direction, which no other shares and whose size is a millionth: it is not lost.
     J[1] = 1e-6 * torch.randn(400, 1, dtype=torch.float64) @ torch.randn(1, D, dtype=torch.float64)
     check_one = block_svds(side_by_side(J), T, 1, method="range")
@@ -68,7 +70,8 @@ def test_a_range_that_finds_no_end_is_completed():
     J = torch.stack([torch.linalg.qr(torch.randn(80, D, dtype=torch.float64))[0] for _ in range(T)])
     found = block_svds(side_by_side(J), T, 5, method="range", tol=1e-8)
     check(found, J, 5)
-    assert found.converged and found.settings["columns"] == 80
+    assert found.converged
+    assert found.settings["columns"] == 80
 
 
 def test_what_a_range_misses_is_in_the_residual(monkeypatch):
@@ -86,7 +89,8 @@ def test_a_narrow_cut_is_decomposed_in_its_place(dtype):
     A, B = torch.randn(300, 10, dtype=dtype), torch.randn(10, T * D, dtype=dtype)
     found = block_svds(ComposedOperator(DenseOperator(A), DenseOperator(B)), T, 4)
     check(found, (A @ B).reshape(300, T, D).transpose(0, 1), 4)
-    assert found.settings["width"] == 10 and found.products < 90
+    assert found.settings["width"] == 10
+    assert found.products < 90
 
 
 def test_blocks_that_do_not_fit_are_made_in_groups():
@@ -94,7 +98,8 @@ def test_blocks_that_do_not_fit_are_made_in_groups():
     one, product = D * 24 * item, T * D * 24 * item
     whole, grouped = (block_svds(side_by_side(J), T, 3, max_memory=memory) for memory in (None, product + 2 * one))
     check(grouped, J, 3)
-    assert torch.allclose(grouped.S, whole.S, rtol=1e-13) and grouped.products == whole.products + 2 * (24 + 16)
+    assert torch.allclose(grouped.S, whole.S, rtol=1e-13)
+    assert grouped.products == whole.products + 2 * (24 + 16)
     with pytest.raises(MemoryError, match="one token need"):
         block_svds(side_by_side(J), T, 3, max_memory=product)
 
@@ -103,17 +108,25 @@ def test_blocks_of_zeros_and_of_low_rank_are_filled_with_zeros(dtype):
     J = blocks(12, dtype)
     J[2], J[4] = 0, J[4, :, :1] * J[4, :1]
     found = block_svds(side_by_side(J), T, 3)
-    assert not found.S[2].any() and not found.U[2].any() and not found.V[2].any() and not found.residuals[2].any()
-    assert found.S[4, 0] > 0 and not found.S[4, 1:].any()
+    assert not found.S[2].any()
+    assert not found.U[2].any()
+    assert not found.V[2].any()
+    assert not found.residuals[2].any()
+    assert found.S[4, 0] > 0
+    assert not found.S[4, 1:].any()
 
 
 @pytest.mark.parametrize("method", ["exact", "range"])
 def test_an_operator_of_zeros_or_of_less_rank_than_asked_for(method):
     found = block_svds(side_by_side(torch.zeros(T, 12, D)), T, 3, method=method)
-    assert found.S.shape == (T, 3) and not found.S.any() and found.U.shape == (T, 12, 3) and found.converged
+    assert found.S.shape == (T, 3)
+    assert not found.S.any()
+    assert found.U.shape == (T, 12, 3)
+    assert found.converged
     J = torch.randn(12, 2, dtype=torch.float64) @ torch.randn(T, 2, D, dtype=torch.float64)
     found = block_svds(side_by_side(J), T, 3, method=method)
-    assert (found.S[:, :2] > 0).all() and not found.S[:, 2].any()
+    assert (found.S[:, :2] > 0).all()
+    assert not found.S[:, 2].any()
     assert torch.allclose(found.S[:, :2], torch.linalg.svdvals(J)[:, :2])
 
 
@@ -138,4 +151,5 @@ def test_leading_of_one_block(shape, dtype):
     block = torch.randn(shape, dtype=torch.float64)
     Y, S, V = leading(block, 3, 0.0, dtype)
     assert torch.allclose(S, torch.linalg.svdvals(block)[:3], rtol=1e-12)
-    assert torch.allclose(block @ Y, V * S, atol=1e-12) and torch.allclose(block.mT @ V, Y * S, atol=1e-12)
+    assert torch.allclose(block @ Y, V * S, atol=1e-12)
+    assert torch.allclose(block.mT @ V, Y * S, atol=1e-12)
