@@ -94,8 +94,9 @@ class Program:
                     values[step.index] = step.target(*args, **kwargs)
         return values
 
-    def layer(self, layer: str | torch.nn.Module) -> tuple[str, int]:
-        """(name, step) of a layer given by dotted name or by module object.
+    def layer(self, layer: str | torch.nn.Module, first: bool = False) -> tuple[str, int]:
+        """(name, step) of a layer given by dotted name or by module object; of several tensors that it returns, the
+        first where that is asked for.
 
         Raises LayerError, naming near misses or, for a module with several outputs or calls, their names.
         """
@@ -108,6 +109,8 @@ class Program:
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
+            if first and names[0].startswith(f"{layer}["):
+                return names[0], self.layers[names[0]]
             many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:
