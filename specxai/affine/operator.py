@@ -126,19 +126,6 @@ class LocalOperator(LinearOperator):
     def own_products(self) -> bool:
         return True
 
-    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> LocalOperator:
-        """Some rows and columns of a whole operator, by their flat units: products then skip what these do not need.
-
-        >>> import torch, specxai
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()).eval()
-        >>> specxai.linearize(net, torch.ones(1, 2)).jacobian.part(rows=torch.tensor([2])).shape
-        (1, 2)
-        """
-        if self._rows is not None or self._columns is not None:
-            raise ValueError(f"{self!r} is a part itself: take the part of the whole operator")
-        return LocalOperator(self._backend, self._sources, self._targets, held=self._held, dtype=self.dtype,
-                             max_memory=self.max_memory, columns=columns, rows=rows, snapshot=self._snapshot)
-
     def narrowest_cut(self) -> Cut | None:
         """The factorisation through the fewest live units, found as a minimum vertex cut of the graph."""
         found = self._cut

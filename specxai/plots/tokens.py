@@ -158,8 +158,9 @@ def _laid_out(names: list[str], width: float) -> tuple[list[tuple[float, int]], 
     """(x in points, line) of every token, and the number of lines."""
     places, x, line = [], 0.0, 0
     for name in names:
-        path = TextPath((0, 0), name, size=SIZE)
-        size = (float(path.get_extents().x1) if len(path.vertices) else 0.3 * SIZE) + 1.2 * PAD
+        # Dollars would be read as formulas, which are not drawn so; a path without an outline fails.
+        outline = name.replace("$", "S") if name.strip() else "i"
+        size = 1.04 * float(TextPath((0, 0), outline, size=SIZE).get_extents().x1) + 1.2 * PAD  # pixels round widths
         if x and x + size > width:
             x, line = 0.0, line + 1
         places.append((x, line))

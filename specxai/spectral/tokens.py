@@ -52,18 +52,15 @@ def tokens(local, position: int | slice | Sequence[int] = -1, rank: int = 8, *, 
     """
     rank, memory = _checked(local, rank, method, max_memory)
     count, d = local.input.shape[1:]
-    positions, rows = _rows(local.output, position)
-    J = local.jacobian
-    if rows is not None or memory < J.max_memory:
-        J = J.part(rows=rows)
-        J.max_memory = memory
+    positions = _positions(local.output, position)
+    J = _jacobian(local, positions, memory)
     with local.checked(), full_precision(local.input.device):
         found = block_svds(J, count, rank, tol=tol, method=method, seed=seed, max_memory=memory, progress=progress)
         x = local.input.reshape(count, d)
         U, V = _signed(found.U, found.V, x)
         return Tokens(
             U=U, S=found.S.cpu(), V=V, residuals=found.residuals.cpu(), norms=found.norms.cpu(),
-            x=x.detach().cpu().clone(), output=_part(local.output, rows), bias=_part(local.bias, rows),
+            x=x.detach().cpu().clone(), output=_at(local.output, positions), bias=_at(local.bias, positions),
             positions=positions, method=found.method, products=found.products, seed=found.seed,
             converged=found.converged, gates=local.gates, backend=local.backend, exactness=float(local.exactness),
             agreement=None if local.agreement is None else float(local.agreement), local=local,
@@ -193,7 +190,7 @@ class Tokens(Stored):
         shape = (1, len(self.output)) if len(self.positions) == 1 else (1, len(self.positions), -1)
         weights, label = resolve_target(target, self.output.reshape(shape))
         J = self._operator()
-        gradient = J.rmatvec(weights.to(J.device)).cpu().reshape(self.x.shape)
+        gradient = J.rmatvec(weights.to(J.device, J.dtype)).cpu().reshape(self.x.shape)
         alpha = (gradient.double() * self.x.double()).sum(1)
         w = weights.double()
         return Contributions(alpha, float(w @ self.bias.double()), float(w @ self.output.double()), label)
@@ -202,7 +199,7 @@ class Tokens(Stored):
         if self.local is None:
             raise ValueError("these token spectra were loaded from a file and have no Local to multiply with: give it "
                              "by dataclasses.replace(t, local=specxai.linearize(model, x, ...))")
-        return _part_of(self.local, self.positions)
+        return _jacobian(self.local, self.positions)
 
     @classmethod
     def load(cls, path) -> Self:
@@ -240,15 +237,14 @@ def _checked(local, rank, method: str, max_memory: int | None) -> tuple[int, int
     return number, local.max_memory if max_memory is None else int(max_memory)
 
 
-def _rows(output: Tensor, position) -> tuple[tuple[int, ...], Tensor | None]:
-    """The positions, and the flat units of the output there; None for all."""
+def _positions(output: Tensor, position) -> tuple[int, ...]:
+    """The positions of an output that are asked for, counted from 0."""
     if output.ndim not in (2, 3):
         raise ValueError(f"tokens needs an output (1, tokens, d_out) or (1, d_out), and this Local's has shape "
                          f"{tuple(output.shape)}: choose it by linearize(..., output=...)")
-    count = 1 if output.ndim == 2 else output.shape[1]
-    everywhere = range(count)
+    count = _count(output)
     if isinstance(position, slice):
-        chosen = everywhere[position]
+        chosen = range(count)[position]
     else:
         given = [position] if as_integer(position) is not None else position
         try:
@@ -261,21 +257,29 @@ def _rows(output: Tensor, position) -> tuple[tuple[int, ...], Tensor | None]:
     if not positions or len(set(positions)) < len(positions):
         raise ValueError(f"position={position!r} names " + ("a position twice" if positions else "no position")
                          + f" of the {count} of the output")
-    if positions == tuple(everywhere):
-        return positions, None
-    width = output.numel() // count
-    starts = torch.tensor(positions, device=output.device)[:, None] * width
-    return positions, (starts + torch.arange(width, device=output.device)).flatten()
+    return positions
 
 
-def _part_of(local, positions: tuple[int, ...]) -> LinearOperator:
-    rows = _rows(local.output, positions)[1]
-    return local.jacobian if rows is None else local.jacobian.part(rows=rows)
+def _count(output: Tensor) -> int:
+    return 1 if output.ndim == 2 else output.shape[1]
 
 
-def _part(value: Tensor, rows: Tensor | None) -> Tensor:
-    flat = value.detach().flatten()
-    return (flat if rows is None else flat[rows]).cpu().clone()
+def _jacobian(local, positions: tuple[int, ...], max_memory: int | None = None) -> LinearOperator:
+    """∂y/∂x of the output at the positions; one of its own where it is to take less memory."""
+    if positions == tuple(range(_count(local.output))):
+        if max_memory is None or max_memory >= local.max_memory:
+            return local.jacobian
+        J = local.operator()
+    else:
+        J = local.operator(target_positions=list(positions))
+    J.max_memory = local.max_memory if max_memory is None else max_memory
+    return J
+
+
+def _at(value: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """The numbers of an output at the positions, on the CPU."""
+    chosen = value if value.ndim == 2 else value[:, list(positions)]
+    return chosen.detach().flatten().cpu().clone()
 
 
 def _signed(U: Tensor, V: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,7 @@ def test_contributions_to_one_of_several_positions(model, x):
 def test_less_memory_gives_the_same(model, x):
     local = specxai.linearize(model, x, gates="frozen")
     whole = specxai.tokens(local, rank=2)
-    least = local.jacobian.part(rows=torch.arange(5)).product_bytes
+    least = local.operator(target_positions=-1).product_bytes
     few = specxai.tokens(local, rank=2, max_memory=max(least, 2000 + 3 * 8 * 5 * 8))
     assert few.products > whole.products
     assert torch.allclose(few.S, whole.S, rtol=1e-12, atol=1e-14)
@@ -185,7 +185,7 @@ def test_stacked_positions_agree_with_positions_of_their_own(model, x):
     """The Jacobian of two positions is that of one on top of that of the other."""
     local = specxai.linearize(model, x, gates="frozen")
     both = specxai.tokens(local, [1, 4], rank=3)
-    J = vstack([local.jacobian.part(rows=torch.arange(5) + 5 * p) for p in (1, 4)]).to_dense()
+    J = vstack([local.operator(target_positions=p) for p in (1, 4)]).to_dense()
     assert torch.allclose(J.reshape(10, T, D)[:, 1], both.jacobian[1], atol=1e-12)
 
 
