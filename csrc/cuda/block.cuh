@@ -3,7 +3,8 @@
 //
 // A body is a struct of arguments with
 //
-//   static constexpr int threads; static constexpr const char* name; struct Shared;
+//   static constexpr int threads, blocks;  // of a block; that a multiprocessor is to hold
+//   static constexpr const char* name; struct Shared;
 //   template <class Block> void operator()(Block& block, Shared& shared) const;
 //
 // and goes from barrier to barrier by phases: block.phase([&](int thread) { ... }).  What a thread keeps from one to the

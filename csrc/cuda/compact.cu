@@ -22,7 +22,7 @@ SPECXAI_BODY int live_of(const T* from, Index n, Index start) {
 // counts[tile] = the live ones of each tile.
 template <class T>
 struct Count {
-  static constexpr int threads = n_threads;
+  static constexpr int threads = n_threads, blocks = 4;
   static constexpr const char* name = "compact: count";
   using Shared = Sums<n_threads>;
   const T* from;
@@ -41,7 +41,7 @@ struct Count {
 
 // starts[i] = Σ_{j < i} counts[j], for i from 0 to n; one block.
 struct Scan {
-  static constexpr int threads = n_threads;
+  static constexpr int threads = n_threads, blocks = 1;
   static constexpr const char* name = "compact: scan";
   using Shared = Sums<n_threads>;
   std::int32_t* counts;  // becomes starts
@@ -71,7 +71,7 @@ struct Scan {
 
 template <class T>
 struct Write {
-  static constexpr int threads = n_threads;
+  static constexpr int threads = n_threads, blocks = 4;
   static constexpr const char* name = "compact: write";
   using Shared = Sums<n_threads>;
   const T* from;

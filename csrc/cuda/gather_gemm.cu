@@ -17,7 +17,7 @@ constexpr int chunk = 16;     // inputs that are in shared memory at once, of wh
 // lines         rows can be read sixteen bytes at a time
 template <class T, int tile_probes, bool lines>
 struct Gather {
-  static constexpr int threads = n_threads;
+  static constexpr int threads = n_threads, blocks = sizeof(T) == 4 ? 4 : 2;
   static constexpr const char* name = "gather_gemm";
   // A thread's part of the tile.
   static constexpr int own_out = tile_probes == 64 ? 8 : tile_probes == 16 ? 4 : 2;

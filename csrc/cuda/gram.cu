@@ -18,7 +18,7 @@ Index parts_of(Index n_rows) {
 // registers while these are multiplied.
 template <class T>
 struct Part {
-  static constexpr int threads = 256;
+  static constexpr int threads = 256, blocks = 2;
   static constexpr const char* name = "gram: part";
   static constexpr int chunk = 16;                  // rows in shared memory
   static constexpr int own = 4;                     // a thread's columns of either side
@@ -105,7 +105,7 @@ struct Nothing {};
 
 // Adds the parts in order; below the diagonal of a symmetric product are the numbers above it.
 struct Fold {
-  static constexpr int threads = 128;
+  static constexpr int threads = 128, blocks = 4;
   static constexpr const char* name = "gram: fold";
   using Shared = Nothing;
   const double* sums;
@@ -133,7 +133,7 @@ struct Fold {
 // A thread has a row, and takes its columns eight at a time.
 template <class T>
 struct Solve {
-  static constexpr int threads = sizeof(T) == 4 ? 64 : 32;
+  static constexpr int threads = sizeof(T) == 4 ? 64 : 32, blocks = 4;
   static constexpr const char* name = "solve_triangular";
   static constexpr int own = 8;
 

@@ -33,7 +33,7 @@ void launch(const Place&, Index x, Index y, Index z, const Body& body) {
 #else
 
 template <class Body>
-__global__ void __launch_bounds__(Body::threads) run(const __grid_constant__ Body body) {
+__global__ void __launch_bounds__(Body::threads, Body::blocks) run(const __grid_constant__ Body body) {
   __shared__ typename Body::Shared shared;
   const Block<Body::threads> block{blockIdx.x, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
   body(block, shared);

@@ -17,7 +17,7 @@ Index parts_of(Index n) {
 // multiplied with the same tiles, which are in the cache by then.
 template <class T, int columns>
 struct Pass {
-  static constexpr int threads = 256;
+  static constexpr int threads = 256, blocks = 3;
   static constexpr const char* name = "span";
   static constexpr int tile = 32;  // basis vectors at once
   static constexpr int own = 4;    // columns of a coefficient's thread
@@ -136,7 +136,7 @@ struct Pass {
 struct Nothing {};
 
 struct Fold {
-  static constexpr int threads = 128;
+  static constexpr int threads = 128, blocks = 4;
   static constexpr const char* name = "span: fold";
   using Shared = Nothing;
   const double* sums;

@@ -12,7 +12,7 @@ struct Nothing {};
 // One thread an element.
 template <class Element>
 struct Map {
-  static constexpr int threads = n_threads;
+  static constexpr int threads = n_threads, blocks = 4;
   static constexpr const char* name = Element::name;
   using Shared = Nothing;
   Element element;
