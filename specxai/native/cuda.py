@@ -23,11 +23,17 @@ else:
     _reason = ""
 
 INDICES = (1 << 31) - 1  # of tables
+MOST_TAPS = 1024  # of a site, which a block of threads keeps
 
 
 def available() -> tuple[bool, str]:
     """Whether the compiled module is there, and if not, why; a device is another question."""
     return _module is not None, _reason
+
+
+def runs_on(device: torch.device | str) -> bool:
+    """Is it a device of the compiled module's kind?"""
+    return _module is not None and torch.device(device).type == _module.device_type
 
 
 def compiled():
@@ -162,8 +168,8 @@ class GatherGemm:
                              f"{tuple(inside.shape)} and outside {tuple(outside.shape)}")
         if neighbours.shape != (sites, taps):
             raise ValueError(f"neighbours must be {(sites, taps)}, got {tuple(neighbours.shape)}")
-        if taps > compiled().most_taps:
-            raise ValueError(f"{taps} taps, more than the {compiled().most_taps} that a block keeps")
+        if taps > MOST_TAPS:
+            raise ValueError(f"{taps} taps, more than the {MOST_TAPS} that a block keeps")
         if neighbours.numel() and int(neighbours.max()) >= len(inside):
             raise ValueError(f"neighbours names position {int(neighbours.max())} of {len(inside)}")
         live = outside[outside >= 0]

@@ -111,7 +111,8 @@ def test_columns_of_a_wider_block(dtype, pitch, shift):
 
 
 def test_taps_up_to_the_limit():
-    taps = 1024
+    taps = cuda.MOST_TAPS
+    assert taps == cuda.compiled().most_taps
     inside = torch.arange(taps * 2, dtype=torch.int32).reshape(taps, 2)
     inside[::3, 0] = -1
     weight = torch.randn(5, taps, 2)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.native import cuda
 from specxai.plan import Gather, Sum
 
 if TYPE_CHECKING:
     from specxai.backends.cuda.engine import Mode
+
+FULL = ("fp32", "fp64")  # precisions without a tensor core
 
 
 def is_packed(stage: Gather) -> bool:
@@ -129,7 +132,28 @@ class _Weighted:
 
 
 class GatherWork(_Weighted):
-    """Convolutions, and layers at several positions, by gather-GEMM."""
+    """Convolutions, and layers at several positions, by gather-GEMM: in full precision by the compiled kernel where
+    it is there, which spends no operation on a dead unit, else by Triton's."""
+
+    @once
+    def _exact(self) -> bool:
+        return cuda.available()[0] and cuda.runs_on(self._device) and self._stage.sites.taps <= cuda.MOST_TAPS
+
+    @once
+    def _exact_there(self) -> cuda.GatherGemm:
+        stage = self._stage
+        return self._compiled(stage.reads, stage.writes, stage.sites.reads, False)
+
+    @once
+    def _exact_back(self) -> cuda.GatherGemm:
+        stage = self._stage
+        return self._compiled(stage.writes, self._own, stage.sites.feeds, True)
+
+    def _compiled(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool) -> cuda.GatherGemm:
+        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
+        tables = {"inside": inside, "outside": outside, "neighbours": neighbours, "weight": weight.flatten(0, 1)}
+        return cuda.GatherGemm(**{name: t.to(self._device).contiguous() for name, t in tables.items()},
+                               groups=self._stage.sites.groups)
 
     def _tables(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool):
         from specxai.kernels.gather_gemm import gathering
@@ -138,6 +162,9 @@ class GatherWork(_Weighted):
         return gathering(inside, outside, neighbours, weight.flatten(0, 1), self._stage.sites.groups, self._device)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+        if mode.precision in FULL and self._exact:
+            (self._exact_back if back else self._exact_there).run(block, out, accumulate)
+            return
         from specxai.kernels.gather_gemm import gather_gemm
 
         gather_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
