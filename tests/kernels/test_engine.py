@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_harness import on_cpu  # noqa: F401  a fixture
 from torch import nn
 
 import specxai
-from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
