@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_harness import on_cpu  # noqa: F401  a fixture
 from torch import nn
 
 import specxai
+from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
@@ -123,8 +123,9 @@ def test_kinds_of_stages():
     assert {"GatherWork", "DepthwiseWork", "PackedWork", "SumWork"} <= kinds
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("seed", range(4))
-def test_full_precision_by_the_compiled_kernel(seed, dtype, on_cpu):
+def test_full_precision_by_the_compiled_kernel(seed, dtype):
     """Where it is there, as it is here in emulation: every gather stage forward and back."""
     net, x = random_net(seed, dtype)
     oracle = specxai.capture(net, x, verify=False).linearize(x, backend="torch", verify=False)

@@ -225,6 +225,7 @@ void all() {
     solve<T>(65, width);
   }
   gram<T>(333, 5, 70);
+  span<T>(17'000, 3, 5);  // parts of more than one chunk
   for (const Index width : {1, 4, 5, 8, 9, 16, 32}) {
     span<T>(200, 33, width);
     span<T>(64, 1, width);

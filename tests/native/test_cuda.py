@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_harness import both_orders, on_cpu  # noqa: F401  a fixture
 
+from cuda_harness import both_orders, on_cpu  # noqa: F401  a fixture
 from specxai import native
 from specxai.native import cuda
 from test_stages import i32, random_stage, rows

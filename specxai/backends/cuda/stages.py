@@ -144,25 +144,27 @@ class GatherWork(_Weighted):
 
     @once
     def _exact_there(self) -> cuda.GatherGemm:
-        stage = self._stage
-        return self._compiled(stage.reads, stage.writes, stage.sites.reads, False)
+        return self._compiled(False)
 
     @once
     def _exact_back(self) -> cuda.GatherGemm:
-        stage = self._stage
-        return self._compiled(stage.writes, self._own, stage.sites.feeds, True)
+        return self._compiled(True)
 
-    def _compiled(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool) -> cuda.GatherGemm:
-        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
-        tables = {"inside": inside, "outside": outside, "neighbours": neighbours, "weight": weight.flatten(0, 1)}
-        return cuda.GatherGemm(**{name: t.to(self._device).contiguous() for name, t in tables.items()},
+    def _compiled(self, back: bool) -> cuda.GatherGemm:
+        inside, outside, neighbours = (t.to(self._device).contiguous() for t in self._sides(back))
+        return cuda.GatherGemm(inside=inside, outside=outside, neighbours=neighbours,
+                               weight=self._by_output(back).to(self._device).contiguous(),
                                groups=self._stage.sites.groups)
+
+    def _by_output(self, back: bool) -> Tensor:
+        """(groups · outputs, taps, inputs) of one direction."""
+        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
+        return weight.flatten(0, 1)
 
     def _tables(self, back: bool):
         from specxai.kernels.gather_gemm import gathering
 
-        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
-        return gathering(*self._sides(back), weight.flatten(0, 1), self._stage.sites.groups, self._device)
+        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
         if mode.precision in FULL and self._exact:
