@@ -75,6 +75,9 @@ class Engine(Protocol):
     def lower(self, stage: Stage) -> Executable:
         """The stage, a `Gather`, `Sum`, `LowRank` or `Opaque`, as something that runs; it is called once a plan."""
 
+    def graphs(self) -> Any:
+        """What captures and replays an operator's passes (`specxai.backends.cuda.graphs`), or None."""
+
     # -- blocks -----------------------------------------------------------------------------------------------------
 
     def stride_of(self, probes: int) -> int:
