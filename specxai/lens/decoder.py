@@ -1,0 +1,207 @@
+"""A decoder as the lens sees it: a list of blocks that each return the residual stream (1, T, d)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specxai.capture.outputs import leaves
+from specxai.errors import LayerError
+
+
+class _Reached(BaseException):
+    """Ends a run of the model at the block whose output is wanted; no `except Exception` of the model's may take it."""
+
+
+class Decoder:
+    """Where a model's blocks are, and runs of it from token ids that begin or end at one of them.
+
+    Args:
+        model: a raw decoder of `transformers`, or any module that takes token ids (1, T) first.
+        blocks: dotted name of the `nn.ModuleList` of blocks; None: the list that holds the most weights.
+        kwargs: further arguments of the model's forward; `use_cache=False` is added where it takes that.
+
+    Raises LayerError where there is no such list or several are as likely, ValueError for a model in training mode and
+    for a cache of keys and values.
+
+    >>> from specxai.zoo.gpt import GPT
+    >>> decoder = Decoder(GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval())
+    >>> decoder.path, len(decoder), decoder.residuals(torch.zeros(1, 5, dtype=torch.long), [0, 2])[2].shape
+    ('blocks', 3, torch.Size([5, 8]))
+    """
+
+    def __init__(self, model: nn.Module, blocks: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if model.training:
+            raise ValueError("the model is in training mode, where dropout has no fixed map; call model.eval() first")
+        self.model = model
+        self.path, self.blocks = _blocks_of(model, blocks)
+        self.kwargs = _arguments(model, kwargs or {})
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def layers(self, wanted: list[int] | None) -> list[int]:
+        """The source layers, ascending: all below the last for None; negative ones count from the end.
+
+        Raises LayerError for one that is not below the last.
+        """
+        count = len(self.blocks)
+        if wanted is None:
+            return list(range(count - 1))
+        found = sorted({layer + count if layer < 0 else layer for layer in wanted})
+        wrong = [layer for layer in found if not 0 <= layer < count - 1]
+        if wrong or not found:
+            raise LayerError(f"layer {wrong[0] if wrong else 'list is empty, which'} is no source of a lens: the model "
+                             f"has {count} blocks, sources are 0 to {count - 2}, the last block is the target")
+        return found
+
+    @torch.no_grad()
+    def residuals(self, ids: Tensor, layers: list[int]) -> dict[int, Tensor]:
+        """{layer: block's output (T, d)} at token ids (1, T); the model runs no further than it must.
+
+        Raises LayerError for a block that returns no residual stream.
+        """
+        found: dict[int, Tensor] = {}
+        last = max(layers)
+
+        def keep(layer: int):
+            def hook(module, inputs, output):
+                found[layer] = self._stream(layer, output, ids.shape[1]).detach()
+                if layer == last:
+                    raise _Reached
+            return hook
+
+        with torch.inference_mode(False), self._hooked({layer: keep(layer) for layer in layers}):
+            self._run(ids)
+        return {layer: found[layer][0] for layer in layers}
+
+    def between(self, ids: Tensor, source: int, target: int) -> Between:
+        """The model from the output of block `source` to that of block `target`, all else as at the ids."""
+        return Between(self, ids, source, target)
+
+    def logits(self, ids: Tensor) -> Rest:
+        """The model behind its last block, norm and unembedding, all else as at the ids."""
+        return Rest(self, ids)
+
+    def _run(self, ids: Tensor) -> Any:
+        try:
+            return self.model(ids, **self.kwargs)
+        except _Reached:
+            return None
+
+    @contextmanager
+    def _hooked(self, hooks: Mapping[int, Any]) -> Iterator[None]:
+        handles = [self.blocks[layer].register_forward_hook(hook) for layer, hook in hooks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _stream(self, layer: int, output: Any, tokens: int) -> Tensor:
+        """The residual stream in what a block returns: the first tensor (1, T, d)."""
+        for _, tensor in leaves(output):
+            if tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[:2] == (1, tokens):
+                return tensor
+        shapes = ", ".join(str(tuple(tensor.shape)) for _, tensor in leaves(output)) or "no tensor"
+        raise LayerError(f"layer {layer} ({self.path}.{layer}) has no residual stream: it returns {shapes}, where a "
+                         f"lens needs one tensor (1, {tokens}, d); name another list of blocks with blocks=")
+
+    def _replaced(self, layer: int, output: Any, stream: Tensor) -> Any:
+        """A block's output with another residual stream in it."""
+        if isinstance(output, Tensor):
+            return stream
+        old = self._stream(layer, output, stream.shape[1])
+        if isinstance(output, tuple) and any(part is old for part in output):
+            where = next(number for number, part in enumerate(output) if part is old)
+            return (*output[:where], stream, *output[where + 1:])
+        raise LayerError(f"layer {layer} ({self.path}.{layer}) returns {type(output).__name__}, in which the residual "
+                         "stream cannot be replaced; wrap the block so that it returns a tensor or a tuple")
+
+
+class Between(nn.Module):
+    """The model as a map from one block's output (1, T, d) to a later one's: what is linearised."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor, source: int, target: int) -> None:
+        super().__init__()
+        self.model, self._decoder = decoder.model, decoder
+        self._ids, self._source, self._target = ids, source, target
+        self.eval()
+
+    def with_ids(self, ids: Tensor) -> Between:
+        """The same at other token ids."""
+        return Between(self._decoder, ids, self._source, self._target)
+
+    def layer(self, layer: int) -> str:
+        """A block's name in a capture of this."""
+        return f"model.{self._decoder.path}.{layer}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        decoder, found = self._decoder, []
+
+        def begin(module, inputs, output):
+            return decoder._replaced(self._source, output, x)
+
+        def end(module, inputs, output):
+            found.append(decoder._stream(self._target, output, x.shape[1]))
+            raise _Reached
+
+        with decoder._hooked({self._source: begin, self._target: end}):
+            decoder._run(self._ids)
+        return found[0]
+
+
+class Rest(nn.Module):
+    """The model as a map from its last block's output (1, T, d) to what it returns, logits (1, T, vocabulary)."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        super().__init__()
+        self.model, self._decoder, self._ids = decoder.model, decoder, ids
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        last = len(self._decoder) - 1
+        with self._decoder._hooked({last: lambda module, inputs, output: self._decoder._replaced(last, output, x)}):
+            return self._decoder._run(self._ids)
+
+
+def _blocks_of(model: nn.Module, path: str | None) -> tuple[str, nn.ModuleList]:
+    """(name, list of blocks)."""
+    lists = {name: module for name, module in model.named_modules()
+             if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1}
+    if path is not None:
+        if path not in lists:
+            near = ", ".join(lists) or "none"
+            raise LayerError(f"the model has no list of two or more blocks {path!r}; its lists are: {near}")
+        return path, lists[path]
+    # Of lists in lists the outer one: the inner one is a part of a block.
+    outer = {name: module for name, module in lists.items() if isinstance(module, nn.ModuleList)
+             and not any(name.startswith(f"{other}.") for other in lists)}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
+    ranked = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    if not ranked:
+        raise LayerError(f"{type(model).__name__} has no nn.ModuleList of two or more blocks, so no residual stream is "
+                         "known; name the list with blocks=")
+    if len(ranked) > 1 and sizes[ranked[1]] > sizes[ranked[0]] / 2:
+        raise LayerError(f"{type(model).__name__} has several lists of blocks, {ranked[0]} and {ranked[1]}; name the "
+                         "one whose blocks pass on the residual stream with blocks=")
+    return ranked[0], outer[ranked[0]]
+
+
+def _arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's further arguments, without a cache of keys and values."""
+    on = [name for name in ("use_cache", "past_key_values", "cache_params") if given.get(name)]
+    if on:
+        raise ValueError(f"{on[0]} is on: a lens needs every position computed from x; leave {on[0]} out")
+    takes = inspect.signature(model.forward).parameters
+    forwards = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    if "use_cache" in takes or (forwards and hasattr(getattr(model, "config", None), "use_cache")):
+        return {**given, "use_cache": False}
+    return dict(given)
