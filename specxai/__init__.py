@@ -28,7 +28,7 @@ _EXPORTS = {
     "explain": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
-_MODULES = ("capture", "svd")  # callable packages
+_MODULES = ("capture", "svd", "lens")  # packages, the first two callable
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 

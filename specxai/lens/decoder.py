@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from specxai.capture.outputs import leaves
-from specxai.errors import LayerError
+from specxai.capture.program import Program
+from specxai.capture.recording import Recording
+from specxai.errors import LayerError, SpecXAIError
+
+READ_ROWS = 32  # positions that the norm and the unembedding take at once
 
 
 class _Reached(BaseException):
@@ -43,6 +47,7 @@ class Decoder:
         self.model = model
         self.path, self.blocks = _blocks_of(model, blocks)
         self.kwargs = _arguments(model, kwargs or {})
+        self._rests: dict[tuple[torch.dtype, int], tuple[Program, int]] = {}
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -86,15 +91,42 @@ class Decoder:
         """The model from the output of block `source` to that of block `target`, all else as at the ids."""
         return Between(self, ids, source, target)
 
-    def logits(self, ids: Tensor) -> Rest:
-        """The model behind its last block, norm and unembedding, all else as at the ids."""
-        return Rest(self, ids)
+    @torch.no_grad()
+    def read(self, h: Tensor) -> Tensor:
+        """What the model makes of outputs h (n, d) of its last block: logits (n, vocabulary)."""
+        rest, rows = self._rest(h.dtype, h.shape[1])
+        parts = []
+        for part in h.split(rows):
+            whole = torch.cat([part, part[-1:].expand(rows - len(part), -1)])  # rows do not see each other
+            parts.append(rest.run(whole[None])[rest.output][0, :len(part)])
+        return torch.cat(parts)
+
+    def _rest(self, dtype: torch.dtype, width: int) -> tuple[Program, int]:
+        """(the program behind the last block, norm and unembedding; how many positions it takes)."""
+        if (dtype, width) not in self._rests:
+            device = next(self.model.parameters()).device
+            for rows in (READ_ROWS, 1):  # one where the model has fewer positions, or returns the last one's logits
+                ids = torch.zeros(1, rows, dtype=torch.long, device=device)
+                x = torch.ones(1, rows, width, dtype=dtype, device=device)
+                try:
+                    program = Recording.of(Rest(self, ids), x).program
+                except (SpecXAIError, ValueError, IndexError):
+                    if rows == 1:
+                        raise
+                    continue
+                if program.run(x)[program.output].shape[1] == rows:
+                    break
+            self._rests[dtype, width] = program, rows
+        return self._rests[dtype, width]
 
     def _run(self, ids: Tensor) -> Any:
         try:
             return self.model(ids, **self.kwargs)
         except _Reached:
             return None
+        except IndexError as error:
+            raise ValueError(f"the model takes no such prompt: {ids.shape[1]} tokens, the largest id {int(ids.max())} "
+                             f"({error}); give fewer tokens (max_length) or ids of its vocabulary") from error
 
     @contextmanager
     def _hooked(self, hooks: Mapping[int, Any]) -> Iterator[None]:
@@ -124,6 +156,21 @@ class Decoder:
             return (*output[:where], stream, *output[where + 1:])
         raise LayerError(f"layer {layer} ({self.path}.{layer}) returns {type(output).__name__}, in which the residual "
                          "stream cannot be replaced; wrap the block so that it returns a tensor or a tuple")
+
+
+def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None, *, blocks: str | None = None,
+              kwargs: Mapping[str, Any] | None = None) -> dict[int, Tensor]:
+    """{layer: block's output (T, d)} of a model at token ids (1, T): what a lens reads; all blocks for None.
+
+    Errors as of `Decoder`.
+
+    >>> from specxai.zoo.gpt import GPT
+    >>> model = GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval()
+    >>> sorted(residuals(model, torch.zeros(1, 5, dtype=torch.long)))
+    [0, 1, 2]
+    """
+    decoder = Decoder(model, blocks, kwargs)
+    return decoder.residuals(ids, list(range(len(decoder)) if layers is None else layers))
 
 
 class Between(nn.Module):
@@ -185,7 +232,11 @@ def _blocks_of(model: nn.Module, path: str | None) -> tuple[str, nn.ModuleList]:
     outer = {name: module for name, module in lists.items() if isinstance(module, nn.ModuleList)
              and not any(name.startswith(f"{other}.") for other in lists)}
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
-    ranked = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    ranked = sorted(sizes, key=lambda name: (-sizes[name], len(name)))
+    # A wrapper may hold the same blocks under two names.
+    weights = {name: {id(p) for p in outer[name].parameters()} for name in ranked}
+    ranked = [name for number, name in enumerate(ranked) if not any(weights[name] == weights[other]
+              for other in ranked[:number])]
     if not ranked:
         raise LayerError(f"{type(model).__name__} has no nn.ModuleList of two or more blocks, so no residual stream is "
                          "known; name the list with blocks=")

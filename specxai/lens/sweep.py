@@ -15,7 +15,7 @@ from specxai.affine.local import Local
 from specxai.backends.reference import WholeValues, pull
 from specxai.precision import full_precision
 
-ROWS = 2048  # of a block, positions times columns: wide enough for the rate of matrix products, and small in memory
+ROWS = 1024  # of a block, positions times columns: wide enough for the rate of matrix products, and small in memory
 
 
 class _Mean:
