@@ -1,4 +1,4 @@
-"""Files of a lens, in the reference's form: tensors and plain values only, read with `weights_only`, checked before use.
+"""Files of a lens, in the reference's form: tensors and plain values only, read with `weights_only`, then checked.
 
 A lens is {"J": {layer: (d, d) float16}, "n_prompts", "source_layers", "d_model", "metadata"}; a checkpoint of a fit is
 {"jacobian_sum": {layer: (d, d) float32}, "n_done", "next_idx", "source_layers", "target_layer", "skip_first",
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from specxai._files import replacing
 from specxai.errors import FileError
-from specxai.lens.lens import Lens, LowRank, OnDemand
+from specxai.lens.factors import LowRank
 
 PLAIN = (bool, int, float, str, type(None))
 FACTORS = ("U", "S", "V", "residuals")
@@ -37,41 +37,29 @@ class State:
     metadata: dict
 
 
-def write(lens: Lens, path: str | os.PathLike, dtype: torch.dtype) -> None:
+def write(path: str | os.PathLike, J: Mapping[int, Tensor], n_prompts: int, d_model: int, metadata: Mapping,
+          factors: Mapping[int, LowRank], dtype: torch.dtype) -> None:
     """See `Lens.save`."""
-    content = {"J": {}, "n_prompts": lens.n_prompts, "source_layers": lens.source_layers, "d_model": lens.d_model,
-               "metadata": dict(lens.metadata)}
-    for layer in lens.source_layers:
-        stored = lens.J[layer].to(dtype)
+    content = {"J": {}, "n_prompts": n_prompts, "source_layers": sorted(J), "d_model": d_model,
+               "metadata": dict(metadata)}
+    for layer in sorted(J):
+        stored = J[layer].to(dtype)
         if not torch.isfinite(stored).all():
             raise ValueError(f"J of layer {layer} does not fit into {dtype}: save(path, dtype=torch.float32)")
         content["J"][layer] = stored
-    if lens.factors:
+    if factors:
         content["factors"] = {layer: {**{name: getattr(part, name) for name in FACTORS}, "scale": part.scale,
-                                      "error": part.error} for layer, part in lens.factors.items()}
+                                      "error": part.error} for layer, part in factors.items()}
     _save(content, path)
 
 
-def load(path: str | os.PathLike) -> Lens:
-    """Read a lens, ours, the reference's or TransformerLens', or a checkpoint of a fit, whose sums become means.
-
-    Matrices (d, d) are float32, on the CPU.
-
-    Raises FileNotFoundError, or FileError (a ValueError) that says what is wrong with the file.
-
-    >>> import tempfile, torch, specxai
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     specxai.lens.Lens({0: torch.eye(3)}, 5, 3).save(f"{folder}/lens.pt")
-    ...     print(specxai.lens.load(f"{folder}/lens.pt"))
-    Lens(layers 0, d 3, 5 prompts)
-    """
+def read(path: str | os.PathLike) -> tuple[dict[int, Tensor], int, dict, dict[int, LowRank]]:
+    """(J in float32, n_prompts, metadata, factors) of a lens, or of a checkpoint as the lens that it makes so far."""
     content = _read(path)
     if "jacobian_sum" in content and "J" not in content:
         state = _state(content, path)
-        if state.n_done < 1:
-            raise FileError(f"{path} is a checkpoint without a prompt yet; let the fit go on")
-        J = {layer: (total / state.n_done).float() for layer, total in state.sums.items()}
-        return Lens(J, state.n_done, next(iter(J.values())).shape[0], state.metadata)
+        _require(state.n_done > 0, path, "is a checkpoint without a prompt yet: let the fit go on")
+        return {layer: (s / state.n_done).float() for layer, s in state.sums.items()}, state.n_done, state.metadata, {}
     _require("J" in content, path, "holds neither J, a lens, nor jacobian_sum, a checkpoint")
     J = _matrices(content["J"], "J", path)
     width = next(iter(J.values())).shape[0]
@@ -82,10 +70,9 @@ def load(path: str | os.PathLike) -> Lens:
     _require(isinstance(layers, (list, tuple)) and sorted(layers) == sorted(J), path,
              f"says source_layers {layers!r}, and J has {sorted(J)}")
     factors = {layer: _factors(part, layer, width, path) for layer, part in content.get("factors", {}).items()}
-    metadata = _plain(content.get("metadata") or {}, path)
-    if factors:
-        return Lens(OnDemand(factors), count, width, metadata, factors)
-    return Lens({layer: matrix.float() for layer, matrix in J.items()}, count, width, metadata)
+    _require(not factors or sorted(factors) == sorted(J), path, "has factors of other layers than J")
+    return {layer: matrix.float() for layer, matrix in J.items()}, count, _plain(content.get("metadata") or {},
+                                                                                 path), factors
 
 
 def write_state(state: State, path: str | os.PathLike) -> None:
@@ -172,7 +159,7 @@ def _factors(part: object, layer: object, width: int, path) -> LowRank:
     rank = part["S"].numel()
     for name, shape in (("U", (width, rank)), ("S", (rank,)), ("V", (width, rank)), ("residuals", (rank,))):
         _require(part[name].shape == shape and bool(torch.isfinite(part[name]).all()), path,
-                 f"has {name} of shape {tuple(part[name].shape)} at factors[{layer}], or no finite one; {shape} is wanted")
+                 f"has {name} of shape {tuple(part[name].shape)} at factors[{layer}], where finite {shape} is wanted")
     for name in ("scale", "error"):
         _require(type(part.get(name)) is float, path, f"has no number {name} at factors[{layer}]")
     return LowRank(*(part[name] for name in FACTORS), part["scale"], part["error"])

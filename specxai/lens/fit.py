@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from specxai._blocks import as_integer, require_memory
 from specxai.affine.local import DEFAULT_MEMORY
 from specxai.lens.decoder import Decoder
+from specxai.lens.factors import OnDemand
 from specxai.lens.file import State, read_state, write_state
-from specxai.lens.lens import Lens, OnDemand
+from specxai.lens.lens import Lens
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
 from specxai.lens.prompts import token_ids
@@ -81,8 +82,9 @@ def fit(
     decoder = Decoder(model, blocks, kwargs)
     chosen = decoder.layers(layers)
     make = Linearizer(decoder, chosen, skip_first, gates, max_memory)
-    metadata = {"model_class": type(model).__name__, "blocks": decoder.path, "skip_first": skip_first, "max_length": max_length,
-                "target_layer": len(decoder) - 1, "gates": Policy.of(gates).name, "estimator": "jacobian_lens"}
+    metadata = {"model_class": type(model).__name__, "blocks": decoder.path, "target_layer": len(decoder) - 1,
+                "skip_first": skip_first, "max_length": max_length, "gates": Policy.of(gates).name,
+                "estimator": "jacobian_lens"}
     if metadata["gates"] != "tangent":
         metadata["estimator"] = f"jacobian_lens, {metadata['gates']} gates"
     fitted = _fit_rank if rank is not None else _fit_dense
@@ -191,5 +193,5 @@ def _check(skip_first: int, max_length: int, rank: int | None, every: int, max_m
         if value is not None and (as_integer(value) is None or value < least):
             raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
     if max_length < skip_first + 2:
-        raise ValueError(f"max_length {max_length} leaves no valid position with skip_first {skip_first}: it must be at "
-                         f"least {skip_first + 2}")
+        raise ValueError(f"max_length {max_length} leaves no valid position with skip_first {skip_first}: it must be "
+                         f"at least {skip_first + 2}")

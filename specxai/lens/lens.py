@@ -3,59 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from specxai.lens.decoder import Decoder
+from specxai.lens.factors import LowRank, OnDemand
+from specxai.lens.file import read, write
 from specxai.precision import full_precision
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """J_l ≈ a I + U diag(S) Vᵀ with certificates.
-
-    U, V        (d, k), orthonormal columns
-    S           (k,), descending
-    residuals   (k,), of each triplet of J_l − a I, as in `specxai.svd.SVDResult`
-    scale       a, about the mean of J_l's diagonal
-    error       bound of ‖J_l − a I − U diag(S) Vᵀ‖_F
-    """
-
-    U: Tensor
-    S: Tensor
-    V: Tensor
-    residuals: Tensor
-    scale: float
-    error: float
-
-    def dense(self) -> Tensor:
-        """The matrix (d, d)."""
-        found = (self.U * self.S) @ self.V.T
-        found.diagonal().add_(self.scale)
-        return found
-
-    def transport(self, h: Tensor) -> Tensor:
-        """J_l h for residuals h (…, d), without the matrix."""
-        return self.scale * h + ((h @ self.V) * self.S) @ self.U.T
-
-
-class OnDemand(Mapping):
-    """{layer: matrix (d, d)} made of factors where it is asked for."""
-
-    def __init__(self, factors: Mapping[int, LowRank]) -> None:
-        self._factors = factors
-
-    def __getitem__(self, layer: int) -> Tensor:
-        return self._factors[layer].dense()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._factors)
-
-    def __len__(self) -> int:
-        return len(self._factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +64,7 @@ class Lens:
             raise KeyError(f"layer {layer} is not in this lens, which has {_ranges(self.source_layers)}")
         with full_precision(h.device):
             if layer in self.factors:
-                kept = self.factors[layer]
-                return LowRank(kept.U.to(h), kept.S.to(h), kept.V.to(h), kept.residuals, kept.scale,
-                               kept.error).transport(h)
+                return self.factors[layer].transport(h)
             return h @ self.J[layer].to(h).T
 
     @torch.no_grad()
@@ -154,14 +109,29 @@ class Lens:
 
         Raises ValueError where the numbers do not fit into `dtype`.
         """
-        from specxai.lens.file import write
-
-        write(self, path, dtype)
+        write(path, self.J, self.n_prompts, self.d_model, self.metadata, self.factors, dtype)
 
     def __repr__(self) -> str:
         rank = f", rank {max(len(part.S) for part in self.factors.values())}" if self.factors else ""
         return (f"Lens(layers {_ranges(self.source_layers)}, d {self.d_model}, {self.n_prompts} "
                 f"prompt{'s' * (self.n_prompts != 1)}{rank})")
+
+
+def load(path: str | os.PathLike) -> Lens:
+    """Read a lens, ours, the reference's or TransformerLens', or a checkpoint of a fit, whose sums become means.
+
+    Matrices (d, d) are float32, on the CPU.
+
+    Raises FileNotFoundError, or FileError (a ValueError) that says what is wrong with the file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Lens({0: torch.eye(3)}, 5, 3).save(f"{folder}/lens.pt")
+    ...     load(f"{folder}/lens.pt")
+    Lens(layers 0, d 3, 5 prompts)
+    """
+    J, count, metadata, factors = read(path)
+    return Lens(OnDemand(factors) if factors else J, count, next(iter(J.values())).shape[0], metadata, factors)
 
 
 def _ranges(layers: list[int]) -> str:

@@ -1,8 +1,8 @@
 """The lens of one layer as an operator over prompts, and its certified truncated SVD without the matrix.
 
-J_l h = 1/n Σ_prompts 1/|V| Σ_{p′ in V} (∂h_L / ∂h_l · [h at every p in V])[p′].  What is decomposed is J_l − a I, since the
-residual stream carries h along; a is about the mean of the diagonal, found with random signs, and any a is exact: what is
-certified is the difference for the a that is stored.
+J_l h = 1/n Σ_prompts 1/|V| Σ_{p′ in V} (∂h_L / ∂h_l · [h at every p in V])[p′].  What is decomposed is J_l − a I, since
+the residual stream carries h along; a is about the mean of the diagonal, found with random signs, and any a is exact:
+what is certified is the difference for the a that is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specxai import svd
-from specxai.lens.lens import LowRank
+from specxai.lens.factors import LowRank
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.operators import LinearOperator
 

@@ -88,7 +88,8 @@ class BackwardProvider:
     def _begin(self, module: nn.Module, inputs: tuple, kwargs: dict) -> None:
         if not self._own:
             given = [*inputs, *kwargs.values()]
-            self._ids = next((x for x in given if isinstance(x, Tensor) and x.dtype in (torch.int64, torch.int32)), None)
+            whole = (torch.int64, torch.int32)
+            self._ids = next((x for x in given if isinstance(x, Tensor) and x.dtype in whole), None)
             self._seen.clear()
             self._found = None
 
@@ -103,14 +104,15 @@ class BackwardProvider:
     def _number(self, tensor: Tensor) -> int:
         number = self._seen.get(tensor.data_ptr())
         if number is None:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no output of {self._decoder.path} in the model's "
-                             "last run; give blocks' outputs, and run the model while the provider is open")
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no output of {self._decoder.path} in the "
+                             "model's last run; give blocks' outputs, and run the model while the provider is open")
         return number
 
     def _linearised(self, layers: list[int]) -> Linearised:
         ids = self._ids
         if ids is None or ids.ndim != 2 or not torch.equal(ids, ids[:1].expand_as(ids)):
-            raise ValueError("the model's last run was not of one prompt (k, T) of token ids, replicated: its rows differ")
+            raise ValueError("the model's last run was not of one replicated prompt of token ids (k, T): its rows "
+                             "differ")
         if self._found is None or self._found[1] != layers:
             self._own = True
             try:

@@ -1,7 +1,7 @@
 """One adjoint sweep: what a cotangent at the target is at every source layer, averaged over positions at once.
 
-For a prompt with valid positions V the lens's row i is J_l[i, :] = mean over p in V of Σ_{p′ in V} ∂h_L[p′, i]/∂h_l[p, :]:
-a cotangent e_i at every valid target position, pulled back.  Causality leaves the p′ ≥ p.
+For a prompt with valid positions V the lens's row i is the mean over p in V of Σ_{p′ in V} ∂h_L[p′, i] / ∂h_l[p, :]: a
+cotangent e_i at every valid target position, pulled back.  Causality leaves the p′ ≥ p.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 # A piece never crosses these: a word with the space before it, a number, signs, or white space.
 _WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?[^\w\s]+| ?_+|\s+(?!\S)|\s+")
@@ -36,7 +37,7 @@ class Words:
         where: dict[tuple[int, int], set[tuple[int, ...]]] = {}
 
         def count(word: tuple[int, ...], times: int) -> None:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] += times
                 where.setdefault(pair, set()).add(word)
 
@@ -76,7 +77,7 @@ class Words:
     def _encoded(self, word: str) -> tuple[int, ...]:
         pieces = tuple(word.encode())
         while len(pieces) > 1:
-            first = min(zip(pieces, pieces[1:], strict=False), key=lambda pair: self._rank.get(pair, len(self._rank)))
+            first = min(pairwise(pieces), key=lambda pair: self._rank.get(pair, len(self._rank)))
             if first not in self._rank:
                 break
             pieces = _joined(pieces, first, BYTES + self._rank[first])

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from small import small_gpt
 
+from small import small_gpt
 from specxai.zoo.gpt import GPT
 
 

@@ -30,21 +30,21 @@ def autograd(target: Tensor, sources: list[Tensor], cotangent: Tensor, retain_gr
     return torch.autograd.grad(target, sources, cotangent, retain_graph=retain_graph)
 
 
+def keeping(kept: dict[int, Tensor], layer: int) -> Callable:
+    def hook(module, inputs, output):
+        kept[layer] = output if isinstance(output, Tensor) else output[0]
+
+    return hook
+
+
 def reference_lens(model: nn.Module, blocks: Sequence[nn.Module], prompts: Sequence[Tensor], layers: Sequence[int], *,
                    skip_first: int, max_length: int = 128, dim_batch: int = 7, backward: Callable = autograd,
                    **kwargs) -> dict[int, Tensor]:
     """The prompt replicated `dim_batch` times, one forward pass, a backward pass for every `dim_batch` rows."""
     sums: dict[int, Tensor] = {}
     for prompt in prompts:
-        ids, kept = prompt[:, :max_length], {}
-
-        def keep(layer):
-            def hook(module, inputs, output):
-                kept[layer] = output if isinstance(output, Tensor) else output[0]
-            return hook
-
-        last = len(blocks) - 1
-        handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in {*layers, last}]
+        ids, kept, last = prompt[:, :max_length], {}, len(blocks) - 1
+        handles = [blocks[layer].register_forward_hook(keeping(kept, layer)) for layer in {*layers, last}]
         model(ids.expand(dim_batch, -1), **kwargs)
         for handle in handles:
             handle.remove()

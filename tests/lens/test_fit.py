@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import BLOCKS, CONTEXT, WIDTH, reference_lens, relative, small_gpt, some_prompts
 from torch import nn
 
 import specxai
+from small import BLOCKS, CONTEXT, WIDTH, reference_lens, relative, small_gpt, some_prompts
 from specxai.errors import FileError, LayerError
 from specxai.zoo.gpt import Block
 
@@ -198,7 +198,7 @@ def test_bad_models_are_one_line(gpt):
     prompts = some_prompts((20,))
     with pytest.raises(ValueError, match="training mode"):
         specxai.lens.fit(gpt.train(), prompts, skip_first=5)
-    with pytest.raises(LayerError, match="no nn.ModuleList of two or more blocks"):
+    with pytest.raises(LayerError, match=r"no nn\.ModuleList of two or more blocks"):
         specxai.lens.fit(nn.Embedding(40, 8).eval(), prompts, skip_first=5)
 
     class Flat(nn.Module):

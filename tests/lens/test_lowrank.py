@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import WIDTH, relative, small_gpt, some_prompts
 
 import specxai
+from small import WIDTH, relative, small_gpt, some_prompts
 
 PROMPTS = some_prompts((20, 14, 20))
 
@@ -49,7 +49,7 @@ def test_little_memory_gives_the_same(both):
 
 
 def test_it_reads_merges_and_round_trips(both, tmp_path):
-    dense, low, model = both
+    _, low, model = both
     h = torch.randn(3, WIDTH, dtype=torch.float64)
     assert relative(low.transport(h, 2), h @ low.J[2].T) <= 1e-12
     assert relative(low.readout(h, 2), model.head(model.norm(h @ low.J[2].T))) <= 1e-12

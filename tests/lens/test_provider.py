@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import reference_lens, relative, small_gpt, some_prompts
 
 import specxai
+from small import reference_lens, relative, small_gpt, some_prompts
 from specxai.lens import BackwardProvider
 
 
