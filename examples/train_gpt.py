@@ -31,7 +31,7 @@ def held_out_loss(net: GPT, numbers: Tensor, windows: int = 64) -> float:
     return F.cross_entropy(net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
-def train(out: Path = CHECKPOINT, steps: int = 2000, batch: int = 16, seed: int = 0, rate: float = 2e-3) -> None:
+def train(out: Path = CHECKPOINT, steps: int = 600, batch: int = 16, seed: int = 0, rate: float = 3e-3) -> None:
     """Train the GPT and write its checkpoint, in half precision.
 
     Args:

@@ -233,6 +233,9 @@ class LensFitSettings:
     """only so many singular triplets of J - aI, certified, without making J"""
     tol: float | None = None
     """of the residuals with --rank, relative to the largest singular value; default 1e-3"""
+    products: str = "full"
+    """full: the model's precision; bfloat16: faster products by weights where the processor can, their error is in the
+    file"""
     gates: str = "tangent"
     """tangent: the lens; frozen, or kinds such as "softmax=held norm=held activation=tangent product=tangent": one of
     held factors"""

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from specxai._blocks import as_integer, require_memory
 from specxai.affine.local import DEFAULT_MEMORY
+from specxai.graph import Graph
 from specxai.lens.decoder import Decoder
 from specxai.lens.factors import OnDemand
 from specxai.lens.file import State, read_state, write_state
@@ -19,8 +20,11 @@ from specxai.lens.lens import Lens
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
 from specxai.lens.prompts import token_ids
-from specxai.lens.sweep import rows_of
+from specxai.lens.sweep import in_bfloat16, rows_of, sweep
 from specxai.rules.policy import Gates, Policy
+
+PRODUCTS = ("full", "bfloat16")
+CHECKED_ROWS = 8  # that a fit in bfloat16 is compared at
 
 
 def fit(
@@ -35,6 +39,7 @@ def fit(
     blocks: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     gates: Gates = "tangent",
+    products: str = "full",
     checkpoint: str | os.PathLike | None = None,
     every: int = 10,
     tol: float | None = None,
@@ -62,6 +67,8 @@ def fit(
         blocks: dotted name of the `nn.ModuleList` of blocks; None: the one with the most weights.
         kwargs: further arguments of the model's forward.
         gates: "tangent" is the lens; another policy (see `specxai.linearize`) makes it one of held factors.
+        products: "full" is the model's precision; "bfloat16" multiplies by weights in bfloat16, faster where the
+            processor can; `metadata["rough_error"]` is its relative error, measured at a few rows of the first prompt.
         checkpoint: file to write every `every` prompts and at the end, and to go on from where it is there.
         tol: of the residuals with a rank, relative to the largest singular value (1e-3).
         max_memory: bytes that one block of columns may hold (default 2 GiB).
@@ -79,12 +86,16 @@ def fit(
     Lens(layers 0, 1, d 8, 1 prompt)
     """
     _check(skip_first, max_length, rank, every, max_memory)
+    if products not in PRODUCTS or (rank is not None and products != "full"):
+        raise ValueError(f"products is {products!r}: choose {' or '.join(PRODUCTS)}, and full with a rank")
     decoder = Decoder(model, blocks, kwargs)
     chosen = decoder.layers(layers)
     make = Linearizer(decoder, chosen, skip_first, gates, max_memory)
     metadata = {"model_class": type(model).__name__, "blocks": decoder.path, "target_layer": len(decoder) - 1,
                 "skip_first": skip_first, "max_length": max_length, "gates": Policy.of(gates).name,
                 "estimator": "jacobian_lens"}
+    if products != "full":
+        metadata["products"] = products
     if metadata["gates"] != "tangent":
         metadata["estimator"] = f"jacobian_lens, {metadata['gates']} gates"
     fitted = _fit_rank if rank is not None else _fit_dense
@@ -127,7 +138,10 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
                 found = make.at(ids)
                 if state is None:
                     state = _empty(make, found, metadata)
-                _add(state, make.layers, found, bar)
+                rough = in_bfloat16(found.local.graph) if "products" in metadata else None
+                if rough is not None and "rough_error" not in state.metadata:
+                    state.metadata["rough_error"] = _rough_error(found, rough)
+                _add(state, make.layers, found, rough, bar)
                 state.n_done += 1
             if state is not None:
                 state.next_idx = number + 1
@@ -139,7 +153,7 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
     if checkpoint is not None:
         write_state(state, checkpoint)
     J = {layer: total / state.n_done for layer, total in state.sums.items()}
-    return Lens(J, state.n_done, next(iter(J.values())).shape[0], metadata, model=make.decoder)
+    return Lens(J, state.n_done, next(iter(J.values())).shape[0], state.metadata, model=make.decoder)
 
 
 def _fit_rank(make: Linearizer, prompts: _Prompts, metadata: dict, *, rank: int, tol: float | None, seed: int,
@@ -170,13 +184,22 @@ def _resumed(make: Linearizer, checkpoint, metadata: dict) -> State:
     return read_state(checkpoint, make.layers, dtype, metadata)
 
 
-def _add(state: State, layers: list[int], found: Linearised, bar: tqdm) -> None:
+def _add(state: State, layers: list[int], found: Linearised, rough: Graph | None, bar: tqdm) -> None:
     """The prompt's matrices onto the sums, block by block of rows."""
     with found.local.checked():
-        for start, rows in rows_of(found.local, found.sources, found.target, found.valid):
+        for start, rows in rows_of(found.local, found.sources, found.target, found.valid, rough):
             for layer, part in zip(layers, rows, strict=True):
                 state.sums[layer][start:start + part.shape[0]] += part.to(state.sums[layer])
             bar.set_postfix(rows=f"{start + rows.shape[1]}/{found.width}")
+
+
+def _rough_error(found: Linearised, rough: Graph) -> float:
+    """The largest relative error of a layer's rows in bfloat16, at a few rows that lie evenly."""
+    places = torch.linspace(0, found.width - 1, min(CHECKED_ROWS, found.width)).long()
+    rows = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)[places]
+    given = found.local, found.sources, found.target, rows, found.valid
+    exact = sweep(*given)
+    return float(((sweep(*given, rough) - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max())
 
 
 def _kept_dtype(found: Linearised) -> torch.dtype:

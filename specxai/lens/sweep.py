@@ -7,13 +7,16 @@ cotangent e_i at every valid target position, pulled back.  Causality leaves the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from specxai.affine.local import Local
 from specxai.backends.reference import WholeValues, pull
+from specxai.graph import Graph
 from specxai.precision import full_precision
+from specxai.rules import LinearNode
 
 ROWS = 1024  # of a block, positions times columns: wide enough for the rate of matrix products, and small in memory
 
@@ -28,13 +31,15 @@ class _Mean:
         self.found = _mean(block, self.valid)
 
 
-def sweep(local: Local, sources: Sequence[int], target: int, rows: Tensor, valid: slice) -> Tensor:
+def sweep(local: Local, sources: Sequence[int], target: int, rows: Tensor, valid: slice,
+          graph: Graph | None = None) -> Tensor:
     """(sources, k, d): the cotangents `rows` (k, d), each at all valid positions of the target, pulled back to every
     source and averaged over its valid positions.
 
     sources, target   steps of the program, each (1, T, d)
+    graph             another than the Local's own, `in_bfloat16`
     """
-    graph = local.graph
+    graph = local.graph if graph is None else graph
     seed = torch.zeros(len(rows), *graph.shapes[target], dtype=graph.dtype, device=graph.device)
     seed[:, 0, valid] = rows[:, None].to(graph.dtype)
     taps = {source: _Mean(valid) for source in sources if source != graph.input}
@@ -44,16 +49,40 @@ def sweep(local: Local, sources: Sequence[int], target: int, rows: Tensor, valid
                         for source in sources])
 
 
-def rows_of(local: Local, sources: Sequence[int], target: int, valid: slice) -> Iterator[tuple[int, Tensor]]:
+def rows_of(local: Local, sources: Sequence[int], target: int, valid: slice, graph: Graph | None = None,
+            ) -> Iterator[tuple[int, Tensor]]:
     """(i, rows i … of the lens (sources, k, d)) for all rows of J_l, block by block."""
-    graph = local.graph
-    width = graph.shapes[target][-1]
-    columns = block_columns(local, target)
+    width, columns = local.graph.shapes[target][-1], block_columns(local, target)
     for start in range(0, width, columns):
-        count = min(columns, width - start)
-        rows = torch.zeros(count, width, dtype=graph.dtype, device=graph.device)
-        rows[:, start:start + count].fill_diagonal_(1)
-        yield start, sweep(local, sources, target, rows, valid)
+        rows = unit_rows(local, target, start, min(start + columns, width))
+        yield start, sweep(local, sources, target, rows, valid, graph)
+
+
+def unit_rows(local: Local, target: int, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of the identity (d, d)."""
+    rows = torch.zeros(stop - start, local.graph.shapes[target][-1], dtype=local.graph.dtype, device=local.graph.device)
+    rows[:, start:stop].fill_diagonal_(1)
+    return rows
+
+
+def in_bfloat16(graph: Graph) -> Graph:
+    """The graph with its products by weights in bfloat16, added up in float32 inside; the stream stays as it is."""
+
+    def rough(node: LinearNode) -> LinearNode:
+        if node.fully_connected is None or len(node.terms) != 1:
+            return node
+        weight, exact = node.fully_connected.weight.detach().bfloat16(), node.terms[0].adjoint
+        shape = graph.shapes[node.terms[0].input]
+
+        def adjoint(block: Tensor) -> Tensor:
+            if block.dtype.itemsize > 4:
+                return exact(block)
+            out = block.reshape(*block.shape[:-1], weight.shape[0]).bfloat16() @ weight
+            return out.to(block.dtype).reshape(block.shape[0], *shape)
+
+        return replace(node, terms=(replace(node.terms[0], adjoint=adjoint),))
+
+    return replace(graph, nodes={step: rough(node) for step, node in graph.nodes.items()})
 
 
 def block_columns(local: Local, target: int) -> int:

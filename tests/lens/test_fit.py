@@ -103,6 +103,17 @@ def test_a_policy_of_held_factors_is_another_lens(gpt):
     assert held.metadata["gates"] == "softmax=held norm=tangent activation=tangent product=tangent"
 
 
+def test_bfloat16_products_say_how_far_off_they_are(gpt):
+    prompts = some_prompts((20, 20))
+    whole = specxai.lens.fit(gpt, prompts, skip_first=5)
+    rough = specxai.lens.fit(gpt, prompts, skip_first=5, products="bfloat16")
+    errors = [relative(rough.J[layer], whole.J[layer]) for layer in whole.J]
+    assert 1e-4 < max(errors) < 0.03
+    assert 0.2 < max(errors) / rough.metadata["rough_error"] < 2
+    with pytest.raises(ValueError, match="different products cannot be merged: None and 'bfloat16'"):
+        whole.merge(rough)
+
+
 class Tuples(nn.Module):
     """A block that returns its residual stream with something else."""
 
