@@ -7,10 +7,10 @@ and `BackwardProvider` lends the products to the fit loop of TransformerLens.
 
 from __future__ import annotations
 
-from specxai.lens.decoder import Decoder, residuals
+from specxai.lens.decoder import residuals
 from specxai.lens.factors import LowRank
 from specxai.lens.fit import fit
 from specxai.lens.lens import Lens, load
 from specxai.lens.provider import BackwardProvider
 
-__all__ = ["BackwardProvider", "Decoder", "Lens", "LowRank", "fit", "load", "residuals"]
+__all__ = ["BackwardProvider", "Lens", "LowRank", "fit", "load", "residuals"]

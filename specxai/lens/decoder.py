@@ -31,7 +31,7 @@ class Decoder:
         kwargs: further arguments of the model's forward; `use_cache=False` is added where it takes that.
 
     Raises LayerError where there is no such list or several are as likely, ValueError for a model in training mode and
-    for a cache of keys and values.
+    for a cache of keys and values, TypeError for what is no module.
 
     >>> from specxai.zoo.gpt import GPT
     >>> decoder = Decoder(GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval())
@@ -88,7 +88,7 @@ class Decoder:
         return {layer: found[layer][0] for layer in layers}
 
     def between(self, ids: Tensor, source: int, target: int) -> Between:
-        """The model from the output of block `source` to that of block `target`, all else as at the ids."""
+        """The model from the output of block `source` to that of block `target`, all else as at the ids (1, T)."""
         return Between(self, ids, source, target)
 
     @torch.no_grad()

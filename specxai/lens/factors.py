@@ -17,6 +17,12 @@ class LowRank:
     residuals   (k,), of each triplet of J_l − a I, as in `specxai.svd.SVDResult`
     scale       a, about the mean of J_l's diagonal
     error       bound of ‖J_l − a I − U diag(S) Vᵀ‖_F
+
+    >>> import torch
+    >>> one, none = torch.tensor([[1.0], [0.0]]), torch.zeros(1)
+    >>> LowRank(one, torch.tensor([3.0]), one, none, 2.0, 0.0).dense()
+    tensor([[5., 0.],
+            [0., 2.]])
     """
 
     U: Tensor
@@ -33,7 +39,7 @@ class LowRank:
         return found
 
     def transport(self, h: Tensor) -> Tensor:
-        """J_l h for residuals h (…, d), without the matrix."""
+        """J_l h for residuals h (*, d), without the matrix."""
         U, S, V = (part.to(h) for part in (self.U, self.S, self.V))
         return self.scale * h + ((h @ V) * S) @ U.T
 

@@ -49,15 +49,15 @@ class Lens:
         return sorted(self.J)
 
     def transport(self, h: Tensor, layer: int) -> Tensor:
-        """J_l h for residuals h (…, d) of block `layer`; the target block's own are returned as they are.
+        """J_l h for residuals h (*, d) of block `layer`; the target block's own are returned as they are.
 
         Raises KeyError for a layer that was not fitted, TypeError for token ids, ValueError for another width.
         """
         if not h.is_floating_point():
-            raise TypeError(f"h is {h.dtype}: a lens reads residuals (…, {self.d_model}), not token ids; take them "
+            raise TypeError(f"h is {h.dtype}: a lens reads residuals (*, {self.d_model}), not token ids; take them "
                             "with specxai.lens.residuals(model, ids)")
         if h.shape[-1:] != (self.d_model,):
-            raise ValueError(f"h has shape {tuple(h.shape)}: the lens reads residuals (…, {self.d_model})")
+            raise ValueError(f"h has shape {tuple(h.shape)}: the lens reads residuals (*, {self.d_model})")
         if layer == self.metadata.get("target_layer") and layer not in self.J:
             return h
         if layer not in self.J:
@@ -69,7 +69,7 @@ class Lens:
 
     @torch.no_grad()
     def readout(self, h: Tensor, layer: int, model: nn.Module | None = None) -> Tensor:
-        """unembed(norm(J_l h)), logits (…, vocabulary) for residuals h (…, d) of block `layer`.
+        """Logits (*, vocabulary), unembed(norm(J_l h)), of residuals h (*, d) of block `layer`.
 
         What comes behind the model's last block is run as the model runs it, with caps and scales of its logits.
 
@@ -117,10 +117,10 @@ class Lens:
                 f"prompt{'s' * (self.n_prompts != 1)}{rank})")
 
 
-def load(path: str | os.PathLike) -> Lens:
+def load(path: str | os.PathLike, model: nn.Module | None = None) -> Lens:
     """Read a lens, ours, the reference's or TransformerLens', or a checkpoint of a fit, whose sums become means.
 
-    Matrices (d, d) are float32, on the CPU.
+    Matrices (d, d) are float32, on the CPU.  `model` is what `readout` then uses.
 
     Raises FileNotFoundError, or FileError (a ValueError) that says what is wrong with the file.
 
@@ -131,7 +131,8 @@ def load(path: str | os.PathLike) -> Lens:
     Lens(layers 0, d 3, 5 prompts)
     """
     J, count, metadata, factors = read(path)
-    return Lens(OnDemand(factors) if factors else J, count, next(iter(J.values())).shape[0], metadata, factors)
+    decoder = None if model is None else Decoder(model, metadata.get("blocks"))
+    return Lens(OnDemand(factors) if factors else J, count, next(iter(J.values())).shape[0], metadata, factors, decoder)
 
 
 def _ranges(layers: list[int]) -> str:

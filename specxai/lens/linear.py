@@ -37,9 +37,10 @@ class Linearised:
 
     @property
     def value_bytes(self) -> int:
-        """About what the nodes hold: as much as all values between the blocks."""
+        """About what the nodes hold: as much as the values between the blocks, views aside."""
         graph = self.local.graph
-        return sum(shape.numel() for shape in graph.shapes.values()) * graph.dtype.itemsize
+        kept = [step for step, node in graph.nodes.items() if not node.view and any(t.flops for t in node.terms)]
+        return sum(graph.shapes[step].numel() for step in kept) * graph.dtype.itemsize
 
 
 class Linearizer:

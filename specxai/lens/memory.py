@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -61,10 +62,11 @@ def estimate(decoder: Decoder, layers: list[int], tokens: int, max_memory: int |
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
     last = len(decoder) - 1
-    with _Made() as first:
-        decoder.residuals(ids, [layers[0]])
-    with _Made() as whole:
-        stream = decoder.residuals(ids, [last])[last]
+    with sdpa_kernel(SDPBackend.MATH):  # attention in parts, as a capture has it
+        with _Made() as first:
+            decoder.residuals(ids, [layers[0]])
+        with _Made() as whole:
+            stream = decoder.residuals(ids, [last])[last]
     width, size = stream.shape[-1], max(4, stream.itemsize)
     return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, whole.bytes - first.bytes,
                     DEFAULT_MEMORY if max_memory is None else max_memory)

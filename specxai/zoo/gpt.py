@@ -7,7 +7,6 @@ import inspect
 import sysconfig
 import warnings
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,8 @@ def texts() -> tuple[list[str], list[str]]:
     """(trained on, held out): the texts that this Python ships about itself, the topics of its `help()` and, module by
     module of the standard library, the docstrings.
     """
+    from pydoc_data.topics import topics  # as large as a book
+
     found = [*topics.values(), *_docstrings()]
     held = found[HELD_OUT - 1::HELD_OUT]
     return [text for number, text in enumerate(found, 1) if number % HELD_OUT], held

@@ -18,7 +18,7 @@ class Words:
 
     >>> words = Words.learned("the cat, the hat, the mat", 2)
     >>> words.encode("the cat"), words.decode(words.encode("the hat ¿"))
-    ([257, 32, 99, 97, 116], 'the hat ¿')
+    ([116, 257, 32, 99, 256], 'the hat ¿')
     """
 
     def __init__(self, merges: Iterable[Sequence[int]]) -> None:

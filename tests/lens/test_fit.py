@@ -231,7 +231,7 @@ def test_readout_says_what_it_wants(gpt):
     L = specxai.lens.fit(gpt, some_prompts((20,)), layers=[1], skip_first=5)
     with pytest.raises(TypeError, match="not token ids"):
         L.readout(torch.zeros(1, 5, dtype=torch.long), 1)
-    with pytest.raises(ValueError, match=r"\(…, 24\)"):
+    with pytest.raises(ValueError, match=r"\(\*, 24\)"):
         L.readout(torch.zeros(5, 8), 1)
     with pytest.raises(KeyError, match="layer 0 is not in this lens, which has 1"):
         L.readout(torch.zeros(5, WIDTH), 0)
