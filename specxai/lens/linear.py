@@ -52,7 +52,8 @@ class Linearizer:
     def __init__(self, decoder: Decoder, layers: list[int], skip_first: int, gates: Gates = "tangent",
                  max_memory: int | None = None) -> None:
         self.decoder, self.layers, self.skip_first = decoder, layers, skip_first
-        self.options = {"gates": gates, "max_memory": max_memory}
+        # Plans run softmax and norms through whole values still, which costs them more than they gain.
+        self.options = {"gates": gates, "max_memory": max_memory, "backend": "reference"}
         self._kept: dict[int, Captured] = {}
 
     def at(self, ids: Tensor) -> Linearised:

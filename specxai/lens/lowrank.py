@@ -15,9 +15,11 @@ from torch import Tensor
 from specxai import svd
 from specxai.lens.factors import LowRank
 from specxai.lens.linear import Linearised, Linearizer
+from specxai.lens.sweep import ROWS
 from specxai.operators import LinearOperator
 
-SIGNS = 32  # random vectors that the mean of the diagonal is found with
+SIGNS = 16  # random vectors that the mean of the diagonal is found with
+BLOCK = 4  # columns of a Krylov block: narrow ones need the fewest products, and these cost no more (column_cost)
 
 
 class LensOperator(LinearOperator):
@@ -39,7 +41,9 @@ class LensOperator(LinearOperator):
         self._room, self._kept = max_memory, {} if kept is None else kept
         first = self._map(0)
         self.scale = 0.0
-        super().__init__((first.width, first.width), first.local.input.dtype, first.local.input.device, block_size=256)
+        tokens = first.local.graph.shapes[first.target][1]
+        super().__init__((first.width, first.width), first.local.input.dtype, first.local.input.device,
+                         block_size=max(8, ROWS // tokens))
 
     def find_scale(self, seed: int) -> float:
         """Set a: the mean of zᵀJ_l z / d over random signs z."""
@@ -61,6 +65,10 @@ class LensOperator(LinearOperator):
     def flops(self) -> int:
         first = self._map(0)
         return len(self._prompts) * self._operator(first).reference.flops
+
+    def column_cost(self, columns: int) -> float:
+        """One column is as many rows as the prompt has tokens already."""
+        return max(1.0, 2 / columns)
 
     def _map(self, number: int) -> Linearised:
         if number in self._kept:
@@ -101,6 +109,6 @@ def decompose(make: Linearizer, prompts: Sequence[Tensor], rank: int, tol: float
     for number, layer in enumerate(make.layers):
         operator = LensOperator(make, prompts, number, max_memory, kept)
         scale = operator.find_scale(seed)
-        found = svd(operator, rank=rank, tol=tol, seed=seed, progress=progress)
+        found = svd(operator, rank=rank, tol=tol, seed=seed, progress=progress, block_size=BLOCK)
         factors[layer] = LowRank(found.U, found.S, found.V, found.residuals, scale, float(found.error))
     return factors
