@@ -21,6 +21,7 @@ from specxai._version import __version__
 _EXPORTS = {
     "linearize": "specxai.affine.captured",
     "Local": "specxai.affine.local",
+    "summed": "specxai.affine.positions",
     "LocalOperator": "specxai.affine.operator",
     "LinearOperator": "specxai.operators",
     "decompose": "specxai.spectral",

@@ -79,10 +79,15 @@ def test_an_unknown_layer_is_offered_near_misses():
             call("feature.2")
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
 def test_integer_input_says_how_to_pass_embeddings(dtype):
     refused(Tokens().eval(), torch.ones(1, 2, dtype=dtype), TypeError, str(dtype), "embedding layer",
             "embeddings")
+
+
+def test_token_ids_without_an_embedding():
+    refused(make(), torch.ones(1, 1, 8, 8, dtype=torch.int64), TypeError, "torch.int64", "no embedding", "wrt=",
+            "x.float() / 255")
 
 
 def test_embeddings_as_that_line_says():

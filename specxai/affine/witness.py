@@ -78,7 +78,8 @@ def difference(captured: Recording, x: Tensor, direction: Tensor) -> Difference 
         for dtype in dict.fromkeys((torch.float64, x.dtype)):
             try:
                 model = copy.deepcopy(captured.model)
-                model = replace(captured, model=model if dtype == x.dtype else model.to(dtype))
+                model = replace(captured, model=model if dtype == x.dtype else model.to(dtype),
+                                feed=captured.feed.copied(dtype))
                 found = _best_difference(model, x.detach().to(dtype), direction.detach().reshape(x.shape).to(dtype))
             except Exception:  # whatever a model may raise in a dtype that it was not written for
                 continue

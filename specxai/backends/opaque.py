@@ -13,6 +13,7 @@ from specxai.plan import Opaque, Place, Sum
 from specxai.plan.stages import sum_of
 
 ADDS = Place(accumulate=True)
+VALUES = 4  # whole ones that are held at once: a term's block and result, and what becomes of them
 
 
 class OpaqueTerms:
@@ -29,6 +30,14 @@ class OpaqueTerms:
         self._into = [lower(replace(sum_of(stage.step, [(operand.at, rows, operand.scale)]), place=ADDS))
                       for operand, rows in stage.parts()]
         self._out = lower(sum_of(stage.step, [(stage.writes, stage.at, None)]))
+        self._largest = max(shape.numel() for shape in (stage.shape, *(operand.shape for operand in stage.operands)))
+
+    @property
+    def kept(self) -> int:
+        return sum(part.kept for part in (*self._into, self._out))
+
+    def scratch(self, stride: int) -> int:
+        return VALUES * self._largest * stride + max(part.scratch(stride) for part in (*self._into, self._out))
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         total = None
