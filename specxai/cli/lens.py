@@ -26,16 +26,16 @@ def run(settings: LensSettings) -> None:
 
 def _fit(settings: LensFitSettings) -> None:
     model, tokenizer = _load(settings.model)
-    decoder = Decoder(model, settings.blocks)
+    decoder = Decoder(model, settings.stack)
     layers = decoder.layers(list(settings.layers) or None)
     prompts = list(islice(_prompts(settings, tokenizer), settings.count))
     tokens = min(settings.max_length, max((ids.shape[1] for ids in prompts), default=1))
     memory = None if settings.max_memory is None else settings.max_memory << 20
-    print(f"{printable(settings.model)}: {len(decoder)} blocks at {decoder.path}, {len(layers)} source layers, "
+    print(f"{printable(settings.model)}: {len(decoder)} blocks at {decoder.stack}, {len(layers)} source layers, "
           f"{len(prompts)} prompts of at most {tokens} tokens")
     print(estimate(decoder, layers, tokens, memory), flush=True)
     found = lens.fit(model, prompts, layers, settings.skip_first, settings.max_length, settings.rank,
-                     blocks=settings.blocks, gates=settings.gates, products=settings.products,
+                     stack=settings.stack, gates=settings.gates, products=settings.products,
                      checkpoint=settings.checkpoint, every=settings.every, tol=settings.tol, max_memory=memory,
                      progress=None if settings.progress else False, seed=settings.seed)
     found.save(settings.out)

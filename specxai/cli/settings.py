@@ -239,8 +239,8 @@ class LensFitSettings:
     gates: str = "tangent"
     """tangent: the lens; frozen, or kinds such as "softmax=held norm=held activation=tangent product=tangent": one of
     held factors"""
-    blocks: str | None = None
-    """dotted name of the list of blocks; default: the one with the most weights"""
+    stack: str | None = None
+    """dotted name of the list of blocks; default: the one that is found"""
     checkpoint: Path | None = None
     """file to keep the sums in"""
     every: int = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specxai.capture.checks import check_model, unwrap
+from specxai.capture.feed import Feed
 from specxai.capture.outputs import leaves
 from specxai.capture.program import Program
 from specxai.capture.recording import Recording
 from specxai.errors import LayerError, SpecXAIError
+from specxai.transformers import from_hf
 
 READ_ROWS = 32  # positions that the norm and the unembedding take at once
 
@@ -27,26 +29,24 @@ class Decoder:
 
     Args:
         model: a raw decoder of `transformers`, or any module that takes token ids (1, T) first.
-        blocks: dotted name of the `nn.ModuleList` of blocks; None: the list that holds the most weights.
+        stack: dotted name of the list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward; `use_cache=False` is added where it takes that.
 
-    Raises LayerError where there is no such list or several are as likely, ValueError for a model in training mode and
-    for a cache of keys and values, TypeError for what is no module.
+    Raises LayerError where there is no such list or there are several, ValueError for a model in training mode and for
+    a cache of keys and values, TypeError for what is no module.
 
     >>> from specxai.zoo.gpt import GPT
     >>> decoder = Decoder(GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval())
-    >>> decoder.path, len(decoder), decoder.residuals(torch.zeros(1, 5, dtype=torch.long), [0, 2])[2].shape
+    >>> decoder.stack, len(decoder), decoder.residuals(torch.zeros(1, 5, dtype=torch.long), [0, 2])[2].shape
     ('blocks', 3, torch.Size([5, 8]))
     """
 
-    def __init__(self, model: nn.Module, blocks: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if model.training:
-            raise ValueError("the model is in training mode, where dropout has no fixed map; call model.eval() first")
+    def __init__(self, model: nn.Module, stack: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+        check_model(unwrap(model))
         self.model = model
-        self.path, self.blocks = _blocks_of(model, blocks)
-        self.kwargs = _arguments(model, kwargs or {})
+        self.stack, self.blocks = _blocks_of(model, stack)
+        ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
+        self.kwargs = Feed.of(model, ids, kwargs=kwargs)[0].kwargs
         self._rests: dict[tuple[torch.dtype, int], tuple[Program, int]] = {}
 
     def __len__(self) -> int:
@@ -143,8 +143,8 @@ class Decoder:
             if tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[:2] == (1, tokens):
                 return tensor
         shapes = ", ".join(str(tuple(tensor.shape)) for _, tensor in leaves(output)) or "no tensor"
-        raise LayerError(f"layer {layer} ({self.path}.{layer}) has no residual stream: it returns {shapes}, where a "
-                         f"lens needs one tensor (1, {tokens}, d); name another list of blocks with blocks=")
+        raise LayerError(f"layer {layer} ({self.stack}.{layer}) has no residual stream: it returns {shapes}, where a "
+                         f"lens needs one tensor (1, {tokens}, d); name another list of blocks with stack=")
 
     def _replaced(self, layer: int, output: Any, stream: Tensor) -> Any:
         """A block's output with another residual stream in it."""
@@ -154,11 +154,11 @@ class Decoder:
         if isinstance(output, tuple) and any(part is old for part in output):
             where = next(number for number, part in enumerate(output) if part is old)
             return (*output[:where], stream, *output[where + 1:])
-        raise LayerError(f"layer {layer} ({self.path}.{layer}) returns {type(output).__name__}, in which the residual "
+        raise LayerError(f"layer {layer} ({self.stack}.{layer}) returns {type(output).__name__}, in which the residual "
                          "stream cannot be replaced; wrap the block so that it returns a tensor or a tuple")
 
 
-def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None, *, blocks: str | None = None,
+def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None, *, stack: str | None = None,
               kwargs: Mapping[str, Any] | None = None) -> dict[int, Tensor]:
     """{layer: block's output (T, d)} of a model at token ids (1, T): what a lens reads; all blocks for None.
 
@@ -169,7 +169,7 @@ def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None
     >>> sorted(residuals(model, torch.zeros(1, 5, dtype=torch.long)))
     [0, 1, 2]
     """
-    decoder = Decoder(model, blocks, kwargs)
+    decoder = Decoder(model, stack, kwargs)
     return decoder.residuals(ids, list(range(len(decoder)) if layers is None else layers))
 
 
@@ -188,7 +188,7 @@ class Between(nn.Module):
 
     def layer(self, layer: int) -> str:
         """A block's name in a capture of this."""
-        return f"model.{self._decoder.path}.{layer}"
+        return f"model.{self._decoder.stack}.{layer}"
 
     def forward(self, x: Tensor) -> Tensor:
         decoder, found = self._decoder, []
@@ -219,40 +219,15 @@ class Rest(nn.Module):
             return self._decoder._run(self._ids)
 
 
-def _blocks_of(model: nn.Module, path: str | None) -> tuple[str, nn.ModuleList]:
-    """(name, list of blocks)."""
-    lists = {name: module for name, module in model.named_modules()
-             if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1}
-    if path is not None:
-        if path not in lists:
-            near = ", ".join(lists) or "none"
-            raise LayerError(f"the model has no list of two or more blocks {path!r}; its lists are: {near}")
-        return path, lists[path]
-    # Of lists in lists the outer one: the inner one is a part of a block.
-    outer = {name: module for name, module in lists.items() if isinstance(module, nn.ModuleList)
-             and not any(name.startswith(f"{other}.") for other in lists)}
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
-    ranked = sorted(sizes, key=lambda name: (-sizes[name], len(name)))
-    # A wrapper may hold the same blocks under two names.
-    weights = {name: {id(p) for p in outer[name].parameters()} for name in ranked}
-    ranked = [name for number, name in enumerate(ranked) if not any(weights[name] == weights[other]
-              for other in ranked[:number])]
-    if not ranked:
-        raise LayerError(f"{type(model).__name__} has no nn.ModuleList of two or more blocks, so no residual stream is "
-                         "known; name the list with blocks=")
-    if len(ranked) > 1 and sizes[ranked[1]] > sizes[ranked[0]] / 2:
-        raise LayerError(f"{type(model).__name__} has several lists of blocks, {ranked[0]} and {ranked[1]}; name the "
-                         "one whose blocks pass on the residual stream with blocks=")
-    return ranked[0], outer[ranked[0]]
-
-
-def _arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's further arguments, without a cache of keys and values."""
-    on = [name for name in ("use_cache", "past_key_values", "cache_params") if given.get(name)]
-    if on:
-        raise ValueError(f"{on[0]} is on: a lens needs every position computed from x; leave {on[0]} out")
-    takes = inspect.signature(model.forward).parameters
-    forwards = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    if "use_cache" in takes or (forwards and hasattr(getattr(model, "config", None), "use_cache")):
-        return {**given, "use_cache": False}
-    return dict(given)
+def _blocks_of(model: nn.Module, stack: str | None) -> tuple[str, list[nn.Module]]:
+    """(name of the stack, its blocks)."""
+    inner = unwrap(model)
+    if stack is None:
+        names = from_hf(model).layers
+        return names[0].rpartition(".")[0], [inner.get_submodule(name) for name in names]
+    stacks = {name: module for name, module in inner.named_modules()
+              if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1}
+    if stack not in stacks:
+        raise LayerError(f"{type(inner).__name__} has no list of two or more blocks {stack!r}; its lists are: "
+                         f"{', '.join(stacks) or 'none'}")
+    return stack, list(stacks[stack])

@@ -36,7 +36,7 @@ def fit(
     rank: int | None = None,
     *,
     tokenizer: Callable | None = None,
-    blocks: str | None = None,
+    stack: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     gates: Gates = "tangent",
     products: str = "full",
@@ -64,7 +64,7 @@ def fit(
         rank: with a rank k, the certified truncated SVD of J_l − a I, found by products with all prompts together and
             without J_l; pays for few layers and k ≪ d.  a is about the mean of J_l's diagonal.
         tokenizer: reads strings; called as those of `transformers` are.
-        blocks: dotted name of the `nn.ModuleList` of blocks; None: the one with the most weights.
+        stack: dotted name of the list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward.
         gates: "tangent" is the lens; another policy (see `specxai.linearize`) makes it one of held factors.
         products: "full" is the model's precision; "bfloat16" multiplies by weights in bfloat16, faster where the
@@ -88,10 +88,10 @@ def fit(
     _check(skip_first, max_length, rank, every, max_memory)
     if products not in PRODUCTS or (rank is not None and products != "full"):
         raise ValueError(f"products is {products!r}: choose {' or '.join(PRODUCTS)}, and full with a rank")
-    decoder = Decoder(model, blocks, kwargs)
+    decoder = Decoder(model, stack, kwargs)
     chosen = decoder.layers(layers)
     make = Linearizer(decoder, chosen, skip_first, gates, max_memory)
-    metadata = {"model_class": type(model).__name__, "blocks": decoder.path, "target_layer": len(decoder) - 1,
+    metadata = {"model_class": type(model).__name__, "stack": decoder.stack, "target_layer": len(decoder) - 1,
                 "skip_first": skip_first, "max_length": max_length, "gates": Policy.of(gates).name,
                 "estimator": "jacobian_lens"}
     if products != "full":

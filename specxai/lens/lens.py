@@ -23,7 +23,7 @@ class Lens:
         J: {layer: (d, d)}, float32, or float64 where the model is; with a rank, made of the factors on demand.
         n_prompts: how many prompts the mean is over.
         d_model: d, the width of the residual stream.
-        metadata: plain values: model_class, blocks, target_layer, skip_first, max_length, gates, estimator.
+        metadata: plain values: model_class, stack, target_layer, skip_first, max_length, gates, estimator.
         factors: {layer: LowRank} of a fit with a rank, else empty.
         model: the model that `readout` uses where none is given; not saved.
 
@@ -78,7 +78,7 @@ class Lens:
         if model is None and self.model is None:
             raise ValueError("the lens has no model to read with (a file holds none): give readout(h, layer, "
                              "model=model)")
-        decoder = self.model if model is None else Decoder(model, self.metadata.get("blocks"))
+        decoder = self.model if model is None else Decoder(model, self.metadata.get("stack"))
         moved = self.transport(h, layer)
         read = decoder.read(moved.reshape(-1, self.d_model))
         return read.reshape(*h.shape[:-1], -1)
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike, model: nn.Module | None = None) -> Lens:
     Lens(layers 0, d 3, 5 prompts)
     """
     J, count, metadata, factors = read(path)
-    decoder = None if model is None else Decoder(model, metadata.get("blocks"))
+    decoder = None if model is None else Decoder(model, metadata.get("stack"))
     return Lens(OnDemand(factors) if factors else J, count, next(iter(J.values())).shape[0], metadata, factors, decoder)
 
 

@@ -24,7 +24,7 @@ class BackwardProvider:
 
     Args:
         model: the model that the loop runs, in eval mode.
-        blocks: dotted name of its list of blocks; None: the one with the most weights.
+        stack: dotted name of its list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward.
         gates: the policy; "tangent" gives what autograd gives.
         max_memory: bytes that one block of columns may hold.
@@ -42,9 +42,9 @@ class BackwardProvider:
     torch.Size([4, 6, 8])
     """
 
-    def __init__(self, model: nn.Module, blocks: str | None = None, kwargs: Mapping[str, Any] | None = None,
+    def __init__(self, model: nn.Module, stack: str | None = None, kwargs: Mapping[str, Any] | None = None,
                  gates: Gates = "tangent", max_memory: int | None = None) -> None:
-        self._decoder = Decoder(model, blocks, kwargs)
+        self._decoder = Decoder(model, stack, kwargs)
         self._options = {"gates": gates, "max_memory": max_memory}
         self._ids: Tensor | None = None
         self._seen: dict[int, int] = {}  # address of a block's output -> its number; a later one may take the place
@@ -104,7 +104,7 @@ class BackwardProvider:
     def _number(self, tensor: Tensor) -> int:
         number = self._seen.get(tensor.data_ptr())
         if number is None:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no output of {self._decoder.path} in the "
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no output of {self._decoder.stack} in the "
                              "model's last run; give blocks' outputs, and run the model while the provider is open")
         return number
 

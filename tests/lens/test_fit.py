@@ -150,7 +150,7 @@ def test_tuples_and_ids_that_are_read_twice(again):
     model, prompts = Unlike(again).eval(), some_prompts((20, 20, 20))
     with pytest.raises(LayerError, match="several lists of blocks, stack and other"):
         specxai.lens.fit(model, prompts, skip_first=5)
-    L = specxai.lens.fit(model, prompts, skip_first=5, blocks="stack")
+    L = specxai.lens.fit(model, prompts, skip_first=5, stack="stack")
     wanted = reference_lens(model, model.stack, prompts, [0, 1, 2], skip_first=5, use_cache=False)
     for layer in wanted:
         assert relative(L.J[layer], wanted[layer]) <= 1e-4
@@ -173,7 +173,7 @@ def test_readout_is_the_models_end(gpt):
 @pytest.mark.parametrize("options, error, says", [
     ({"layers": [3]}, LayerError, "layer 3 is no source of a lens: the model has 4 blocks, sources are 0 to 2"),
     ({"layers": []}, LayerError, "list is empty"),
-    ({"blocks": "block"}, LayerError, "no list of two or more blocks 'block'; its lists are: blocks"),
+    ({"stack": "block"}, LayerError, "no list of two or more blocks 'block'; its lists are: blocks"),
     ({"kwargs": {"use_cache": True}}, ValueError, "use_cache is on"),
     ({"max_length": 6}, ValueError, "max_length 6 leaves no valid position with skip_first 5: it must be at least 7"),
     ({"rank": 0}, ValueError, "rank must be a whole number, at least 1; got 0"),

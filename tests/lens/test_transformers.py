@@ -47,7 +47,7 @@ def test_it_is_the_reference_estimator(name):
     model, bound = made(name), MODELS[name][1]
     prompts = [torch.randint(40, (1, 12)) for _ in range(2)]
     L = specxai.lens.fit(model, prompts, skip_first=3)
-    blocks = model.get_submodule(L.metadata["blocks"])
+    blocks = model.get_submodule(L.metadata["stack"])
     wanted = reference_lens(model, blocks, prompts, [0, 1], skip_first=3, use_cache=False)
     for layer in wanted:
         assert relative(L.J[layer], wanted[layer]) <= bound
