@@ -12,6 +12,7 @@ from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
 from specxai.rules import Call, LinearNode, linear_node
 from specxai.rules.dtypes import converted
+from specxai.rules.narrow import narrow_product
 from specxai.rules.policy import Policy
 
 
@@ -32,9 +33,11 @@ def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch
         if not value.is_floating_point():
             continue  # indices and masks are constants of the map
         given = tuple(substitute(origin.args, values)), substitute(dict(origin.kwargs), values)
-        args, kwargs = converted(given, dtype)
-        call = Call(origin, args, kwargs, converted(value, dtype), policy, program.active, output, kinds)
-        node = linear_node(call)
+        call = Call(origin, *given, converted(value, dtype), policy, program.active, output, kinds)
+        node = narrow_product(call, dtype)
+        if node is None:
+            args, kwargs = converted(given, dtype)
+            node = linear_node(replace(call, args=args, kwargs=kwargs))
         if node.offset is not None and not torch.isfinite(node.offset).all():
             # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
             node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))

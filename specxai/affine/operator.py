@@ -149,11 +149,9 @@ class LocalOperator(LinearOperator):
 
     @once
     def _cut(self) -> LiveCut | None:
-        if self._columns is not None or self._rows is not None:
-            return None
         self._check()
         with full_precision(self.device):
-            live = self._backend.live_units(self._sources, self._targets, self._held)
+            live = self._backend.live_units(self._sources, self._targets, self._held, self._columns, self._rows)
             return narrowest(self._graph, live, self._sources, self._targets, self._held)
 
     def costs(self) -> list[tuple[int, int, int]]:

@@ -95,8 +95,8 @@ class Program:
         return values
 
     def layer(self, layer: str | torch.nn.Module, first: bool = False) -> tuple[str, int]:
-        """(name, step) of a layer given by dotted name or by module object; of several tensors that it returns, the
-        first where that is asked for.
+        """(name, step) of a layer given by dotted name or by module object.  Of a layer that returns one tensor among
+        other things it is that, of several tensors the first where that is asked for.
 
         Raises LayerError, naming near misses or, for a module with several outputs or calls, their names.
         """
@@ -109,7 +109,7 @@ class Program:
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
-            if first and names[0].startswith(f"{layer}["):
+            if (first or len(names) == 1) and names[0].startswith(f"{layer}["):
                 return names[0], self.layers[names[0]]
             many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
