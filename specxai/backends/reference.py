@@ -177,7 +177,7 @@ def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int], hel
     A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
     leads there (with probability one), its cotangent exactly when one leads on.
     """
-    check_ends(graph, sources, targets, held)
+    check_ends(graph, sources, targets, held, columns, rows)
     generator, path = torch.Generator().manual_seed(0), graph.between(sources, targets, held)
 
     def probes(steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
@@ -186,7 +186,8 @@ def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int], hel
             graph.device, graph.dtype)
         if chosen is not None:
             drawn = torch.zeros_like(drawn).index_copy_(1, chosen, drawn[:, chosen])
-        return {s: part.reshape(-1, *graph.shapes[s]) for s, part in zip(steps, drawn.split(sizes, 1), strict=True)}
+        return {s: part.reshape(LIVE_PROBES, *graph.shapes[s])
+                for s, part in zip(steps, drawn.split(sizes, 1), strict=True)}
 
     tangents: dict[int, list[Tensor]] = {s: [] for s in path}
     cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
