@@ -27,10 +27,13 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "tokens": "specxai.spectral",
+    "Tokens": "specxai.spectral",
+    "pullback": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages
-_OPENED = ("transformers",)  # modules that are imported when they are named
+_OPENED = ("transformers", "lens")  # modules that are imported when they are named
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
