@@ -62,14 +62,12 @@ class Ours:
     """One linearisation, adjoint sweeps."""
 
     def __init__(self, found: Linearised, bfloat16: bool) -> None:
-        self.found, self.batch = found, block_columns(found.local, found.target)
+        self.found, self.batch = found, block_columns(found)
         self.graph = in_bfloat16(found.local.graph) if bfloat16 else None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(layers, rows, d)."""
-        found = self.found
-        return sweep(found.local, found.sources, found.target, unit_rows(found.local, found.target, start, stop),
-                     found.valid, self.graph)
+        return sweep(self.found, unit_rows(self.found, start, stop), self.graph)
 
 
 def model_of(tokens: int, blocks: int, width: int, plain: bool) -> tuple[Decoder, Tensor, str]:

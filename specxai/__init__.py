@@ -27,6 +27,9 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "tokens": "specxai.spectral",
+    "Tokens": "specxai.spectral",
+    "pullback": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages

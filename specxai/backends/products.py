@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -71,8 +71,9 @@ class PlannedBackend:
         plan = self._planner.plan(sources, targets, held, columns, rows, taps)
         return PlannedProducts(plan, self.engine, self._arenas)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
-        return self._planner.live_units(sources, targets, held)
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
+        return self._planner.live_units(sources, targets, held, columns, rows)
 
 
 class PlannedProducts:
@@ -95,6 +96,8 @@ class PlannedProducts:
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
         self.instead = [(stage.step, *work.instead) for stage, work in zip(plan.stages, self._work, strict=True)
                         if hasattr(work, "instead")]
+        # Steps in the reference's terms may wait for the device, which ends a capture.
+        self._graphs = None if self.opaque else engine.graphs()
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
         self._taps = plan.taps
         self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
@@ -105,12 +108,17 @@ class PlannedProducts:
     @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
+        if self._graphs is None:
+            return self._forward(X, rough)
+        return self._graphs.run(("matmat", X.shape[1], rough), lambda block: self._forward(block, rough), X)
+
+    def _forward(self, X: Tensor, rough: bool) -> Tensor:
         probes = X.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._m, probes)
         if not self._fills_targets:
             out.zero_()
-        with self._arenas.block(self.arena_rows, probes) as arena:
+        with self._arena(probes) as arena:
             source = self._source_of(X, arena)
             if source is not X:
                 self._seed.forward(X, source, probes, mode)
@@ -123,12 +131,17 @@ class PlannedProducts:
     @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
+        if self._graphs is None or passed is not None:
+            return self._adjoint(Y, rough, passed)
+        return self._graphs.run(("rmatmat", Y.shape[1], rough), lambda block: self._adjoint(block, rough, None), Y)
+
+    def _adjoint(self, Y: Tensor, rough: bool, passed: Passed | None) -> Tensor:
         probes = Y.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._n, probes)
         if not self._fills_sources:
             out.zero_()
-        with self._arenas.block(self.arena_rows, probes) as arena:
+        with self._arena(probes) as arena:
             source = self._source_of(out, arena)
             _clear(arena, self._collect_zero)
             self._collect.adjoint(Y, arena, probes, mode)
@@ -141,6 +154,11 @@ class PlannedProducts:
             if source is not out:
                 self._seed.adjoint(source, out, probes, mode)
         return out
+
+    def _arena(self, probes: int):
+        if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there
+            return nullcontext(self._engine.empty(self.arena_rows, self._engine.stride_of(probes)))
+        return self._arenas.block(self.arena_rows, probes)
 
     def _pass_on(self, before: int, arena: Tensor, probes: int, passed: Passed) -> None:
         for tap in self._taps:
@@ -167,7 +185,9 @@ class PlannedProducts:
 
     def product_bytes(self, columns: int) -> int:
         stride = self._engine.stride_of(columns)
-        numbers = self._engine.room(columns, self.arena_rows, self._work) + (self._n + self._m) * columns
+        numbers = self._engine.room(columns, self.arena_rows, self._work)
+        # A captured pass keeps a block and a result of its own.
+        numbers += (self._n + self._m) * columns * (1 + (0 if self._graphs is None else self._graphs.kept))
         passed = max((2 * len(tap.rows) * columns for tap in self._taps), default=0)
         numbers += max(passed, *(work.scratch(stride) for work in self._all))
         return self.dtype.itemsize * numbers + self._kept

@@ -187,7 +187,7 @@ def _resumed(make: Linearizer, checkpoint, metadata: dict) -> State:
 def _add(state: State, layers: list[int], found: Linearised, rough: Graph | None, bar: tqdm) -> None:
     """The prompt's matrices onto the sums, block by block of rows."""
     with found.local.checked():
-        for start, rows in rows_of(found.local, found.sources, found.target, found.valid, rough):
+        for start, rows in rows_of(found, rough):
             for layer, part in zip(layers, rows, strict=True):
                 state.sums[layer][start:start + part.shape[0]] += part.to(state.sums[layer])
             bar.set_postfix(rows=f"{start + rows.shape[1]}/{found.width}")
@@ -197,9 +197,8 @@ def _rough_error(found: Linearised, rough: Graph) -> float:
     """The largest relative error of a layer's rows in bfloat16, at a few rows that lie evenly."""
     places = torch.linspace(0, found.width - 1, min(CHECKED_ROWS, found.width)).long()
     rows = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)[places]
-    given = found.local, found.sources, found.target, rows, found.valid
-    exact = sweep(*given)
-    return float(((sweep(*given, rough) - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max())
+    exact = sweep(found, rows)
+    return float(((sweep(found, rows, rough) - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max())
 
 
 def _kept_dtype(found: Linearised) -> torch.dtype:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from specxai._once import once
 from specxai.affine.captured import Captured, capture
 from specxai.affine.local import Local
+from specxai.affine.operator import LocalOperator
+from specxai.affine.positions import summed
 from specxai.errors import LayerError
 from specxai.lens.decoder import Between, Decoder
 from specxai.lens.prompts import valid_positions
@@ -36,6 +40,21 @@ class Linearised:
         return self.local.graph.shapes[self.target][-1]
 
     @property
+    def tokens(self) -> int:
+        """T."""
+        return self.local.graph.shapes[self.target][1]
+
+    @once
+    def operator(self) -> LocalOperator:
+        """From the first source to the target (d, d), summed over valid positions; it passes on the other sources."""
+        return self.between(self.sources[0], self.sources[1:])
+
+    def between(self, source: int, taps: Sequence[int] = ()) -> LocalOperator:
+        """The same from another source: a new one, which makes a plan of its own."""
+        at = summed(self.valid)
+        return self.local.operator(source, self.target, source_positions=at, target_positions=at, taps=taps)
+
+    @property
     def value_bytes(self) -> int:
         """About what the nodes hold: as much as the values between the blocks, views aside."""
         graph = self.local.graph
@@ -52,8 +71,7 @@ class Linearizer:
     def __init__(self, decoder: Decoder, layers: list[int], skip_first: int, gates: Gates = "tangent",
                  max_memory: int | None = None) -> None:
         self.decoder, self.layers, self.skip_first = decoder, layers, skip_first
-        # Plans run softmax and norms through whole values still, which costs them more than they gain.
-        self.options = {"gates": gates, "max_memory": max_memory, "backend": "reference"}
+        self.options = {"gates": gates, "max_memory": max_memory}
         self._kept: dict[int, Captured] = {}
 
     def at(self, ids: Tensor) -> Linearised:

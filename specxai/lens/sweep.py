@@ -6,19 +6,49 @@ cotangent e_i at every valid target position, pulled back.  Causality leaves the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from specxai.affine.local import Local
-from specxai.backends.reference import WholeValues, pull
+from specxai.backends.reference import pull
 from specxai.graph import Graph
+from specxai.lens.linear import Linearised
 from specxai.precision import full_precision
 from specxai.rules import LinearNode
 
-ROWS = 1024  # of a block, positions times columns: wide enough for the rate of matrix products, and small in memory
+COLUMNS = 64  # of a block by a plan, whose rate more do not raise
+ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
+
+
+def sweep(found: Linearised, rows: Tensor, rough: Graph | None = None) -> Tensor:
+    """(sources, k, d): the cotangents `rows` (k, d), each at all valid positions of the target, pulled back to every
+    source and averaged over its valid positions.
+
+    rough   `in_bfloat16` of the Local's graph, through which whole values then go
+    """
+    valid, means = found.valid, {}
+    if rough is None:
+        def passed(step: int, cotangents: Tensor) -> None:
+            means[step] = _mean(cotangents.reshape(-1, found.width, len(rows))[valid], 0).T
+
+        count = valid.stop - valid.start
+        means[found.sources[0]] = found.operator.pull_back(rows.T.to(found.operator.dtype), passed).T / count
+    else:
+        means = _through(rough, found, rows)
+    return torch.stack([means[source] for source in found.sources])
+
+
+def _through(graph: Graph, found: Linearised, rows: Tensor) -> dict[int, Tensor]:
+    """The means at each source, by another graph than the Local's own."""
+    first, *others = found.sources
+    seed = torch.zeros(len(rows), *graph.shapes[found.target], dtype=graph.dtype, device=graph.device)
+    seed[:, 0, found.valid] = rows[:, None].to(graph.dtype)
+    taps = {source: _Mean(found.valid) for source in others}
+    with full_precision(graph.device):
+        at_first = pull(graph, {found.target: seed}, [first], taps=taps)[0]
+    return {first: _mean(at_first[:, 0, found.valid], 1)} | {source: tap.found for source, tap in taps.items()}
 
 
 class _Mean:
@@ -28,39 +58,20 @@ class _Mean:
         self.valid, self.found = valid, None
 
     def append(self, block: Tensor) -> None:
-        self.found = _mean(block, self.valid)
+        self.found = _mean(block[:, 0, self.valid], 1)
 
 
-def sweep(local: Local, sources: Sequence[int], target: int, rows: Tensor, valid: slice,
-          graph: Graph | None = None) -> Tensor:
-    """(sources, k, d): the cotangents `rows` (k, d), each at all valid positions of the target, pulled back to every
-    source and averaged over its valid positions.
-
-    sources, target   steps of the program, each (1, T, d)
-    graph             another than the Local's own, `in_bfloat16`
-    """
-    graph = local.graph if graph is None else graph
-    seed = torch.zeros(len(rows), *graph.shapes[target], dtype=graph.dtype, device=graph.device)
-    seed[:, 0, valid] = rows[:, None].to(graph.dtype)
-    taps = {source: _Mean(valid) for source in sources if source != graph.input}
-    with full_precision(graph.device):
-        at_input = pull(graph, {target: seed}, [graph.input] if graph.input in sources else [], taps=taps)
-    return torch.stack([_mean(at_input[0], valid) if source == graph.input else taps[source].found
-                        for source in sources])
-
-
-def rows_of(local: Local, sources: Sequence[int], target: int, valid: slice, graph: Graph | None = None,
-            ) -> Iterator[tuple[int, Tensor]]:
+def rows_of(found: Linearised, rough: Graph | None = None) -> Iterator[tuple[int, Tensor]]:
     """(i, rows i … of the lens (sources, k, d)) for all rows of J_l, block by block."""
-    width, columns = local.graph.shapes[target][-1], block_columns(local, target)
-    for start in range(0, width, columns):
-        rows = unit_rows(local, target, start, min(start + columns, width))
-        yield start, sweep(local, sources, target, rows, valid, graph)
+    columns = block_columns(found)
+    for start in range(0, found.width, columns):
+        yield start, sweep(found, unit_rows(found, start, min(start + columns, found.width)), rough)
 
 
-def unit_rows(local: Local, target: int, start: int, stop: int) -> Tensor:
+def unit_rows(found: Linearised, start: int, stop: int) -> Tensor:
     """Rows `start` to `stop` of the identity (d, d)."""
-    rows = torch.zeros(stop - start, local.graph.shapes[target][-1], dtype=local.graph.dtype, device=local.graph.device)
+    graph = found.local.graph
+    rows = torch.zeros(stop - start, found.width, dtype=graph.dtype, device=graph.device)
     rows[:, start:stop].fill_diagonal_(1)
     return rows
 
@@ -85,14 +96,12 @@ def in_bfloat16(graph: Graph) -> Graph:
     return replace(graph, nodes={step: rough(node) for step, node in graph.nodes.items()})
 
 
-def block_columns(local: Local, target: int) -> int:
+def block_columns(found: Linearised) -> int:
     """Columns of one block: what `max_memory` holds, and no more than is worth it."""
-    _, tokens, width = local.graph.shapes[target]
-    one = WholeValues(local.graph, [local.graph.input], [target], [], None, None).product_bytes(1)
-    return max(1, min(width, local.max_memory // one, max(8, ROWS // tokens)))
+    worth = max(8, ROWS // found.tokens) if found.local.backend == "reference" else COLUMNS
+    return max(1, min(found.width, found.operator.block_size, worth))
 
 
-def _mean(block: Tensor, valid: slice) -> Tensor:
-    """(k, d), added up in float32 at least."""
-    dtype = block.dtype if block.dtype.itemsize >= 4 else torch.float32
-    return block[:, 0, valid].mean(1, dtype=dtype)
+def _mean(block: Tensor, axis: int) -> Tensor:
+    """Added up in float32 at least."""
+    return block.mean(axis, dtype=block.dtype if block.dtype.itemsize >= 4 else torch.float32)

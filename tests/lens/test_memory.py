@@ -7,7 +7,6 @@ import torch
 
 from small import BLOCKS, WIDTH, small_gpt, some_prompts
 from specxai._blocks import require_memory
-from specxai.backends.reference import WholeValues
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearizer
 from specxai.lens.memory import estimate
@@ -29,10 +28,10 @@ def test_the_estimate_is_near_what_is_held():
 def test_a_block_keeps_to_the_memory(columns):
     make = Linearizer(Decoder(small_gpt()), [0, 1], 5)
     found = make.at(some_prompts((30,))[0])
-    graph = found.local.graph
-    one = WholeValues(graph, [graph.input], [found.target], [], None, None).product_bytes(1)
-    found.local.max_memory = one * columns + one // 2
-    assert block_columns(found.local, found.target) == columns
+    operator = found.operator
+    operator.max_memory = operator._bytes(operator._products, columns)
+    assert columns <= block_columns(found) <= WIDTH
+    assert operator._bytes(operator._products, block_columns(found)) <= operator.max_memory
 
 
 def test_sums_that_do_not_fit_are_refused():

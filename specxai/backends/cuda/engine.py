@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specxai.backends.cuda.graphs import Graphs
 from specxai.backends.cuda.groups import GroupWork
 from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork
 from specxai.backends.engine import Executable
@@ -58,6 +59,9 @@ class CudaEngine:
             return GroupWork(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
 
+    def graphs(self) -> Graphs | None:
+        return Graphs(self.device) if self.device.type == "cuda" else None
+
     def stride_of(self, probes: int) -> int:
         return -(-probes // LANES) * LANES
 
@@ -71,7 +75,8 @@ class CudaEngine:
         return Mode(ROUGH if rough and self.has_rough else self.precision)
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        return rows * self.stride_of(columns)
+        """The arena of a pass that is captured is its own, beside one that others share."""
+        return (2 if self.device.type == "cuda" else 1) * rows * self.stride_of(columns)
 
     def column_cost(self, columns: int, rough: bool) -> float:
         """From the rates of the instructions and the eight probes that they take: no card has been asked."""

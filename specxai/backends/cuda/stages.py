@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.native import cuda
 from specxai.plan import Gather, Sum
 
 if TYPE_CHECKING:
     from specxai.backends.cuda.engine import Mode
+
+FULL = ("fp32", "fp64")  # precisions without a tensor core
 
 
 class RowSums:
@@ -132,15 +135,41 @@ class _Weighted(ABC):
 
 
 class GatherWork(_Weighted):
-    """Convolutions, and layers at several positions, by gather-GEMM."""
+    """Convolutions, and layers at several positions, by gather-GEMM: in full precision by the compiled kernel where
+    it is there, which spends no operation on a dead unit, else by Triton's."""
+
+    @once
+    def _exact(self) -> bool:
+        return cuda.available()[0] and cuda.runs_on(self._device) and self._stage.sites.taps <= cuda.MOST_TAPS
+
+    @once
+    def _exact_there(self) -> cuda.GatherGemm:
+        return self._compiled(False)
+
+    @once
+    def _exact_back(self) -> cuda.GatherGemm:
+        return self._compiled(True)
+
+    def _compiled(self, back: bool) -> cuda.GatherGemm:
+        inside, outside, neighbours = (t.to(self._device).contiguous() for t in self._sides(back))
+        return cuda.GatherGemm(inside=inside, outside=outside, neighbours=neighbours,
+                               weight=self._by_output(back).to(self._device).contiguous(),
+                               groups=self._stage.sites.groups)
+
+    def _by_output(self, back: bool) -> Tensor:
+        """(groups · outputs, taps, inputs) of one direction."""
+        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
+        return weight.flatten(0, 1)
 
     def _tables(self, back: bool):
         from specxai.kernels.gather_gemm import gathering
 
-        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
-        return gathering(*self._sides(back), weight.flatten(0, 1), self._stage.sites.groups, self._device)
+        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+        if mode.precision in FULL and self._exact:
+            (self._exact_back if back else self._exact_there).run(block, out, accumulate)
+            return
         from specxai.kernels.gather_gemm import gather_gemm
 
         gather_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)

@@ -56,6 +56,9 @@ class NativeEngine:
             return GroupWork(stage)
         return OpaqueTerms(stage, self.lower)
 
+    def graphs(self) -> None:
+        return None
+
     def stride_of(self, probes: int) -> int:
         return native.stride_of(probes)
 

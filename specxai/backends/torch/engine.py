@@ -34,6 +34,9 @@ class TorchEngine:
             return GroupProducts(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
 
+    def graphs(self) -> None:
+        return None
+
     def stride_of(self, probes: int) -> int:
         return probes
 
