@@ -60,8 +60,8 @@ def descend(groups: Sequence[dict[str, Any]], epochs: int, steps: int, batches: 
     """
     total = epochs * steps
     if total < 3:
-        raise ValueError(f"{epochs} epochs of {steps} batches are {total} steps; a cycle of the rate needs 3: take more "
-                         "epochs or smaller batches")
+        raise ValueError(f"{epochs} epochs of {steps} batches are {total} steps; a cycle of the rate needs 3: take "
+                         "more epochs or smaller batches")
     warm = max(warm, min(0.5, 1.5 / total))  # torch divides by the steps of the rise less one
     optimiser = torch.optim.AdamW(groups, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups],
