@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from specxai.affine.local import Local
+from specxai.capture.feed import Feed, Wrt
 from specxai.capture.outputs import Selector
 from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
@@ -23,21 +26,28 @@ class Captured(Recording):
     that is explained in what the model returns.
     """
 
-    def linearize(self, x: Tensor, gates: Gates = "tangent", backend: str = "auto", max_memory: int | None = None,
-                  verify: bool | None = None) -> Local:
-        """The affine map at x; see `specxai.linearize`."""
-        holds, values = self.at(x)
+    def linearize(self, x: Tensor | None = None, gates: Gates = "tangent", backend: str = "auto",
+                  max_memory: int | None = None, verify: bool | None = None, args: Sequence | None = None,
+                  kwargs: Mapping[str, Any] | None = None) -> Local:
+        """The affine map at x; see `specxai.linearize`.
+
+        args, kwargs   what the model gets beside x, where it differs from the capture's: in the values of tensors only
+        """
+        found, x = self.given(x, args, kwargs)
+        holds, values = found.at(x)
         return Local(holds, x, gates=gates, backend=backend, max_memory=max_memory, values=values, verify=verify)
 
 
-def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Selector = None) -> Captured:
-    """Record a model once for inputs like `example`, shape (1, ...).
+def capture(model: nn.Module, example: Tensor | None = None, verify: bool = True, output: Selector = None,
+            args: Sequence = (), kwargs: Mapping[str, Any] | None = None, wrt: Wrt = None) -> Captured:
+    """Record a model once for inputs like `example`, shape (1, ...), or for token ids (1, T).
 
     verify   hold the program's output and its Jacobian against the model's, here and at every x that is linearised;
              see `Local.agreement`
     output   which tensor is explained where the model returns several: a key or the name of a field, an index, a tuple
              of these from the outside in, or a function of what the model returns.  By default the first floating-point
              tensor that depends on the input
+    args, kwargs, wrt   what the model gets beside x, and where x goes; see `specxai.linearize`
 
     Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
     be recorded or the program does not reproduce it.
@@ -50,19 +60,22 @@ def capture(model: nn.Module, example: Tensor, verify: bool = True, output: Sele
     >>> captured.linearize(torch.ones(1, 3)).jacobian.shape
     (4, 3)
     """
-    captured = replace(Captured.of(model, example, output), verify=verify)
+    feed, x = Feed.of(model, example, args, kwargs, wrt)
+    captured = replace(Captured.of(model, x, output, feed), verify=verify)
     if verify:
-        captured.linearize(example, backend="reference")
+        captured.linearize(x, backend="reference")
     return captured
 
 
-def linearize(model: nn.Module | Captured, x: Tensor, gates: Gates = "tangent", backend: str = "auto",
-              max_memory: int | None = None, output: Selector = None, verify: bool | None = None) -> Local:
+def linearize(model: nn.Module | Captured, x: Tensor | None = None, gates: Gates = "tangent", backend: str = "auto",
+              max_memory: int | None = None, output: Selector = None, verify: bool | None = None,
+              args: Sequence | None = None, kwargs: Mapping[str, Any] | None = None, wrt: Wrt = None) -> Local:
     """The affine map of `model` at `x`.
 
     model        an nn.Module in eval mode, or what `specxai.capture` made of one.  A module is traced once per input
                  shape, dtype and device, and again when it has changed
-    x            the model's input, shape (1, ...)
+    x            the model's input, shape (1, ...).  Of token ids (1, T), integers, the map is from their embeddings
+                 (1, T, d), what the model's embedding returns for them: these are `local.input`
     gates        "tangent": slope σ'(z), J is the true Jacobian (15); "frozen": (σ(z) − σ(0))/z, offset σ(0) (14), with
                  softmax patterns, norm scales and the gates of products held; or by kind, over a base:
                  {"base": "tangent", "softmax": "held", "norm": "held", "product": "half"}, see `specxai.rules.policy`
@@ -83,15 +96,18 @@ def linearize(model: nn.Module | Captured, x: Tensor, gates: Gates = "tangent", 
     True
     """
     if isinstance(model, Captured):
-        if output is not None:
-            raise TypeError("output= belongs to specxai.capture(model, example, output=...): what was captured has one")
-        return model.linearize(x, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
+        for name, value in (("output", output), ("wrt", wrt)):
+            if value is not None:
+                raise TypeError(f"{name}= belongs to specxai.capture(model, example, {name}=...): what was captured "
+                                "has one")
+        return model.linearize(x, gates, backend, max_memory, verify, args, kwargs)
+    feed, x = Feed.of(model, x, () if args is None else args, kwargs, wrt)
     options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
-    captured, values = Captured.recall(model, x, output, compare=verify is False)
+    captured, values = Captured.recall(model, x, output, feed, compare=verify is False)
     try:
         return Local(captured, x, values=values, **options)
     except CaptureError:
         if values is None:  # a new capture
             raise
         # Nothing sees all that a capture depends on: the one made before may be out of date.
-        return Local(Captured.recall(model, x, output, renew=True)[0], x, **options)
+        return Local(Captured.recall(model, x, output, feed, renew=True)[0], x, **options)

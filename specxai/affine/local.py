@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,22 @@ from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
 from specxai.affine.frozen import frozen_pull_back
+from specxai.affine.nodes import linear_nodes
 from specxai.affine.operator import LocalOperator
+from specxai.affine.positions import End, Positions, between
 from specxai.affine.report import report
 from specxai.affine.snapshot import Snapshot
 from specxai.affine.target import resolve_target
 from specxai.affine.witness import Pullback
 from specxai.backends import PLAN_FROM, choose, make
 from specxai.backends.reference import pull, push
-from specxai.capture.program import is_getitem, substitute
 from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
 from specxai.graph import Graph
 from specxai.operators import LinearOperator, ZeroOperator, plain
 from specxai.precision import full_precision
-from specxai.rules import Call, Gate, LinearNode, linear_node
-from specxai.rules.dtypes import converted, widest
+from specxai.rules import Gate
+from specxai.rules.dtypes import widest
 from specxai.rules.policy import Gates, Policy
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
@@ -107,11 +108,12 @@ class Local:
             self.input = plain(x).clone()
             values = captured.program.run(self.input) if values is None else values
             dtype = widest(captured.program, values)
+            self._dtype = torch.promote_types(x.dtype, torch.float32)  # of operators
             self.backend = choose(backend, x.device, dtype)
-            nodes = _linear_nodes(captured, values, self.policy, dtype)
+            nodes = linear_nodes(captured, values, self.policy, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
-            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0)
+            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0, self.max_memory)
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
@@ -155,7 +157,8 @@ class Local:
 
     @once
     def _bias(self) -> Tensor:
-        return self.output - self.jacobian.matvec(self.input.flatten()).reshape(self.output.shape)
+        flat = self.input.flatten().to(self.jacobian.dtype)
+        return self.output - self.jacobian.matvec(flat).reshape(self.output.shape)
 
     @property
     def exactness(self) -> float:
@@ -222,14 +225,35 @@ class Local:
         if around and step not in (program.input, program.output):
             bypass = self.operator([program.input], [program.output], held=[step])
         else:
-            bypass = ZeroOperator(self.input.shape, self.output.shape, self.input.dtype, self.input.device)
+            bypass = ZeroOperator(self.input.shape, self.output.shape, self._dtype, self.input.device)
         return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]), bypass,
                      self.graph.shapes[step], lambda: self._values()[step].detach())
 
-    def operator(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int] = ()) -> LocalOperator:
-        """The linear map between steps of the program, the steps `held` kept at zero."""
-        return LocalOperator(self._backend, sources, targets, held=held, dtype=self.input.dtype,
-                             max_memory=self.max_memory, snapshot=self._snapshot)
+    def operator(self, source: End = None, target: End = None, held: Sequence[End] = (), *,
+                 source_positions: Positions = None, target_positions: Positions = None,
+                 taps: Sequence[End] = ()) -> LocalOperator:
+        """The linear map from one layer's output to another's, at some positions of their token axis or at all.
+
+        source, target   a layer's name or the module object, None for the input and for the output.  Of a layer that
+                         returns several tensors, the first.  Steps of the program, or lists of them, also do
+        held             layers whose value is kept at zero
+        taps             layers between whose cotangents the operator's `pull_back` passes on
+        *_positions      of a value (1, T, d): an index, negative ones from the end, a slice, several indices, "sum" for
+                         the sum over all positions or `specxai.summed(indices)` over some.  The operator's side is then
+                         (P, d), (d,) of one index or a sum: `input_shape`, `output_shape`
+
+        Raises LayerError for a name that is not a layer, and where nothing leads from the source to the target;
+        TypeError or ValueError for positions that the layer does not have.
+
+        >>> import torch, specxai
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4)).eval()
+        >>> local = specxai.linearize(net, torch.ones(1, 5, 2))
+        >>> op = local.operator("0", "2", source_positions=slice(1, 3), target_positions=-1)
+        >>> op.shape, op.input_shape, op.output_shape
+        ((4, 6), torch.Size([2, 3]), torch.Size([4]))
+        """
+        return between(self._backend, self.captured.program, (source, source_positions), (target, target_positions),
+                       held, taps, dtype=self._dtype, max_memory=self.max_memory, snapshot=self._snapshot)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.
@@ -361,31 +385,3 @@ class Local:
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
                 parts.append(push(self.graph, {}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
-
-
-def _linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch.dtype) -> dict[int, LinearNode]:
-    """step -> its node, with all numbers in one dtype."""
-    program, nodes, kinds = captured.program, {}, {}
-    for step in program.steps:
-        if step.index not in program.active or step.kind != "call":
-            continue
-        value, origin, output = values[step.index], step, 0
-        if not isinstance(value, Tensor):
-            continue  # a call with several results: its getitems are the nodes
-        if value.is_complex():
-            raise CaptureError(f"{step.layer} computes with complex numbers ({step.target}), which have no rules here; "
-                               "give the model real and imaginary parts as channels")
-        if is_getitem(step):
-            origin, output = program.steps[step.args[0].index], step.args[1]
-        if not value.is_floating_point():
-            continue  # indices and masks are constants of the map
-        given = tuple(substitute(origin.args, values)), substitute(dict(origin.kwargs), values)
-        args, kwargs = converted(given, dtype)
-        call = Call(origin, args, kwargs, converted(value, dtype), policy, program.active, output, kinds)
-        node = linear_node(call)
-        if node.offset is not None and not torch.isfinite(node.offset).all():
-            # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
-            node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
-        nodes[step.index] = node
-        kinds[step.index] = node.factor_kind(kinds)
-    return nodes

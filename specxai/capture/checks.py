@@ -65,8 +65,9 @@ def check_example(model: nn.Module, example: Tensor) -> None:
         raise TypeError(f"the input is {example.dtype}, and complex maps have no rules here; give the model real and "
                         "imaginary parts as channels of a real tensor")
     if not example.is_floating_point():
-        raise TypeError(f"the input is {example.dtype}, and nothing is linear in integers.  For tokens, wrap the part "
-                        "of the model after its embedding layer and pass embeddings; for pixels, pass x.float() / 255")
+        raise TypeError(f"the input is {example.dtype}, and nothing is linear in integers.  For tokens, pass ids of "
+                        "torch.int64 to the model with its embedding layer, or embeddings; for pixels, pass "
+                        "x.float() / 255")
     if example.layout is not torch.strided:
         raise TypeError(f"the input is a tensor of layout {example.layout}; pass x.to_dense()")
     if example.ndim == 0 or example.shape[0] != 1:

@@ -66,6 +66,19 @@ def select(output: Any, selector: Selector) -> Tensor:
     return found
 
 
+def selector_key(selector: Selector) -> Any:
+    """What equal selectors share: of functions, the code and what it closes over, since a lambda is made anew at every
+    call of the user's."""
+    code = getattr(selector, "__code__", None)
+    if code is None:
+        return id(selector) if callable(selector) else selector
+    try:
+        cells = tuple(id(cell.cell_contents) for cell in selector.__closure__ or ())
+    except ValueError:  # a name that has no value yet
+        return id(selector)
+    return code, cells, id(selector.__defaults__), id(getattr(selector, "__self__", None))
+
+
 def _at(found: Any, key: Any, output: Any) -> Any:
     try:
         if isinstance(found, Mapping) and key not in found and isinstance(key, int):

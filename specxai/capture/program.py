@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ class Program:
     active        steps whose value depends on the input
     parts         dotted name of a module -> its layer names
     specialised   lines of the model's code that made a decision, or left torch, with a value that depends on the input
+    sides         steps of the constants that are side inputs of the call -> which tensor of these
     """
 
     steps: tuple[Step, ...]
@@ -63,6 +65,14 @@ class Program:
     active: frozenset[int]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     specialised: tuple[str, ...] = ()
+    sides: Mapping[int, int] = field(default_factory=dict)
+
+    def with_sides(self, tensors: Sequence[Tensor]) -> Program:
+        """The program with other values of its side inputs."""
+        if not self.sides:
+            return self
+        given = {step: tensors[number] for step, number in self.sides.items()}
+        return dataclasses.replace(self, constants={**self.constants, **given})
 
     def run(self, x: Tensor, replace: Mapping[int, Tensor] | None = None) -> list[Any]:
         """Every step's value at x; `replace` puts given values in the place of computed ones.
@@ -84,8 +94,9 @@ class Program:
                     values[step.index] = step.target(*args, **kwargs)
         return values
 
-    def layer(self, layer: str | torch.nn.Module) -> tuple[str, int]:
-        """(name, step) of a layer given by dotted name or by module object.
+    def layer(self, layer: str | torch.nn.Module, first: bool = False) -> tuple[str, int]:
+        """(name, step) of a layer given by dotted name or by module object.  Of a layer that returns one tensor among
+        other things it is that, of several tensors the first where that is asked for.
 
         Raises LayerError, naming near misses or, for a module with several outputs or calls, their names.
         """
@@ -98,6 +109,8 @@ class Program:
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
+            if (first or len(names) == 1) and names[0].startswith(f"{layer}["):
+                return names[0], self.layers[names[0]]
             many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:

@@ -81,6 +81,14 @@ class Recorder(TorchDispatchMode):
         self.tape.varying.add(step)
         self._learn(x, step)
 
+    def give(self, tensor: Tensor) -> int:
+        """Make a tensor a side input: a constant whose value may be another in the next run; its step."""
+        step = self.tape.append("side", "constant")
+        self.tape.constants[step] = tensor
+        self.tape.varying.add(step)
+        self._learn(tensor, step, constant=True)
+        return step
+
     def step_of(self, tensor: Tensor) -> int:
         """The step of a tensor's value now, with its gradient stopped where autograd stops it."""
         known = self._current(tensor)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from specxai.capture import checks
 from specxai.capture.checks import first_line
+from specxai.capture.feed import Feed
 from specxai.capture.names import module_names
-from specxai.capture.outputs import Selector, select
+from specxai.capture.outputs import Selector, select, selector_key
 from specxai.capture.program import Program, references
 from specxai.capture.settings import Snapshot, changed, same, snapshot
 from specxai.capture.trace import trace
@@ -25,8 +27,8 @@ _RECORDING = threading.RLock()
 
 
 KEPT_RECORDINGS = 8  # of one model: the last kinds of input
-# model -> (class, shape, strides, dtype, device, output) -> (what the model was then, what forward() changes, its
-# recording)
+# model -> (class, shape, strides, dtype, device, output, the call) -> (what the model was then, what forward()
+# changes, its recording)
 _RECALLED: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Snapshot, frozenset, Recording]]] = WeakKeyDictionary()
 
 
@@ -37,6 +39,7 @@ class Recording:
     The weights are the model's own tensors, not copies: a later in-place update is seen.
 
     output   what names the tensor that is explained in what the model returns
+    feed     how the model is called with x
     verify   is what is made of it held against the model where nobody says otherwise?
     source   the model of which `model` is a copy, if it is one
     """
@@ -48,35 +51,37 @@ class Recording:
     model_name: str
     model: nn.Module | None = field(repr=False, default=None)
     output: Selector = ()
+    feed: Feed = field(repr=False, default_factory=Feed)
     verify: bool = True
     source: nn.Module | None = field(repr=False, default=None)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, output: Selector = None) -> Self:
+    def of(cls, model: nn.Module, example: Tensor, output: Selector = None, feed: Feed | None = None) -> Self:
         """The recording of a model, not compared with it.
 
         Raises ValueError for a model in training mode or a batch axis other than 1, CaptureError where the model cannot
         be recorded.
         """
-        model = checks.unwrap(model)
+        model, feed = checks.unwrap(model), feed or Feed()
         checks.check_model(model)
         with torch.inference_mode(False), torch.no_grad(), _RECORDING:
             checks.check_example(model, example)
             checks.check_finite(model)
             own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
             try:
-                program, selector = trace(own, example, output)
+                program, selector = trace(own, example, output, feed)
             except CaptureError:
                 raise
             except Exception as error:
-                _run(own, example, output)  # where the model itself fails, this says so
+                _run(own, example, output, feed)  # where the model itself fails, this says so
                 raise CaptureError(f"{type(model).__name__} could not be recorded: {first_line(error)}") from error
-            made = cls(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector)
+            made = cls(program, example.shape, example.dtype, example.device, type(model).__name__, own, selector,
+                       feed)
             return made if own is model else _named_as(replace(made, source=model), model)
 
     @classmethod
-    def recall(cls, model: nn.Module, x: Tensor, output: Selector = None, *, renew: bool = False,
-               compare: bool = True) -> tuple[Self, list | None]:
+    def recall(cls, model: nn.Module, x: Tensor, output: Selector = None, feed: Feed | None = None, *,
+               renew: bool = False, compare: bool = True) -> tuple[Self, list | None]:
         """The recording made for an input like x before, if the model is as it was then, with every step's value at x;
         else a new one, kept, and None.
 
@@ -85,26 +90,26 @@ class Recording:
 
         Modules, their code and settings, and which tensors they hold are compared.
         """
-        model = checks.unwrap(model)
+        model, feed = checks.unwrap(model), feed or Feed()
         checks.check_model(model)
         checks.check_example(model, x)
         # Strides too: a model may ask for them.
         strides = torch.empty_like(x, device="meta").stride()  # of a copy
-        key = cls, x.shape, strides, x.dtype, x.device, id(output) if callable(output) else output
+        key = cls, x.shape, strides, x.dtype, x.device, selector_key(output), feed.key()
         with _RECORDING:
             now, kept = snapshot(model), _RECALLED.setdefault(model, {})
             if not renew and key in kept and same(kept[key][0], now, kept[key][1]):
-                found = kept[key][2]
+                found = kept[key][2]._with_feed(feed)
                 found = replace(found, model=checks.plain(model), output=output if callable(output) else found.output)
                 found.check(x)
                 values = found.values_as_model(x) if compare else found.values_at(x)
                 if values is not None and not torch.isnan(values[found.program.output]).any():  # else: which weight is?
                     return found, values
                 now = snapshot(model)
-            found = cls.of(model, x, output)
+            found = cls.of(model, x, output, feed)
             if not any(tensor.is_inference() for _, tensor in checks.tensors(model)):
-                # A strong reference would keep the weak key alive, and so may a function of the caller's.
-                forgetful = replace(found, model=None, output=() if callable(output) else found.output)
+                # A strong reference would keep the weak key alive, and so may what is the caller's.
+                forgetful = replace(found, model=None, feed=Feed(), output=() if callable(output) else found.output)
                 kept.pop(key, None)
                 kept[key] = now, changed(now, snapshot(model)), forgetful
                 while len(kept) > KEPT_RECORDINGS:
@@ -130,17 +135,26 @@ class Recording:
         tell.  Raises ValueError where x is not what the model was recorded for."""
         self.check(x)
         if self.source is not None:  # whose weights, unlike the copy's, may have changed
-            return replace(self.of(self.source, x, self.output), verify=self.verify), None
+            return replace(self.of(self.source, x, self.output, self.feed), verify=self.verify), None
         if not self.specialised or self.model is None:
             return self, None
         values = self.values_as_model(x)
         if values is None:
-            return replace(self.of(self.model, x, self.output), verify=self.verify), None
+            return replace(self.of(self.model, x, self.output, self.feed), verify=self.verify), None
         return self, values
+
+    def given(self, x: Tensor | None, args: Sequence | None = None,
+              kwargs: Mapping[str, Any] | None = None) -> tuple[Self, Tensor]:
+        """(the recording with the side inputs of a further call, x), x as `Feed.of` finds it: embeddings of ids."""
+        feed, x = self.feed.again(self.source or self.model, x, args, kwargs)
+        return (self if feed is self.feed else self._with_feed(feed)), x
+
+    def _with_feed(self, feed: Feed) -> Self:
+        return replace(self, feed=feed, program=self.program.with_sides(feed.copied().tensors()))
 
     def run_model(self, x: Tensor) -> Tensor:
         """The user's own model at x, as torch runs it: the output that is explained, with its autograd graph."""
-        return _run(self.model, x, self.output)
+        return _run(self.model, x, self.output, self.feed)
 
     def values_at(self, x: Tensor) -> list | None:
         """Every step's value at x; None where the program cannot run there, the shapes inside being another input's."""
@@ -166,7 +180,8 @@ class Recording:
     def in_double(self, x: Tensor) -> Self:
         """The recording of a copy of the model in float64.  Raises CaptureError where there is none."""
         try:
-            return self.of(copy.deepcopy(self.model).double(), x.detach().double(), self.output)
+            return self.of(copy.deepcopy(self.model).double(), x.detach().double(), self.output,
+                           self.feed.copied(torch.float64))
         except CaptureError:
             raise
         except Exception as error:  # whatever a model may raise in a dtype that it was not written for
@@ -228,19 +243,21 @@ def _named_as(recording: Recording, model: nn.Module) -> Recording:
     return replace(recording, program=replace(recording.program, modules=names))
 
 
-def _run(model: nn.Module, x: Tensor, output: Selector) -> Tensor:
+def _run(model: nn.Module, x: Tensor, output: Selector, feed: Feed) -> Tensor:
     """The model's own output.  Raises CaptureError where it fails."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x if x.requires_grad else x.detach()
         given = x.clone()  # a forward() may write to its input
         try:
-            found = model(given)
+            found = feed.copied().call(model, given)
+        except CaptureError:
+            raise
         except Exception as error:
             if other := checks.other_dtype(model, x):
                 raise ValueError(f"{other} ({type(model).__name__} fails: {first_line(error)})") from error
             raise CaptureError(
                 f"{type(model).__name__} itself fails on an input of shape {tuple(x.shape)}: {first_line(error)}. Give "
-                "it the input that it is used with; a model of several inputs needs a wrapper that takes one tensor"
+                "it the input that it is used with; what it takes beside x goes into args= and kwargs="
             ) from error
         return select(found, () if output is None else output)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 
+from specxai.capture.feed import Feed
 from specxai.capture.names import Calls, followed, module_names
 from specxai.capture.outputs import Selector, leaves, select
 from specxai.capture.program import Program, Ref, Step, references
@@ -15,25 +16,26 @@ from specxai.capture.tape import Tape
 from specxai.errors import CaptureError
 
 
-def trace(model: nn.Module, x: Tensor, selector: Selector = None) -> tuple[Program, Selector]:
-    """The program of one eager run at x, and what names its output where `selector` is None.
+def trace(model: nn.Module, x: Tensor, selector: Selector = None, feed: Feed | None = None) -> tuple[Program, Selector]:
+    """The program of one eager run at x, called as `feed` says, and what names its output where `selector` is None.
 
     Raises CaptureError where the output is none that can be explained, and whatever the model itself raises.
     """
     names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    recorder = Recorder(names)
+    recorder, feed = Recorder(names), (feed or Feed()).copied()
     with torch.inference_mode(False), torch.enable_grad():
         # Not the leaf itself: an in-place first layer may write to it.
         given = x.detach().clone().requires_grad_().clone()
         recorder.start(given)
+        sides = {recorder.give(tensor): number for number, tensor in enumerate(feed.tensors())}
         # The decompositions in Python take recurrent layers and upsampling apart.
         try:
             with followed(model, recorder) as calls, enable_python_dispatcher(), Reads(recorder.read), recorder:
-                output = model(given)
+                output = feed.call(model, given)
         finally:
             recorder.finish()
         selector, step = _output(recorder, output, selector, type(model).__name__)
-    return _program(recorder.tape, calls, step, module_names(model)), selector
+    return _program(recorder.tape, calls, step, module_names(model), sides), selector
 
 
 def _output(recorder: Recorder, output: object, selector: Selector, name: str) -> tuple[Selector, int]:
@@ -72,7 +74,8 @@ def _lost(tape: Tape) -> str:
     return f"; values left torch, or decided what runs, at {lines}" if lines else ""
 
 
-def _program(tape: Tape, calls: Calls, output: int, modules: dict[int, tuple[str, ...]]) -> Program:
+def _program(tape: Tape, calls: Calls, output: int, modules: dict[int, tuple[str, ...]],
+             sides: dict[int, int]) -> Program:
     """What the output needs, numbered anew, with the names of layers."""
     needed = _ancestors(tape.steps, output)
     if drawn := [where for index, where in tape.random.items() if index in needed]:
@@ -94,7 +97,8 @@ def _program(tape: Tape, calls: Calls, output: int, modules: dict[int, tuple[str
             parts[path] = (*parts.get(path, ()), layer)
     return Program(steps, {where[old]: tensor for old, tensor in tape.constants.items() if old in where}, where[0],
                    where[output], layers, modules, frozenset(where[old] for old in tape.active if old in where),
-                   parts, tuple(tape.specialised))
+                   parts, tuple(tape.specialised),
+                   {where[old]: number for old, number in sides.items() if old in where})
 
 
 def _ancestors(steps: list[Step], output: int) -> set[int]:

@@ -19,14 +19,14 @@ from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
 from specxai.svd import svd
 
-__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
+__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "solved"]
 
 DEFAULT_RANK = 50
 
 
 def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Literal["auto"] | None = "auto",
               tol: float | None = None, method: str = "auto", seed: int = 0, progress=None, *,
-              gates: str | None = None, backend: str | None = None, output=None, start=None,
+              gates: str | None = None, backend: str | None = None, output=None, kwargs=None, start=None,
               block_size: int | None = None, max_basis: int | None = None,
               max_products: int | None = None) -> Decomposition:
     """The singular value decomposition R ≈ U diag(S) Vᵀ of the map from the input to a layer, with certificates.
@@ -41,7 +41,7 @@ def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Lite
     tol       with a rank, each residual is brought to tol · λ₁; without, the error of the truncated R to tol · ‖R‖_F.
               The default of a rank is that of `specxai.svd`, which suits pictures and sums
     method, seed, progress, block_size, max_basis, max_products   as for `specxai.svd`
-    gates, backend, output   as for `specxai.linearize`; a Local has its own
+    gates, backend, output, kwargs   as for `specxai.linearize`; a Local has its own
     start     a Decomposition of a neighbour (a near input, the same layer of a tuned model) or right vectors (n, j) to
               begin from: speeds up, changes nothing else
 
@@ -62,7 +62,8 @@ def decompose(model, x: torch.Tensor | None = None, layer=None, rank: int | Lite
     """
     sizes = {"block_size": block_size, "max_basis": max_basis, "max_products": max_products}
     request = Request.of(rank, tol, method, seed, sizes)
-    local, layer = find_local("decompose", model, x, layer, gates=gates, backend=backend, output=output)
+    local, layer = find_local("decompose", model, x, layer, gates=gates, backend=backend, output=output,
+                              kwargs=kwargs)
     with local.checked(), full_precision(local.input.device):
         return decomposed(local, local.split(layer), request, progress, start)
 
@@ -118,7 +119,7 @@ def decomposed(local, split, request: Request, progress=None, start=None) -> Dec
     getattr(split.right, "ensure_current", lambda: None)()  # also where what is kept needs no product
 
     def make() -> Decomposition:
-        return _solve(local, split, request, progress, start)
+        return solved(local, split, request, progress, start)
 
     def serves(key, found: Decomposition) -> bool:
         layer, other = key
@@ -144,11 +145,12 @@ def find_local(caller: str, model, x, layer, **own):
             raise TypeError(f"{caller} was given a Local and x=: a Local already belongs to one input; leave x out, or "
                             "pass the model")
         for name, value in own.items():
-            has = getattr(model, name)
-            if value is None or (name == "backend" and value == "auto") or (name != "output" and value == has):
+            has = getattr(model, name, None)
+            chosen = name in ("output", "kwargs")
+            if value is None or (name == "backend" and value == "auto") or (not chosen and value == has):
                 continue
             raise ValueError(f"{caller} was given a Local and {name}={value!r}, but " + (
-                "a Local has its output chosen" if name == "output" else f"this Local was made with {name}={has!r}")
+                f"a Local has its {name} chosen" if chosen else f"this Local was made with {name}={has!r}")
                 + f": leave {name} out, or pass specxai.linearize(model, x, {name}=...)")
         local = model
     else:
@@ -192,7 +194,8 @@ def joined(names: set[str], local) -> str:
     return " and ".join(sorted(names)) or local.backend
 
 
-def _solve(local, split, request: Request, progress, start) -> Decomposition:
+def solved(local, split, request: Request, progress=None, start=None) -> Decomposition:
+    """A new decomposition at a split, without the Local, which does not keep it."""
     # Under autocast the output's dtype need not be the operators'.
     flat_x = local.input.flatten().to(split.right.dtype)
     image = _reference_image(split.right, flat_x)

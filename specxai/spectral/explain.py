@@ -21,7 +21,7 @@ __all__ = ["explain"]
 def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
             rank: int | Literal["auto"] | None = "auto", tol: float | None = None, method: str = "auto",
             seed: int = 0, gates: str | None = None, backend: str | None = None, progress=None, *, output=None,
-            local=None) -> Explanation:
+            kwargs=None, local=None) -> Explanation:
     """Read one output of a network as a sum of spectral contributions, eq. (20): y = Σ ψ_k λ_k (φ_k·x) + b.
 
     At x the network is y = Jx + b, and J = L·R + bypass at a layer.  R = UΣVᵀ gives α_k = ψ_k λ_k (φ_k·x) with
@@ -42,8 +42,8 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
               pictures and sums; without, the error of the truncated R to tol · ‖R‖_F
     method, seed, progress   as for `specxai.svd`
     gates     "tangent" (eq. 15, the true Jacobian), the default, or "frozen" (eq. 14 with b = 0)
-    backend   "auto", the default, "reference" or "native"
-    output    which output of the model is explained, as for `specxai.linearize`
+    backend   "auto", the default, or one of `specxai.backends.NAMES`: "reference", "native", "torch" or "cuda"
+    output, kwargs   which output of the model is explained, and what it gets by name, as for `specxai.linearize`
     local     of a Decomposition that was loaded from a file: the Local of the same model and input
 
     Everything in the result is on the CPU; the vectors keep the model's dtype, the k numbers are float64.  Raises
@@ -59,7 +59,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
     if found is not None:
         given = {"x": x is not None, "rank": rank != "auto", "tol": tol is not None, "method": method != "auto",
                  "seed": seed != 0, "gates": gates is not None, "backend": backend is not None,
-                 "output": output is not None}
+                 "output": output is not None, "kwargs": kwargs is not None}
         wrong = [name for name, is_given in given.items() if is_given]
         if wrong:
             raise TypeError(f"explain was given a Decomposition and {', '.join(wrong)}: it is decomposed already; "
@@ -69,7 +69,8 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
         if local is not None:
             raise TypeError("local= belongs to a Decomposition that was loaded; pass a Local as the first argument")
         request = Request.of(rank, tol, method, seed)
-        local, layer = find_local("explain", model, x, layer, gates=gates, backend=backend, output=output)
+        local, layer = find_local("explain", model, x, layer, gates=gates, backend=backend, output=output,
+                                  kwargs=kwargs)
     # The target is checked first: it costs nothing, the decomposition may cost minutes.
     w, label = resolve_target(target, local.output)
     with local.checked(), full_precision(local.input.device):

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import specxai
+from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
+from specxai.backends.cuda.stages import GatherWork
+from specxai.backends.products import PlannedBackend
 from tolerances import assert_close
 
 
@@ -118,3 +121,20 @@ def test_kinds_of_stages():
         products = local.jacobian._products
         kinds |= {type(work).__name__ for work in products._work}
     assert {"GatherWork", "DepthwiseWork", "PackedWork", "SumWork"} <= kinds
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("seed", range(4))
+def test_full_precision_by_the_compiled_kernel(seed, dtype):
+    """Where it is there, as it is here in emulation: every gather stage forward and back."""
+    net, x = random_net(seed, dtype)
+    oracle = specxai.capture(net, x, verify=False).linearize(x, backend="torch", verify=False)
+    graph = oracle.graph
+    planned = PlannedBackend(graph, CudaEngine(dtype, torch.device("cpu"), "fp32"))
+    products = planned.products([graph.input], [max(graph.nodes)], [])
+    gathers = [work for work in products._work if isinstance(work, GatherWork)]
+    X, Y = (torch.randn(side, 5, dtype=dtype) for side in oracle.jacobian.shape[::-1])
+    assert_close(products.matmat(X), oracle.jacobian.matmat(X), factor=8)
+    assert_close(products.rmatmat(Y), oracle.jacobian.rmatmat(Y), factor=8)
+    assert gathers
+    assert all("_exact_back" in vars(work) and "_there" not in vars(work) for work in gathers), "Triton ran instead"
