@@ -89,7 +89,8 @@ def main(d: int = 256, layers: int = 8, tokens: int = 64, probes: int = 64, head
     left, right = torch.randn(probes * tokens, d), torch.randn(d, hidden)
     rate = 2 * left.numel() * hidden / median(lambda: left @ right, 15) / 1e9
     print(f"d = {d}, {layers} layers, {tokens} tokens, {probes} probes, {dead:.0%} closed, {threads} threads; "
-          f"agreement {local.agreement:.0e}; torch's matrix product {rate:.0f} GFLOP/s; {J.flops / 1e9:.2f} GFLOP a column")
+          f"agreement {local.agreement:.0e}; torch's matrix product {rate:.0f} GFLOP/s; "
+          f"{J.flops / 1e9:.2f} GFLOP a column")
     for name, work in ours.items():
         spent, theirs = median(work, repeats), median(peers[name], repeats)
         want = peers[name]().detach().reshape(probes, -1).T
