@@ -44,7 +44,8 @@ class Decoder:
     def __init__(self, model: nn.Module, stack: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
         check_model(unwrap(model))
         self.model = model
-        self.stack, self.blocks = _blocks_of(model, stack)
+        self.stack, self.names = _blocks_of(model, stack)
+        self.blocks = [unwrap(model).get_submodule(name) for name in self.names]
         ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
         self.kwargs = Feed.of(model, ids, kwargs=kwargs)[0].kwargs
         self._rests: dict[tuple[torch.dtype, int], tuple[Program, int]] = {}
@@ -143,7 +144,7 @@ class Decoder:
             if tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[:2] == (1, tokens):
                 return tensor
         shapes = ", ".join(str(tuple(tensor.shape)) for _, tensor in leaves(output)) or "no tensor"
-        raise LayerError(f"layer {layer} ({self.stack}.{layer}) has no residual stream: it returns {shapes}, where a "
+        raise LayerError(f"layer {layer} ({self.names[layer]}) has no residual stream: it returns {shapes}, where a "
                          f"lens needs one tensor (1, {tokens}, d); name another list of blocks with stack=")
 
     def _replaced(self, layer: int, output: Any, stream: Tensor) -> Any:
@@ -154,7 +155,7 @@ class Decoder:
         if isinstance(output, tuple) and any(part is old for part in output):
             where = next(number for number, part in enumerate(output) if part is old)
             return (*output[:where], stream, *output[where + 1:])
-        raise LayerError(f"layer {layer} ({self.stack}.{layer}) returns {type(output).__name__}, in which the residual "
+        raise LayerError(f"layer {layer} ({self.names[layer]}) returns {type(output).__name__}, in which the residual "
                          "stream cannot be replaced; wrap the block so that it returns a tensor or a tuple")
 
 
@@ -188,7 +189,7 @@ class Between(nn.Module):
 
     def layer(self, layer: int) -> str:
         """A block's name in a capture of this."""
-        return f"model.{self._decoder.stack}.{layer}"
+        return f"model.{self._decoder.names[layer]}"
 
     def forward(self, x: Tensor) -> Tensor:
         decoder, found = self._decoder, []
@@ -219,15 +220,15 @@ class Rest(nn.Module):
             return self._decoder._run(self._ids)
 
 
-def _blocks_of(model: nn.Module, stack: str | None) -> tuple[str, list[nn.Module]]:
-    """(name of the stack, its blocks)."""
-    inner = unwrap(model)
+def _blocks_of(model: nn.Module, stack: str | None) -> tuple[str, tuple[str, ...]]:
+    """(name of the stack, names of its blocks)."""
     if stack is None:
         names = from_hf(model).layers
-        return names[0].rpartition(".")[0], [inner.get_submodule(name) for name in names]
+        return names[0].rpartition(".")[0], names
+    inner = unwrap(model)
     stacks = {name: module for name, module in inner.named_modules()
               if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1}
     if stack not in stacks:
         raise LayerError(f"{type(inner).__name__} has no list of two or more blocks {stack!r}; its lists are: "
                          f"{', '.join(stacks) or 'none'}")
-    return stack, list(stacks[stack])
+    return stack, tuple(f"{stack}.{key}" for key, _ in stacks[stack].named_children())

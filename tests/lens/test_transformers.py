@@ -59,7 +59,7 @@ def test_it_is_the_reference_estimator(name):
 def test_an_encoder_beside_the_decoder_is_asked_about():
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(
         vocab_size=40, d_model=16, num_layers=2, d_ff=24, num_heads=4, d_kv=4)).eval()
-    with pytest.raises(specxai.errors.LayerError, match=r"several lists of blocks, decoder.block and encoder.block"):
+    with pytest.raises(specxai.errors.LayerError, match=r"2 stacks of blocks, encoder\.block, decoder\.block"):
         specxai.lens.fit(model, [torch.zeros(1, 20, dtype=torch.long)])
 
 
