@@ -39,8 +39,9 @@ ROUNDED = 1e-6  # the same in float64, where the model casts to float32 itself, 
 PAGE = """# Coverage
 
 {good} of {run} architectures run without a generic node, with exactness and agreement of at most {bound_64} in float64
-and {bound_32} in float32, under both policies.  Models are as their libraries make them ({versions}), unmodified, with
-their default attention, with random weights, and at the smallest size that keeps their structure.
+and {bound_32} in float32, under both policies.  Models are as their libraries make them, unmodified, with their default
+attention, with random weights, and at the smallest size that keeps their structure
+({versions}).
 
 *Exactness* compares the two routes to the bias, *agreement* compares J with torch's own derivative of the model, or,
 for frozen gates, of the model with those factors detached; [certificates](certificates.md) says what each shows.  A
@@ -48,7 +49,7 @@ for frozen gates, of the model with those factors detached; [certificates](certi
 *casts* computes a part, such as the scale of its norms, in float32 whatever its dtype, and rounds as that does.  Where
 torch's own derivative is wrong, as that of its batch norm is for some strides, central *differences* of the model's
 forward pass decide; its hardsigmoid holds a *constant* in single precision.  In these three cases {bound_rounded} is
-asked in float64.  This page is written by
+asked of float64.  The page is written by
 
     python benchmarks/coverage.py --results build/coverage.jsonl --page docs/coverage.md
 
@@ -82,6 +83,19 @@ class Embedded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found = self.model(**{self.name: x}, **self.settings)
         return found[self.output] if self.output else found[0]
+
+
+class Conditional(nn.Module):
+    """A U-Net with the words that it is told, in the model's dtype."""
+
+    def __init__(self, unet: nn.Module, words: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("words", words)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unet.settings["encoder_hidden_states"] = self.words
+        return self.unet(x)
 
 
 def _decoder(family: str, **config) -> Callable[[], tuple[nn.Module, tuple[int, ...]]]:
@@ -149,6 +163,16 @@ def _unet():
     return Embedded(model, "sample", "sample", timestep=3), (1, 3, 16, 16)
 
 
+def _conditional_unet():
+    from diffusers import UNet2DConditionModel
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4, attention_head_dim=8, cross_attention_dim=12)
+    words = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(1))
+    return Conditional(Embedded(model, "sample", "sample", timestep=3), words), (1, 4, 8, 8)
+
+
 def _dit():
     from diffusers import DiTTransformer2DModel
     model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2,
@@ -162,8 +186,9 @@ OTHERS = {
     "qwen3": _decoder("Qwen3", **GROUPED),
     "gemma3": _gemma3, "opt": _decoder(
         "OPT", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32),
+    "gpt neox": _decoder("GPTNeoX", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
     "t5 encoder": _t5, "bert": _bert, "vit": _vit, "clip vision": _clip, "whisper encoder": _whisper, "mamba": _mamba,
-    "diffusers unet": _unet, "diffusers dit": _dit}
+    "diffusers unet": _unet, "conditional unet": _conditional_unet, "diffusers dit": _dit}
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -296,9 +321,9 @@ def page(results: Results, names: list[str], policies: list[str]) -> str:
     run = [name for name in names if any((name, *kind) in results.rows for kind in kinds)]
     good = [name for name in run if all(passes(results.rows.get((name, *kind), {"error": ""})) for kind in kinds)]
     versions = ", ".join(f"{package} {version}" for package, version in _versions())
+    bounds = {"bound_64": BOUNDS["float64"], "bound_32": BOUNDS["float32"], "bound_rounded": ROUNDED}
     return PAGE.format(good=len(good), run=len(run), versions=versions, table=table(results, names, policies),
-                       bound_rounded=f"{ROUNDED:.0e}",
-                       **{f"bound_{bits}": f"{BOUNDS[f'float{bits}']:.0e}" for bits in (32, 64)})
+                       **{name: f"{bound:.0e}".replace("e-0", "e-") for name, bound in bounds.items()})
 
 
 def _versions() -> list[tuple[str, str]]:

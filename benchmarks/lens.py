@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from specxai.bench.fresh import measured
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearised, Linearizer
-from specxai.lens.sweep import block_columns, in_bfloat16, sweep, unit_rows
+from specxai.lens.sweep import block_columns, rough_of, sweep, unit_rows
 from specxai.zoo.gpt import GPT
 
 VOCABULARY = 50257
@@ -61,13 +61,13 @@ class Loop:
 class Ours:
     """One linearisation, adjoint sweeps."""
 
-    def __init__(self, found: Linearised, bfloat16: bool) -> None:
+    def __init__(self, found: Linearised, rough: bool) -> None:
         self.found, self.batch = found, block_columns(found)
-        self.graph = in_bfloat16(found.local.graph) if bfloat16 else None
+        self.rough = rough_of(found)[0] if rough else False
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(layers, rows, d)."""
-        return sweep(self.found, unit_rows(self.found, start, stop), self.graph)
+        return sweep(self.found, unit_rows(self.found, start, stop), self.rough)
 
 
 def model_of(tokens: int, blocks: int, width: int, plain: bool) -> tuple[Decoder, Tensor, str]:
@@ -131,8 +131,8 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
     decoder, ids, whose = model_of(tokens, blocks, width, plain)
     rows = width if rows is None else min(rows, width)
 
-    def ours(bfloat16: bool = False) -> Ours:
-        return Ours(Linearizer(decoder, list(range(blocks - 1)), skip_first).at(ids), bfloat16)
+    def ours(rough: bool = False) -> Ours:
+        return Ours(Linearizer(decoder, list(range(blocks - 1)), skip_first).at(ids), rough)
 
     if side:
         def work():
@@ -150,7 +150,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
     best = min(speeds, key=speeds.get)
     sides, spent = {}, {}
     makers = {"reference": lambda: Loop(decoder, ids, best, skip_first), "specxai": ours,
-              "specxai bfloat16": lambda: ours(bfloat16=True)}
+              "specxai rough": lambda: ours(rough=True)}
     for name, make in makers.items():
         sides[name], spent[name] = clocked(make)
     found: dict[str, list[Tensor]] = {name: [] for name in sides}

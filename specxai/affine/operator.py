@@ -169,11 +169,12 @@ class LocalOperator(LinearOperator):
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 
-    def pull_back(self, Y: Tensor, passed: Passed) -> Tensor:
+    def pull_back(self, Y: Tensor, passed: Passed, rough: bool = False) -> Tensor:
         """Rᵀ Y (n, k) of Y (m, k); on the way `passed` is called with each of the steps `taps` and its cotangents,
         (units, k) in the graph's dtype, which it must not keep.
 
-        In a plan a unit that no source reaches has none: zero.
+        In a plan a unit that no source reaches has none: zero.  `rough` allows fewer digits where `rough()` has such
+        products.
 
         Raises ValueError for more columns than `block_size`.
         """
@@ -182,7 +183,7 @@ class LocalOperator(LinearOperator):
         if Y.shape[1] > self._chunk(Y.shape[1]):
             raise ValueError(f"Y has {Y.shape[1]} columns, max_memory={self.max_memory:,} holds "
                              f"{self.block_size}; give them in blocks of block_size")
-        return self._run("rmatmat", Y, False, passed)
+        return self._run("rmatmat", Y, rough, passed)
 
     def ensure_current(self) -> None:
         if self._snapshot is not None:

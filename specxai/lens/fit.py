@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from specxai._blocks import as_integer, require_memory
 from specxai.affine.local import DEFAULT_MEMORY
-from specxai.graph import Graph
 from specxai.lens.decoder import Decoder
 from specxai.lens.factors import OnDemand
 from specxai.lens.file import State, read_state, write_state
@@ -20,11 +19,11 @@ from specxai.lens.lens import Lens
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
 from specxai.lens.prompts import token_ids
-from specxai.lens.sweep import in_bfloat16, rows_of, sweep
+from specxai.lens.sweep import Rough, rough_of, rows_of, sweep
 from specxai.rules.policy import Gates, Policy
 
-PRODUCTS = ("full", "bfloat16")
-CHECKED_ROWS = 8  # that a fit in bfloat16 is compared at
+PRODUCTS = ("full", "rough")
+CHECKED_ROWS = 64  # that a rough fit is compared at: a block, as fewer are not rough
 
 
 def fit(
@@ -67,8 +66,9 @@ def fit(
         stack: dotted name of the list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward.
         gates: "tangent" is the lens; another policy (see `specxai.linearize`) makes it one of held factors.
-        products: "full" is the model's precision; "bfloat16" multiplies by weights in bfloat16, faster where the
-            processor can; `metadata["rough_error"]` is its relative error, measured at a few rows of the first prompt.
+        products: "full" is the model's precision; "rough" multiplies in 16 bits, by the compiled kernels where they can
+            and else by weights in bfloat16: `metadata["rough_error"]` is its relative error, measured at a few rows of
+            the first prompt.
         checkpoint: file to write every `every` prompts and at the end, and to go on from where it is there.
         tol: of the residuals with a rank, relative to the largest singular value (1e-3).
         max_memory: bytes that one block of columns may hold (default 2 GiB).
@@ -138,9 +138,11 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
                 found = make.at(ids)
                 if state is None:
                     state = _empty(make, found, metadata)
-                rough = in_bfloat16(found.local.graph) if "products" in metadata else None
-                if rough is not None and "rough_error" not in state.metadata:
-                    state.metadata["rough_error"] = _rough_error(found, rough)
+                rough: Rough = False
+                if "products" in metadata:
+                    rough, kind = rough_of(found)
+                    if "rough_error" not in state.metadata:
+                        state.metadata |= {"rough_kind": kind, "rough_error": _rough_error(found, rough)}
                 _add(state, make.layers, found, rough, bar)
                 state.n_done += 1
             if state is not None:
@@ -184,7 +186,7 @@ def _resumed(make: Linearizer, checkpoint, metadata: dict) -> State:
     return read_state(checkpoint, make.layers, dtype, metadata)
 
 
-def _add(state: State, layers: list[int], found: Linearised, rough: Graph | None, bar: tqdm) -> None:
+def _add(state: State, layers: list[int], found: Linearised, rough: Rough, bar: tqdm) -> None:
     """The prompt's matrices onto the sums, block by block of rows."""
     with found.local.checked():
         for start, rows in rows_of(found, rough):
@@ -193,8 +195,8 @@ def _add(state: State, layers: list[int], found: Linearised, rough: Graph | None
             bar.set_postfix(rows=f"{start + rows.shape[1]}/{found.width}")
 
 
-def _rough_error(found: Linearised, rough: Graph) -> float:
-    """The largest relative error of a layer's rows in bfloat16, at a few rows that lie evenly."""
+def _rough_error(found: Linearised, rough: Rough) -> float:
+    """The largest relative error of a layer's rough rows, at a few rows that lie evenly."""
     places = torch.linspace(0, found.width - 1, min(CHECKED_ROWS, found.width)).long()
     rows = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)[places]
     exact = sweep(found, rows)

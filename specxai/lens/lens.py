@@ -14,6 +14,8 @@ from specxai.lens.factors import LowRank, OnDemand
 from specxai.lens.file import read, write
 from specxai.precision import full_precision
 
+MEASURED = {"rough_error", "rough_kind"}  # of a fit, and no setting
+
 
 @dataclass(frozen=True, eq=False)
 class Lens:
@@ -95,7 +97,7 @@ class Lens:
             for what, mine, theirs in (("layers", self.source_layers, other.source_layers),
                                        ("d_model", self.d_model, other.d_model),
                                        *((key, self.metadata.get(key), other.metadata.get(key))
-                                         for key in sorted({*self.metadata, *other.metadata} - {"rough_error"}))):
+                                         for key in sorted({*self.metadata, *other.metadata} - MEASURED))):
                 if mine != theirs:
                     raise ValueError(f"lenses of different {what} cannot be merged: {mine!r} and {theirs!r}")
         total = sum(lens.n_prompts for lens in lenses)

@@ -22,19 +22,22 @@ COLUMNS = 64  # of a block by a plan, whose rate more do not raise
 ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
 
 
-def sweep(found: Linearised, rows: Tensor, rough: Graph | None = None) -> Tensor:
+Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
+
+
+def sweep(found: Linearised, rows: Tensor, rough: Rough = False) -> Tensor:
     """(sources, k, d): the cotangents `rows` (k, d), each at all valid positions of the target, pulled back to every
     source and averaged over its valid positions.
 
-    rough   `in_bfloat16` of the Local's graph, through which whole values then go
+    rough   what `rough_of` says
     """
     valid, means = found.valid, {}
-    if rough is None:
+    if isinstance(rough, bool):
         def passed(step: int, cotangents: Tensor) -> None:
             means[step] = _mean(cotangents.reshape(-1, found.width, len(rows))[valid], 0).T
 
         count = valid.stop - valid.start
-        means[found.sources[0]] = found.operator.pull_back(rows.T.to(found.operator.dtype), passed).T / count
+        means[found.sources[0]] = found.operator.pull_back(rows.T.to(found.operator.dtype), passed, rough).T / count
     else:
         means = _through(rough, found, rows)
     return torch.stack([means[source] for source in found.sources])
@@ -61,7 +64,7 @@ class _Mean:
         self.found = _mean(block[:, 0, self.valid], 1)
 
 
-def rows_of(found: Linearised, rough: Graph | None = None) -> Iterator[tuple[int, Tensor]]:
+def rows_of(found: Linearised, rough: Rough = False) -> Iterator[tuple[int, Tensor]]:
     """(i, rows i … of the lens (sources, k, d)) for all rows of J_l, block by block."""
     columns = block_columns(found)
     for start in range(0, found.width, columns):
@@ -74,6 +77,15 @@ def unit_rows(found: Linearised, start: int, stop: int) -> Tensor:
     rows = torch.zeros(stop - start, found.width, dtype=graph.dtype, device=graph.device)
     rows[:, start:stop].fill_diagonal_(1)
     return rows
+
+
+def rough_of(found: Linearised) -> tuple[Rough, str]:
+    """(how `sweep` takes fewer digits, what that is): the operator's own where it has them, as compiled kernels do,
+    else weights in bfloat16.
+    """
+    if found.operator.rough() is not None:
+        return True, "16-bit factors"
+    return in_bfloat16(found.local.graph), "weights in bfloat16"
 
 
 def in_bfloat16(graph: Graph) -> Graph:

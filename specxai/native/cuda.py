@@ -24,6 +24,8 @@ else:
 
 INDICES = (1 << 31) - 1  # of tables
 MOST_TAPS = 1024  # of a site, which a block of threads keeps
+MOST_SOLVED = 128  # columns of a triangular solve, whose rows a block keeps
+MOST_SPAN_WIDTH = 32  # columns of a block beside a basis: with more, two matrix products are faster
 
 
 def available() -> tuple[bool, str]:
@@ -34,6 +36,12 @@ def available() -> tuple[bool, str]:
 def runs_on(device: torch.device | str) -> bool:
     """Is it a device of the compiled module's kind?"""
     return _module is not None and torch.device(device).type == _module.device_type
+
+
+def takes(X) -> bool:
+    """Can the kernels for tall blocks have this one?"""
+    return (isinstance(X, Tensor) and X.ndim == 2 and X.dtype in (torch.float32, torch.float64)
+            and runs_on(X.device) and X.layout is torch.strided and not X.is_neg() and X.is_contiguous())
 
 
 def compiled():
@@ -234,8 +242,8 @@ def solve_triangular(X: Tensor, R: Tensor, out: Tensor | None = None) -> Tensor:
     _require("R", R, torch.float64, 2, X)
     if R.shape != (width, width):
         raise ValueError(f"R must be {(width, width)} for X {tuple(X.shape)}, got {tuple(R.shape)}")
-    if width > compiled().most_solved:
-        raise ValueError(f"X has {width} columns, more than the {compiled().most_solved} that a thread's row takes; "
+    if width > MOST_SOLVED:
+        raise ValueError(f"X has {width} columns, more than the {MOST_SOLVED} that a thread's row takes; "
                          "use torch.linalg.solve_triangular")
     out = _result(X, out)
     kernel(block=_array(X), R=_array(R), n_rows=len(X), width=width, output=_array(out), **_place(X))
@@ -266,8 +274,8 @@ def _span(basis: Tensor, X: Tensor, H: Tensor | None, out: Tensor | None, projec
     (q, m), b = basis.shape, X.shape[1]
     if len(X) != m:
         raise ValueError(f"basis vectors have {m} numbers, X has {len(X)} rows")
-    if b > compiled().most_span_width:
-        raise ValueError(f"X has {b} columns, more than {compiled().most_span_width}: two matrix products are faster")
+    if b > MOST_SPAN_WIDTH:
+        raise ValueError(f"X has {b} columns, more than {MOST_SPAN_WIDTH}: two matrix products are faster")
     if H is not None:
         _require("H", H, torch.float64, 2, X)
         if H.shape != (q, b):

@@ -49,6 +49,8 @@ def hstack(operators: Sequence[LinearOperator]) -> LinearOperator:
 class StackedOperator(LinearOperator):
     """The operators `parts` (m_i, n) on top of each other; see `vstack`.
 
+    Errors: ValueError for none, or where the columns, dtypes or devices differ; TypeError for what is no operator.
+
     Example:
         >>> import torch
         >>> from specxai.operators import DenseOperator, StackedOperator

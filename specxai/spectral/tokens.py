@@ -74,6 +74,10 @@ class Contributions:
 
     alpha    (T,) float64
     bias     w·b;  output w·y, the target's value;  label of the target
+
+    >>> found = Contributions(torch.tensor([2.0, -0.5]), bias=0.25, output=1.75, label="output[0]")
+    >>> found.completeness
+    0.0
     """
 
     alpha: Tensor

@@ -8,6 +8,7 @@ import torch
 from cuda_harness import both_orders, on_cpu  # noqa: F401  a fixture
 from specxai import native
 from specxai.native import cuda
+from specxai.svd import orth
 from test_stages import i32, random_stage, rows
 from tolerances import assert_close
 
@@ -111,8 +112,8 @@ def test_columns_of_a_wider_block(dtype, pitch, shift):
 
 
 def test_taps_up_to_the_limit():
-    taps = cuda.MOST_TAPS
-    assert taps == cuda.compiled().most_taps
+    taps, made = cuda.MOST_TAPS, cuda.compiled()
+    assert (taps, cuda.MOST_SOLVED, cuda.MOST_SPAN_WIDTH) == (made.most_taps, made.most_solved, made.most_span_width)
     inside = torch.arange(taps * 2, dtype=torch.int32).reshape(taps, 2)
     inside[::3, 0] = -1
     weight = torch.randn(5, taps, 2)
@@ -190,6 +191,26 @@ def test_twice_is_enough():
     Z, H2 = cuda.reorthogonalise(basis, H, X)
     Z = cuda.subtract(basis, H2, Z)
     assert (basis.double() @ Z.double()).norm() <= 1e-6 * Z.double().norm()
+
+
+def test_orthonormal_bases_stand_on_them(dtype, monkeypatch):
+    """The solvers' orthonormalisation on a GPU, with its kernels emulated."""
+    called = []
+    for name in ("gram", "solve_triangular", "reorthogonalise"):
+        monkeypatch.setattr(cuda, name, lambda *a, _real=getattr(cuda, name), _name=name, **k: (
+            called.append(_name), _real(*a, **k))[1])
+    eps = torch.finfo(dtype).eps
+    basis = orth.tall_qr(torch.randn(3000, 40, dtype=dtype))[0]
+    assert set(called) == {"gram", "solve_triangular"}
+    by_columns = basis.mT.contiguous().mT
+    for X in (torch.randn(3000, 8, dtype=dtype),
+              (basis @ torch.randn(40, 4, dtype=dtype) + 1e-3 * torch.randn(3000, 4, dtype=dtype)),
+              torch.randn(3000, 1, dtype=dtype) + 1e-3 * torch.randn(3000, 4, dtype=dtype)):
+        Q, H, C = orth.extend(by_columns, X.contiguous(), 0.0)
+        assert (Q.double().mT @ Q.double() - torch.eye(Q.shape[1])).abs().max() <= 64 * eps
+        assert (basis.double().mT @ Q.double()).abs().max() <= 64 * eps
+        assert_close((basis.double() @ H + Q.double() @ C).to(dtype), X)
+    assert called.count("reorthogonalise") == 3
 
 
 @pytest.mark.parametrize("call, error, message", [
