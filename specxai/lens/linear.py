@@ -61,6 +61,12 @@ class Linearised:
         kept = [step for step, node in graph.nodes.items() if not node.view and any(t.flops for t in node.terms)]
         return sum(graph.shapes[step].numel() for step in kept) * graph.dtype.itemsize
 
+    @property
+    def plan_bytes(self) -> int:
+        """About what a plan from the first source holds: weights packed for both directions, and tables."""
+        nodes = self.local.graph.nodes.values()
+        return 4 * sum(node.fully_connected.weight.nbytes for node in nodes if node.fully_connected is not None)
+
 
 class Linearizer:
     """Makes the linear map of each prompt.
