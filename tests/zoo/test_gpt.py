@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from specxai.zoo.gpt import CHECKPOINT, CONTEXT, checkpoint_info, load_gpt, texts
 from specxai.zoo.words import Words
 
-
 trained = pytest.mark.skipif(not CHECKPOINT.is_file(),
                              reason="the checkpoint is not there: python examples/train_gpt.py makes it")
 
