@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find specxai kernels csrc -type f ! -name '*.pyc' ! -name '*.so')
 
-.PHONY: demo test test-kernels bench lint sanitize docs dev clean
+.PHONY: demo test test-kernels bench lint sanitize docs dev cuda clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -42,6 +42,7 @@ sanitize: $(VENV)/.stamp-torch
 	$(BIN)/cmake -S . -B build/sanitize -DSPECXAI_PYTHON=OFF -DSPECXAI_TESTS=ON -DSPECXAI_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/stages_test
+	build/sanitize/cuda_test
 
 # The pages, into build/site: nothing is fetched when they are built or read.  The variable silences the theme's note
 # about a later major version of mkdocs, which the `docs` extra excludes.
@@ -54,8 +55,14 @@ dev: $(VENV)/.stamp-torch
 	$(PIP) -e ".[test]"
 	rm -f $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-docs
 
+# The same with the CUDA kernels, or an error that says why not; without this they are built where nvcc is found.
+cuda: $(VENV)/.stamp-torch
+	$(PIP) $(VISION) $(TRITON) $(TORCH)
+	SPECXAI_CUDA=1 $(PIP) -e ".[test]"
+	rm -f $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-docs
+
 clean:
-	rm -rf build dist *.egg-info specxai/_native*.so .pytest_cache .ruff_cache .hypothesis demo out
+	rm -rf build dist *.egg-info specxai/_native*.so specxai/_cuda*.so .pytest_cache .ruff_cache .hypothesis demo out
 
 $(VENV)/.stamp-torch:
 	@echo "creating $(VENV) and installing $(TORCH)"

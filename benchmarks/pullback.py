@@ -18,11 +18,11 @@ import argparse
 import sys
 
 import torch
-from clock import Clock, warm_up
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import specxai
+from clock import Clock, warm_up
 from specxai._vision import import_vision
 
 

@@ -16,9 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
-
-TILE = 512  # numbers of a program's sums, probes times rows
-MOST_PROBES = 64
+from specxai.kernels.tile import sums_for
 
 
 @triton.jit
@@ -130,8 +128,7 @@ def depthwise(tables: Depthwise, block: Tensor, out: Tensor, accumulate: bool = 
     n, k = len(tables.at), block.shape[1]
     if n == 0 or k == 0:
         return
-    probes = min(MOST_PROBES, triton.next_power_of_2(k))
-    rows = TILE // probes
+    rows, probes = sums_for(k)
     unit = unit_of(k, block.stride(0), out.stride(0))
     taps, channels = tables.weight.shape
     with torch.cuda.device_of(block):

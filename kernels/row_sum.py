@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 512  # numbers of a program's sums, probes times rows
-MOST_PROBES = 64
+from specxai.kernels.checks import check_blocks
+from specxai.kernels.tile import sums_for
 
 
 @triton.jit
@@ -60,15 +60,8 @@ def row_sum_kernel(
     tl.store(at, total, mask=live)
 
 
-def row_sum(
-    begin: Tensor,
-    to: Tensor,
-    source: Tensor,
-    scale: Tensor | None,
-    block: Tensor,
-    out: Tensor,
-    accumulate: bool = False,
-) -> None:
+def row_sum(begin: Tensor, to: Tensor, source: Tensor, scale: Tensor | None, block: Tensor, out: Tensor,
+            accumulate: bool = False) -> None:
     """Write (or add to) the rows `to` of `out` their sums of rows of `block`, all on one CUDA device.
 
     Indices are not checked: that would wait for the device.  A row without entries becomes zero where it is in `to`.
@@ -87,44 +80,28 @@ def row_sum(
     n, k = len(to), block.shape[1]
     if n == 0 or k == 0:
         return
-    probes = min(MOST_PROBES, triton.next_power_of_2(k))
-    rows = TILE // probes
+    rows, probes = sums_for(k)
     with torch.cuda.device_of(block):
         row_sum_kernel[(triton.cdiv(n, rows), triton.cdiv(k, probes))](
-            begin,
-            to,
-            source,
-            scale,
-            block,
-            out,
-            n,
-            k,
-            block.stride(0),
-            out.stride(0),
-            HAS_SCALE=scale is not None,
-            ACCUMULATE=accumulate,
-            BLOCK_ROWS=rows,
-            BLOCK_PROBES=probes,
-        )
+            begin, to, source, scale, block, out, n, k, block.stride(0), out.stride(0), HAS_SCALE=scale is not None,
+            ACCUMULATE=accumulate, BLOCK_ROWS=rows, BLOCK_PROBES=probes)
 
 
 def _check(begin: Tensor, to: Tensor, source: Tensor, scale: Tensor | None, block: Tensor, out: Tensor) -> None:
-    if block.dim() != 2 or out.dim() != 2 or block.shape[1] != out.shape[1]:
-        raise ValueError(f"block and out must hold as many probes a row, got {tuple(block.shape)}, {tuple(out.shape)}")
     if block.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"block must be float32 or float64, got {block.dtype}")
-    if block.shape[1] > 1 and (block.stride(1) != 1 or out.stride(1) != 1):
-        raise ValueError(f"probes must be contiguous, got strides {block.stride()} and {out.stride()}")
+    check_blocks(block, out, block.dtype, to.device, 0, 0)
     if len(begin) != len(to) + 1:
         raise ValueError(f"begin holds {len(begin)} numbers, which must be one more than the {len(to)} rows of to")
-    factors = {} if scale is None else {"scale": (scale, block.dtype)}
     if scale is not None and len(scale) != len(source):
         raise ValueError(f"scale holds {len(scale)} factors, but there are {len(source)} entries")
-    indices = {"begin": (begin, torch.int32), "to": (to, torch.int32), "source": (source, torch.int32)}
-    for name, (t, dtype) in (factors | indices | {"out": (out, block.dtype)}).items():
+    for name, t, dtype in (("begin", begin, torch.int32), ("to", to, torch.int32), ("source", source, torch.int32),
+                           ("scale", scale, block.dtype)):
+        if t is None:
+            continue
         if t.dtype is not dtype:
             raise TypeError(f"{name} is {t.dtype}, expected {dtype}")
         if t.device != block.device:
             raise ValueError(f"{name} is on {t.device} but block is on {block.device}")
-        if name != "out" and not t.is_contiguous():
+        if not t.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")

@@ -10,6 +10,10 @@ import triton
 PANELS = (16, 32, 64, 128)  # outputs of a program
 
 
+SUMS = 512  # numbers of a program's sums of rows, probes times rows
+MOST_PROBES = 64  # of such a program
+
+
 @dataclass(frozen=True)
 class Tile:
     """Sizes of a program's tile and how it runs; powers of two.
@@ -35,6 +39,16 @@ def tile_for(outputs: int, probes: int, precision: str) -> Tile:
         return Tile(out, _few(probes), False, 4, 3)
     # Copies wait for rows, which wait for chunks: of four stages one is theirs, and seven would let two be under way.
     return Tile(out, 64, out < 64, 4 if out < 128 else 8, 4)
+
+
+def sums_for(probes: int) -> tuple[int, int]:
+    """(rows, probes) of a program that sums rows of so many probes.
+
+    >>> sums_for(5), sums_for(200)
+    ((64, 8), (8, 64))
+    """
+    few = min(MOST_PROBES, triton.next_power_of_2(probes))
+    return SUMS // few, few
 
 
 def _few(probes: int) -> int:

@@ -10,6 +10,7 @@
 
 #include "common/checks.h"
 #include "cpu/gather_gemm.h"
+#include "cpu/low_rank.h"
 #include "cpu/rough_gemm.h"
 #include "cpu/row_sum.h"
 
@@ -94,6 +95,23 @@ void bind_gather_gemm(py::module_& m, const char* name) {
           py::arg("accumulate"));
 }
 
+// A stage on rows of a block whose first n_probes numbers count.
+template <class T, class Stage>
+void run_rows(const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,
+              int64_t output_rows, int64_t output_stride, int64_t output_width, int64_t n_probes, bool accumulate,
+              const std::optional<std::string>& level) {
+  require_count(input_rows, "input_rows");
+  require_count(output_rows, "output_rows");
+  require_count(n_probes, "n_probes");
+  require_pointer(input, n_probes ? input_rows * input_stride : 0, "input");
+  require_pointer(output, output_rows * output_stride, "output");
+  const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
+  const Rows<T> rows{reinterpret_cast<const T*>(input), input_stride, reinterpret_cast<T*>(output),
+                     output_stride, output_width, n_probes, accumulate};
+  const py::gil_scoped_release release;
+  stage.run(rows, input_rows, output_rows, simd);
+}
+
 template <class T>
 void bind_row_sum(py::module_& m, const char* name) {
   using Stage = RowSumStage<T>;
@@ -123,25 +141,33 @@ void bind_row_sum(py::module_& m, const char* name) {
            py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("neighbours"), py::arg("weight"),
            py::arg("n_inside"), py::arg("n_outside"), py::arg("taps"), py::arg("channels"))
       .def_property_readonly("entries", &Stage::entries)
-      .def(
-          "run",
-          [](const Stage& stage, uintptr_t input, int64_t input_rows, int64_t input_stride, uintptr_t output,
-             int64_t output_rows, int64_t output_stride, int64_t output_width, int64_t n_probes, bool accumulate,
-             const std::optional<std::string>& level) {
-            require_count(input_rows, "input_rows");
-            require_count(output_rows, "output_rows");
-            require_count(n_probes, "n_probes");
-            require_pointer(input, n_probes ? input_rows * input_stride : 0, "input");
-            require_pointer(output, output_rows * output_stride, "output");
-            const SimdLevel simd = level ? parse_level(*level, "level") : active_level();
-            const Rows<T> rows{reinterpret_cast<const T*>(input), input_stride, reinterpret_cast<T*>(output),
-                               output_stride, output_width, n_probes, accumulate};
-            const py::gil_scoped_release release;
-            stage.run(rows, input_rows, output_rows, simd);
-          },
-          py::arg("input"), py::arg("input_rows"), py::arg("input_stride"), py::arg("output"),
-          py::arg("output_rows"), py::arg("output_stride"), py::arg("output_width"), py::arg("n_probes"),
-          py::arg("accumulate"), py::arg("level"));
+      .def("run", &run_rows<T, Stage>, py::arg("input"), py::arg("input_rows"), py::arg("input_stride"),
+           py::arg("output"), py::arg("output_rows"), py::arg("output_stride"), py::arg("output_width"),
+           py::arg("n_probes"), py::arg("accumulate"), py::arg("level"));
+}
+
+template <class T>
+void bind_low_rank(py::module_& m, const char* name) {
+  using Stage = LowRankStage<T>;
+  py::class_<Stage>(m, name)
+      .def(py::init([](const Array& inside, const Array& outside, const Array& diagonal, const Array& left,
+                       const Array& right, int64_t n_groups, int64_t size, int64_t rank) {
+             require_count(n_groups, "n_groups");
+             require_count(size, "size");
+             require_count(rank, "rank");
+             const int64_t units = checked_area(n_groups, size, "the units");
+             const int64_t factors = checked_area(units, rank, "the factors");
+             return std::make_unique<Stage>(LowRankTables<T>{
+                 n_groups, size, rank, elements<std::int32_t>(inside, units, "inside"),
+                 elements<std::int32_t>(outside, units, "outside"), elements<T>(diagonal, units, "diagonal"),
+                 elements<T>(left, factors, "left"), elements<T>(right, factors, "right")});
+           }),
+           py::kw_only(), py::arg("inside"), py::arg("outside"), py::arg("diagonal"), py::arg("left"),
+           py::arg("right"), py::arg("n_groups"), py::arg("size"), py::arg("rank"))
+      .def_property_readonly("multiply_adds", &Stage::multiply_adds)
+      .def("run", &run_rows<T, Stage>, py::arg("input"), py::arg("input_rows"), py::arg("input_stride"),
+           py::arg("output"), py::arg("output_rows"), py::arg("output_stride"), py::arg("output_width"),
+           py::arg("n_probes"), py::arg("accumulate"), py::arg("level"));
 }
 
 }  // namespace
@@ -152,6 +178,8 @@ void bind_stages(py::module_& m) {
   m.def("has_rough", has_rough);
   bind_row_sum<float>(m, "RowSum_f32");
   bind_row_sum<double>(m, "RowSum_f64");
+  bind_low_rank<float>(m, "LowRank_f32");
+  bind_low_rank<double>(m, "LowRank_f64");
 }
 
 }  // namespace specxai

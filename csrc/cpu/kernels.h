@@ -4,6 +4,7 @@
 #include "common/simd_level.h"
 #include "cpu/gather_gemm.h"
 #include "cpu/gram.h"
+#include "cpu/low_rank.h"
 #include "cpu/narrow_gemm.h"
 #include "cpu/peak.h"
 #include "cpu/row_sum.h"
@@ -17,6 +18,7 @@ struct Kernels {
   GatherGemmKernel<T> gather_gemm;
   NarrowKernel<T> narrow_by_outputs, narrow_by_inputs;  // null in `scalar`, whose gather_gemm takes rows of any width
   RowSumKernel<T> row_sum;
+  LowRankKernel<T> low_rank;
   GramKernel<T> gram;
   CoefficientsKernel<T> coefficients;
   SubtractKernel<T> subtract;

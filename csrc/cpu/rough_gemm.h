@@ -3,6 +3,8 @@
 // A task's inputs are rounded once to integers relative to the largest of their column, and lie two by two; weights are
 // rounded relative to the largest of their output.  Products add up exactly in 32 bits, at twice the rate of float32,
 // and become float32 again as they are written.  A column with a number that is not finite is NaN in the whole task.
+// Where the largest input of a task's column, or the largest weight of an output, is below 1e-30, all of them count as
+// zero: their scale would not fit float32.
 #pragma once
 
 #include <cstddef>

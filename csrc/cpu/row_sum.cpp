@@ -98,17 +98,23 @@ RowSumStage<T>::RowSumStage(const Depthwise<T>& t) {
 }
 
 template <class T>
-void RowSumStage<T>::run(const Rows<T>& rows, std::int64_t input_rows, std::int64_t output_rows,
-                         SimdLevel level) const {
+void check_blocks(const Rows<T>& rows, std::int64_t input_rows, std::int64_t rows_read, std::int64_t output_rows,
+                  std::int64_t rows_written) {
   require(rows.n_probes <= rows.input_stride && rows.n_probes <= rows.output_width &&
               rows.output_width <= rows.output_stride,
           "rows are narrower than the probes");
-  require(input_rows >= rows_read_, "the input has " + std::to_string(input_rows) + " rows, the sum reads " +
-                                        std::to_string(rows_read_));
-  require(output_rows >= rows_written_, "the output has " + std::to_string(output_rows) + " rows, the sum writes " +
-                                            std::to_string(rows_written_));
+  require(input_rows >= rows_read, "the input has " + std::to_string(input_rows) + " rows, the stage reads " +
+                                       std::to_string(rows_read));
+  require(output_rows >= rows_written, "the output has " + std::to_string(output_rows) + " rows, the stage writes " +
+                                           std::to_string(rows_written));
   checked_area(input_rows, rows.input_stride, "the input block");
   checked_area(output_rows, rows.output_stride, "the output block");
+}
+
+template <class T>
+void RowSumStage<T>::run(const Rows<T>& rows, std::int64_t input_rows, std::int64_t output_rows,
+                         SimdLevel level) const {
+  check_blocks(rows, input_rows, rows_read_, output_rows, rows_written_);
   const std::int64_t n_outputs = static_cast<std::int64_t>(to_.size()), n = static_cast<std::int64_t>(from_.size());
   const SortedSum<T> sum{n_outputs, n, begin_.data(), to_.data(), from_.data(),
                          scale_.empty() ? nullptr : scale_.data()};
@@ -124,6 +130,8 @@ void RowSumStage<T>::run(const Rows<T>& rows, std::int64_t input_rows, std::int6
   for (int thread = 0; thread < n_threads; ++thread) kernel(sum, rows, cut(thread), cut(thread + 1));
 }
 
+template void check_blocks(const Rows<float>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
+template void check_blocks(const Rows<double>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
 template class RowSumStage<float>;
 template class RowSumStage<double>;
 

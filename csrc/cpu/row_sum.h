@@ -57,6 +57,11 @@ struct Rows {
   bool accumulate;
 };
 
+// Throws std::invalid_argument unless the blocks hold the rows that are read and written, and the probes.
+template <class T>
+void check_blocks(const Rows<T>& rows, std::int64_t input_rows, std::int64_t rows_read, std::int64_t output_rows,
+                  std::int64_t rows_written);
+
 // One ISA's implementation of the outputs [first, last).
 template <class T>
 using RowSumKernel = void (*)(const SortedSum<T>& sum, const Rows<T>& rows, std::int64_t first, std::int64_t last);

@@ -46,6 +46,28 @@ void row_sum(const SortedSum<T>& s, const Rows<T>& rows, Index first, Index last
 }
 
 template <class T>
+void low_rank(const LowRank<T>& s, const Rows<T>& rows, Index first, Index last) {
+  for (Index g = first; g < last; ++g) {
+    for (Index p = 0; p < rows.output_width; ++p) {
+      const bool used = p < rows.n_probes;
+      T sum[most_rank] = {};
+      for (Index e = s.read_begin[g]; used && e < s.read_begin[g + 1]; ++e) {
+        for (Index r = 0; r < s.rank; ++r) {
+          sum[r] += s.right[e * s.rank + r] * rows.input[s.read_row[e] * rows.input_stride + p];
+        }
+      }
+      for (Index e = s.write_begin[g]; e < s.write_begin[g + 1]; ++e) {
+        T& y = rows.output[s.write_row[e] * rows.output_stride + p];
+        if (!used || !rows.accumulate) y = T(0);
+        if (!used) continue;
+        if (s.from_row[e] >= 0) y += s.diagonal[e] * rows.input[s.from_row[e] * rows.input_stride + p];
+        for (Index r = 0; r < s.rank; ++r) y += s.left[e * s.rank + r] * sum[r];
+      }
+    }
+  }
+}
+
+template <class T>
 void gram(const T* left, Index n_left, const T* right, Index n_right, Index n_rows, double* sums, double*) {
   const Index stride = (n_right + gram_unit - 1) / gram_unit * gram_unit;
   for (Index r = 0; r < n_rows; ++r, left += n_left, right += n_right) {
@@ -81,8 +103,8 @@ void subtract(const T* basis, Index n_basis, Index n, const T* factors, const T*
 }
 
 template <class T>
-constexpr Kernels<T> all = {SPECXAI_VECTOR_BYTES, gather_gemm<T>, nullptr, nullptr, row_sum<T>, gram<T>,
-                            coefficients<T>, subtract<T>, peak::multiply_add<T>};
+constexpr Kernels<T> all = {SPECXAI_VECTOR_BYTES, gather_gemm<T>, nullptr, nullptr, row_sum<T>, low_rank<T>,
+                            gram<T>, coefficients<T>, subtract<T>, peak::multiply_add<T>};
 
 }  // namespace
 

@@ -113,7 +113,7 @@ class Local:
             nodes = linear_nodes(captured, values, self.policy, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
-            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0)
+            self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0, self.max_memory)
             self._dtypes = {i: values[i].dtype for i in shapes}
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
@@ -230,12 +230,14 @@ class Local:
                      self.graph.shapes[step], lambda: self._values()[step].detach())
 
     def operator(self, source: End = None, target: End = None, held: Sequence[End] = (), *,
-                 source_positions: Positions = None, target_positions: Positions = None) -> LocalOperator:
+                 source_positions: Positions = None, target_positions: Positions = None,
+                 taps: Sequence[End] = ()) -> LocalOperator:
         """The linear map from one layer's output to another's, at some positions of their token axis or at all.
 
         source, target   a layer's name or the module object, None for the input and for the output.  Of a layer that
                          returns several tensors, the first.  Steps of the program, or lists of them, also do
         held             layers whose value is kept at zero
+        taps             layers between whose cotangents the operator's `pull_back` passes on
         *_positions      of a value (1, T, d): an index, negative ones from the end, a slice, several indices, "sum" for
                          the sum over all positions or `specxai.summed(indices)` over some.  The operator's side is then
                          (P, d), (d,) of one index or a sum: `input_shape`, `output_shape`
@@ -251,7 +253,7 @@ class Local:
         ((4, 6), torch.Size([2, 3]), torch.Size([4]))
         """
         return between(self._backend, self.captured.program, (source, source_positions), (target, target_positions),
-                       held, dtype=self._dtype, max_memory=self.max_memory, snapshot=self._snapshot)
+                       held, taps, dtype=self._dtype, max_memory=self.max_memory, snapshot=self._snapshot)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.

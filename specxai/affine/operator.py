@@ -13,10 +13,11 @@ from torch import Tensor
 from specxai._once import once
 from specxai.affine.snapshot import Snapshot
 from specxai.backends import Backend
-from specxai.backends.engine import Products
+from specxai.backends.engine import Passed, Products
 from specxai.backends.reference import WholeValues
 from specxai.backends.used import note
 from specxai.graph.cut import LiveCut, narrowest
+from specxai.graph.ends import check_ends
 from specxai.operators import Cut, LinearOperator
 from specxai.precision import full_precision
 
@@ -29,13 +30,17 @@ class LocalOperator(LinearOperator):
     sources, targets   steps of the program; their units are flattened and put one after the other
     held               steps whose value is kept at zero
     rows, columns      live units of targets and sources, None for all
-    max_memory         bytes that one product may hold; wider blocks run in chunks of `block_size` columns
+    taps               steps between whose cotangents `pull_back` passes on
+    max_memory         bytes that one product may hold, with its tables but not the copies of weights; wider blocks run
+                       in chunks of `block_size` columns
     dtype              of the blocks given and returned; between, products run in the graph's
     snapshot           what products ask whether the weights are still those that the graph was made from
 
     Products may run in several threads.
 
-    `input_shape` and `output_shape` are those of the single source and target.
+    `input_shape` and `output_shape` are those of the step where all units of one step are the source, or the target.
+
+    Raises TypeError or ValueError as `check_ends` does.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
@@ -46,11 +51,13 @@ class LocalOperator(LinearOperator):
 
     def __init__(self, backend: Backend, sources: Sequence[int], targets: Sequence[int], *, held: Sequence[int] = (),
                  dtype: torch.dtype, max_memory: int, columns: Tensor | None = None, rows: Tensor | None = None,
-                 snapshot: Snapshot | None = None) -> None:
+                 taps: Sequence[int] = (), snapshot: Snapshot | None = None) -> None:
         self._snapshot, self._seconds = snapshot, 0.0  # that the last product took
+        check_ends(backend.graph, sources, targets, held, columns, rows)
         self._backend, self._graph = backend, backend.graph
         self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
+        self._taps = list(taps)
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
         super().__init__((m, n), dtype, self._graph.device)
@@ -59,12 +66,14 @@ class LocalOperator(LinearOperator):
     def _products(self) -> Products:
         self._check()
         with full_precision(self.device):
-            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows)
+            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows,
+                                          self._taps)
 
     @once
     def reference(self) -> WholeValues:
         """The reference's products, through whole values."""
-        return WholeValues(self._graph, self._sources, self._targets, self._held, self._columns, self._rows)
+        return WholeValues(self._graph, self._sources, self._targets, self._held, self._columns, self._rows,
+                           self._taps)
 
     def _for(self, columns: int) -> Products:
         """What runs so many columns: the backend's products, the reference's where few are not worth a plan."""
@@ -85,14 +94,10 @@ class LocalOperator(LinearOperator):
         """Bytes that the product with one column takes."""
         return self._bytes(self._for(1), 1)
 
-    @property
+    @LinearOperator.block_size.getter
     def block_size(self) -> int:
         """The most columns of one product: what `max_memory` holds, or less where it was set lower."""
         return self._chunk(MOST_COLUMNS)
-
-    @block_size.setter
-    def block_size(self, columns: int | None) -> None:
-        self._block_size = columns
 
     def _chunk(self, columns: int) -> int:
         most = min(columns, MOST_COLUMNS if self._block_size is None else self._block_size)
@@ -104,11 +109,15 @@ class LocalOperator(LinearOperator):
 
     @property
     def input_shape(self) -> torch.Size:
-        return self._graph.shapes[self._sources[0]]
+        return self._shape_of(self._sources, self._columns, self.shape[1])
 
     @property
     def output_shape(self) -> torch.Size:
-        return self._graph.shapes[self._targets[0]]
+        return self._shape_of(self._targets, self._rows, self.shape[0])
+
+    def _shape_of(self, steps: Sequence[int], chosen: Tensor | None, units: int) -> torch.Size:
+        """A step's, (units,) where they are not all of its, or not those of one step."""
+        return self._graph.shapes[steps[0]] if len(steps) == 1 and chosen is None else torch.Size((units,))
 
     @property
     def flops(self) -> int:
@@ -160,6 +169,22 @@ class LocalOperator(LinearOperator):
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 
+    def pull_back(self, Y: Tensor, passed: Passed, rough: bool = False) -> Tensor:
+        """Rᵀ Y (n, k) of Y (m, k); on the way `passed` is called with each of the steps `taps` and its cotangents,
+        (units, k) in the graph's dtype, which it must not keep.
+
+        In a plan a unit that no source reaches has none: zero.  `rough` allows fewer digits where `rough()` has such
+        products.
+
+        Raises ValueError for more columns than `block_size`.
+        """
+        if Y.ndim != 2 or Y.shape[0] != self.shape[0]:
+            raise ValueError(f"Y has shape {tuple(Y.shape)}; an operator {self.shape} takes ({self.shape[0]}, k)")
+        if Y.shape[1] > self._chunk(Y.shape[1]):
+            raise ValueError(f"Y has {Y.shape[1]} columns, max_memory={self.max_memory:,} holds "
+                             f"{self.block_size}; give them in blocks of block_size")
+        return self._run("rmatmat", Y, rough, passed)
+
     def ensure_current(self) -> None:
         if self._snapshot is not None:
             self._snapshot.check(full=True)
@@ -170,13 +195,13 @@ class LocalOperator(LinearOperator):
     def _rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
         return self._run("rmatmat", Y, rough)
 
-    def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
+    def _run(self, product: str, block: Tensor, rough: bool, *passed: Passed) -> Tensor:
         self._check(self._seconds)
         start = time.perf_counter()
         with full_precision(self.device):
             products = self._for(block.shape[1])
             note(products.backend)
-            result = getattr(products, product)(block.to(self._graph.dtype), rough).to(self.dtype)
+            result = getattr(products, product)(block.to(self._graph.dtype), rough, *passed).to(self.dtype)
         self._seconds = time.perf_counter() - start
         return result
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from specxai._blocks import as_integer
 from specxai.affine.operator import LocalOperator
 from specxai.backends import Backend
+from specxai.backends.engine import Passed
 from specxai.capture.program import Program
 from specxai.errors import LayerError
 from specxai.operators import Cut
@@ -115,7 +116,7 @@ End = str | nn.Module | int | Sequence[int] | None  # a layer, steps of the prog
 
 
 def between(backend: Backend, program: Program, source: tuple[End, Positions], target: tuple[End, Positions],
-            held: Sequence[End] = (), **settings) -> LocalOperator:
+            held: Sequence[End] = (), taps: Sequence[End] = (), **settings) -> LocalOperator:
     """The operator from a layer to another, each with the positions that are asked for; see `Local.operator`.
 
     Raises LayerError, TypeError or ValueError where there is no such layer, path or position.
@@ -124,6 +125,7 @@ def between(backend: Backend, program: Program, source: tuple[End, Positions], t
     starts, first = _steps(program, source[0], program.input, "the input")
     stops, last = _steps(program, target[0], program.output, "the output")
     kept = [step for end in held for step in _steps(program, end, program.input, "")[0]]
+    settings["taps"] = [step for end in taps for step in _steps(program, end, program.input, "")[0]]
     by_name = any(isinstance(end, (str, nn.Module)) for end, _ in (source, target))
     if by_name and starts != stops and not graph.between(starts, stops, kept):
         raise LayerError(f"nothing leads from {first} to {last}: the source must come before the target, and may not "
@@ -180,6 +182,6 @@ class PositionOperator(LocalOperator):
                      if side.copies > 1)
         return super()._bytes(products, columns) + spread * columns * self.dtype.itemsize
 
-    def _run(self, product: str, block: Tensor, rough: bool) -> Tensor:
+    def _run(self, product: str, block: Tensor, rough: bool, *passed: Passed) -> Tensor:
         given, wanted = (self._from, self._to) if product == "matmat" else (self._to, self._from)
-        return wanted.added(super()._run(product, given.spread(block), rough))
+        return wanted.added(super()._run(product, given.spread(block), rough, *passed))

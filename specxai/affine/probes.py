@@ -35,7 +35,7 @@ def tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) 
     """v, (k, *S): random, and with a part along the gradient in the first, so that ⟨J v, u⟩ is never near zero."""
     units = sum(graph.shapes[step].numel() for step in path)
     v = probe(x.shape, max(1, min(4, MOST_PROBED_UNITS // max(units, 1))), 1, x)
-    if gradient is not None and torch.isfinite(gradient).all():
+    if gradient is not None and gradient.numel() and torch.isfinite(gradient).all():
         g = gradient.double()
         g = g / (g.abs().max().item() or 1.0)
         if size := g.norm().item():

@@ -1,7 +1,7 @@
 """Backends run the linear nodes of one input on blocks of probes.  Each says why it can or cannot.
 
-`reference` sends blocks through whole values.  `native` and `torch` are engines: they run plans over live units.
-`NAMES` holds the three, and `PLAN_FROM` is the number of columns from which "auto" makes a plan.
+`reference` sends blocks through whole values.  `native`, `torch` and `cuda` are engines, which run plans over live
+units.  `NAMES` holds all four, and `PLAN_FROM` is the number of columns from which "auto" makes a plan.
 """
 
 from __future__ import annotations

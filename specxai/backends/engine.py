@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specxai.plan import Stage
+
+Passed = Callable[[int, Tensor], None]  # takes a step and the cotangents of its units, (units, k)
 
 
 class Executable(Protocol):
@@ -32,6 +34,13 @@ class Executable(Protocol):
     def multiply_adds(self) -> int:
         """Multiply-adds of one probe, forward; 0 for what only moves or sums rows."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the tables that it keeps for both directions; copies of weights are not among them."""
+
+    def scratch(self, stride: int) -> int:
+        """Numbers that it holds beside the blocks while it runs on rows of so many; they never fall as those grow."""
+
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         """Write the stage's outputs, rows of `outside`, from what it reads, rows of `inside`.
 
@@ -51,6 +60,7 @@ class Engine(Protocol):
 
     name        as in `backend=`
     has_rough   are there cheaper products in fewer digits?
+    dtype       of its blocks
 
     >>> from specxai.backends.torch import TorchEngine
     >>> engine = TorchEngine(torch.float64, torch.device("cpu"))
@@ -60,9 +70,13 @@ class Engine(Protocol):
 
     name: str
     has_rough: bool
+    dtype: torch.dtype
 
     def lower(self, stage: Stage) -> Executable:
-        """The stage, a `Gather`, `Sum` or `Opaque`, as something that runs; it is called once a plan."""
+        """The stage, a `Gather`, `Sum`, `LowRank` or `Opaque`, as something that runs; it is called once a plan."""
+
+    def graphs(self) -> Any:
+        """What captures and replays an operator's passes (`specxai.backends.cuda.graphs`), or None."""
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
@@ -81,7 +95,7 @@ class Engine(Protocol):
         """How a product of so many columns over an arena of so many rows runs: whatever the executables take."""
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        """Numbers that such a product holds beside the caller's blocks; they never fall as columns are added."""
+        """Numbers of the arena of such a product; they never fall as columns are added."""
 
     def column_cost(self, columns: int, rough: bool) -> float:
         """Time of a column of a product of so many, as a multiple of its operations at the processor's peak."""
@@ -109,7 +123,9 @@ class Products(Protocol):
         """Operations of one column's product, a multiply-add counted as two."""
 
     def product_bytes(self, columns: int) -> int:
-        """Bytes that a product of so many columns holds, block and result included."""
+        """Bytes that a product of so many columns holds: block, result, arena, the most that a stage holds beside it,
+        and the tables of all stages.  Copies of weights, which are as large as the model's own, are not counted.
+        """
 
     def bytes_moved(self, columns: int) -> int:
         """Bytes that a product of so many columns reads and writes, however large the caches are."""
@@ -123,8 +139,8 @@ class Products(Protocol):
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         """R X, (n, k) -> (m, k); `rough` allows fewer digits where `has_rough` says that there are such products."""
 
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
-        """Rᵀ Y, (m, k) -> (n, k)."""
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
+        """Rᵀ Y, (m, k) -> (n, k); `passed` is called with each of the steps `taps`, on the way back."""
 
 
 class Backend(Protocol):
@@ -144,11 +160,12 @@ class Backend(Protocol):
     plan_from: int
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> Products:
+                 columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> Products:
         """The products of the map from the units of some steps to those of others, the steps `held` kept at zero.
 
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
+        taps            steps between whose cotangents `rmatmat` passes on; a plan has them at live units, else 0
         """
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],

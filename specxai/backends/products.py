@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from specxai._once import once
-from specxai.backends.engine import Engine, Executable
+from specxai.backends.engine import Engine, Executable, Passed
 from specxai.graph import Graph
 from specxai.plan import Gather, Opaque, Plan, Planner
 from specxai.plan.stages import Span
+
+__all__ = ["Arenas", "PlannedBackend", "PlannedProducts"]
 
 WIDE = 64  # columns that a product of many mostly has
 KEPT_ARENAS = 2  # idle ones, whatever the number of threads that had one each
 MOST_ROOM = 1 << 30  # bytes that an arena may have room for before they are needed
 
 
-class PlannedBackend:
-    """Products by plans over live units, run by an engine."""
+class Arenas:
+    """Blocks for the arenas of an engine's products, which spare them the page faults; two threads never share one.
 
-    def __init__(self, graph: Graph, engine: Engine, plan_from: int = 0) -> None:
+    room   bytes that a block may have room for before they are needed: where pages that are not written take none
+    """
+
+    def __init__(self, engine: Engine, room: int) -> None:
+        self._engine, self._room = engine, room // engine.dtype.itemsize
+        self.idle: list[Tensor] = []  # that no product is using
+
+    @contextmanager
+    def block(self, rows: int, probes: int) -> Iterator[Tensor]:
+        """A block (rows, stride) without values."""
+        stride = self._engine.stride_of(probes)
+        needed = rows * stride
+        try:
+            memory = self.idle.pop()
+        except IndexError:  # not asked before: another thread may take the last one
+            memory = None
+        if memory is None or memory.numel() < needed:
+            memory = None  # gone before the larger one comes
+            # Room for the wide product that may follow, whose pages are then half there.
+            roomy = needed < rows * WIDE <= self._room
+            memory = self._engine.empty(rows * WIDE if roomy else needed, 1).flatten()
+        try:
+            yield memory[:needed].view(rows, stride)
+        finally:
+            if len(self.idle) < KEPT_ARENAS:
+                self.idle.append(memory)
+
+
+class PlannedBackend:
+    """Products by plans over live units, run by an engine.
+
+    max_memory   bytes that one of them may hold
+    """
+
+    def __init__(self, graph: Graph, engine: Engine, plan_from: int = 0, max_memory: int = MOST_ROOM) -> None:
         self.graph, self.engine, self.plan_from = graph, engine, plan_from
         self.name = engine.name
         self._planner = Planner(graph)
-        self._pool: list[Tensor] = []  # arenas that no product is using
+        # On other devices a block takes its memory at once.
+        self._arenas = Arenas(engine, min(max_memory, MOST_ROOM) if graph.device.type == "cpu" else 0)
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> PlannedProducts:
-        plan = self._planner.plan(sources, targets, held, columns, rows)
-        return PlannedProducts(plan, self.engine, self.graph.dtype, self._pool)
+                 columns: Tensor | None = None, rows: Tensor | None = None,
+                 taps: Sequence[int] = ()) -> PlannedProducts:
+        plan = self._planner.plan(sources, targets, held, columns, rows, taps)
+        return PlannedProducts(plan, self.engine, self._arenas)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
@@ -43,14 +81,14 @@ class PlannedProducts:
 
     The plan itself is not kept: its executables hold what they need of it.
 
-    pool     idle arenas, shared with other plans of the same engine
+    arenas   shared with other plans of the same engine
     opaque   steps that run through the reference's terms
     instead  (step, engine, reason) of those that another engine runs
     """
 
-    def __init__(self, plan: Plan, engine: Engine, dtype: torch.dtype, pool: list[Tensor]) -> None:
-        self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, dtype
-        self._engine, self._pool = engine, pool
+    def __init__(self, plan: Plan, engine: Engine, arenas: Arenas) -> None:
+        self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
+        self._engine, self._arenas = engine, arenas
         self._work = [engine.lower(stage) for stage in plan.stages]
         self._places = [stage.place for stage in plan.stages]
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
@@ -58,14 +96,23 @@ class PlannedProducts:
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
         self.instead = [(stage.step, *work.instead) for stage, work in zip(plan.stages, self._work, strict=True)
                         if hasattr(work, "instead")]
+        # Steps in the reference's terms may wait for the device, which ends a capture.
+        self._graphs = None if self.opaque else engine.graphs()
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
+        self._taps = plan.taps
         self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
         self.direct, self._source = plan.direct, plan.source
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
 
+    @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
+        if self._graphs is None:
+            return self._forward(X, rough)
+        return self._graphs.run(("matmat", X.shape[1], rough), lambda block: self._forward(block, rough), X)
+
+    def _forward(self, X: Tensor, rough: bool) -> Tensor:
         probes = X.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._m, probes)
@@ -81,8 +128,14 @@ class PlannedProducts:
             self._collect.forward(arena, out, probes, mode)
         return out
 
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+    @torch.no_grad()
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
+        if self._graphs is None or passed is not None:
+            return self._adjoint(Y, rough, passed)
+        return self._graphs.run(("rmatmat", Y.shape[1], rough), lambda block: self._adjoint(block, rough, None), Y)
+
+    def _adjoint(self, Y: Tensor, rough: bool, passed: Passed | None) -> Tensor:
         probes = Y.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._n, probes)
@@ -94,11 +147,25 @@ class PlannedProducts:
             self._collect.adjoint(Y, arena, probes, mode)
             for k, (work, place) in reversed(list(enumerate(zip(self._work, self._places, strict=True)))):
                 _clear(arena, place.zero)
+                if passed is not None:
+                    self._pass_on(k + 1, arena, probes, passed)
                 work.adjoint(arena, source if k == self.direct else arena, probes, mode)
             _clear(arena, self._seed_zero)
             if source is not out:
                 self._seed.adjoint(source, out, probes, mode)
         return out
+
+    def _arena(self, probes: int):
+        if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there
+            return nullcontext(self._engine.empty(self.arena_rows, self._engine.stride_of(probes)))
+        return self._arenas.block(self.arena_rows, probes)
+
+    def _pass_on(self, before: int, arena: Tensor, probes: int, passed: Passed) -> None:
+        for tap in self._taps:
+            if tap.before == before:
+                rows = tap.rows.to(arena.device)
+                found = arena[:, :probes].index_select(0, rows.clamp_min(0))
+                passed(tap.step, found if tap.whole else found.masked_fill_((rows < 0)[:, None], 0))
 
     @once
     def flops(self) -> int:
@@ -117,9 +184,21 @@ class PlannedProducts:
         return self._traffic * self.dtype.itemsize * columns
 
     def product_bytes(self, columns: int) -> int:
-        """Bytes that a product holds, block and result included."""
-        room = self._engine.room(columns, self.arena_rows, self._work)
-        return self.dtype.itemsize * (room + (self._n + self._m) * columns)
+        stride = self._engine.stride_of(columns)
+        numbers = self._engine.room(columns, self.arena_rows, self._work)
+        # A captured pass keeps a block and a result of its own.
+        numbers += (self._n + self._m) * columns * (1 + (0 if self._graphs is None else self._graphs.kept))
+        passed = max((2 * len(tap.rows) * columns for tap in self._taps), default=0)
+        numbers += max(passed, *(work.scratch(stride) for work in self._all))
+        return self.dtype.itemsize * numbers + self._kept
+
+    @once
+    def _kept(self) -> int:
+        return sum(work.kept for work in self._all)
+
+    @property
+    def _all(self) -> list[Executable]:
+        return [self._seed, *self._work, self._collect]
 
     def _mode(self, probes: int, rough: bool):
         return self._engine.mode(probes, rough, self.arena_rows, self._work)
@@ -135,31 +214,8 @@ class PlannedProducts:
             return columns
         return arena[slice(*self._source)]
 
-    @contextmanager
-    def _arena(self, probes: int) -> Iterator[Tensor]:
-        """A block from the pool, which spares a product the page faults; two threads never share one."""
-        stride = self._engine.stride_of(probes)
-        needed = self.arena_rows * stride
-        try:
-            memory = self._pool.pop()
-        except IndexError:  # not asked before: another thread may take the last one
-            memory = None
-        if memory is None or memory.numel() < needed:
-            memory = None  # gone before the larger one comes
-            # Room for the wide product that may follow, whose pages are then half there: unused, it takes no memory.
-            wide = self.arena_rows * WIDE
-            roomy = needed < wide <= MOST_ROOM // self.dtype.itemsize
-            memory = self._engine.empty(wide if roomy else needed, 1).flatten()
-        try:
-            yield memory[:needed].view(-1, stride)
-        finally:
-            if len(self._pool) < KEPT_ARENAS:
-                self._pool.append(memory)
-
 
 def _clear(arena: Tensor, spans: Sequence[Span]) -> None:
     for start, stop in spans:
         arena[start:stop].zero_()
 
-
-__all__ = ["Executable", "PlannedBackend", "PlannedProducts"]

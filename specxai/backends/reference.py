@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from specxai.backends.engine import Passed
 from specxai.graph import Graph
+from specxai.graph.ends import check_ends
 from specxai.rules import Term
 
 LIVE_PROBES = 2  # one is enough with probability one; the second guards against a chance underflow
@@ -27,8 +29,8 @@ class ReferenceBackend:
         self.graph = graph
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None = None, rows: Tensor | None = None) -> WholeValues:
-        return WholeValues(self.graph, sources, targets, held, columns, rows)
+                 columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> WholeValues:
+        return WholeValues(self.graph, sources, targets, held, columns, rows, taps)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
@@ -45,9 +47,10 @@ class WholeValues:
     has_rough = False
 
     def __init__(self, graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-                 columns: Tensor | None, rows: Tensor | None) -> None:
+                 columns: Tensor | None, rows: Tensor | None, taps: Sequence[int] = ()) -> None:
+        check_ends(graph, sources, targets, held, columns, rows, taps)
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
-        self._columns, self._rows = columns, rows
+        self._columns, self._rows, self._taps = columns, rows, list(taps)
         path = graph.between(sources, targets, held)
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
@@ -71,26 +74,39 @@ class WholeValues:
     def costs(self) -> list[tuple[int, int, int]]:
         return []
 
+    @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(X, self._sources, self._columns)
         return _collect(push(self._graph, seeds, self._targets, held=self._held), self._rows)
 
-    def rmatmat(self, Y: Tensor, rough: bool = False) -> Tensor:
+    @torch.no_grad()
+    def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         seeds = self._seeds(Y, self._targets, self._rows)
-        return _collect(pull(self._graph, seeds, self._sources, held=self._held), self._columns)
+        taps = {} if passed is None else {step: _Passing(step, passed) for step in self._taps}
+        return _collect(pull(self._graph, seeds, self._sources, held=self._held, taps=taps), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""
         sizes = [self._graph.shapes[s].numel() for s in steps]
         if live is not None:
             block = block.new_zeros(sum(sizes), block.shape[1]).index_copy_(0, live, block)
-        return {s: part.reshape(-1, *self._graph.shapes[s])
+        return {s: part.reshape(block.shape[1], *self._graph.shapes[s])
                 for s, part in zip(steps, block.T.split(sizes, dim=1), strict=True)}
 
 
+class _Passing:
+    """A tap that passes its blocks on."""
+
+    def __init__(self, step: int, passed: Passed) -> None:
+        self._step, self._passed = step, passed
+
+    def append(self, block: Tensor) -> None:
+        self._passed(self._step, block.reshape(block.shape[0], -1).T)
+
+
 def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, held: Iterable[int] = (),
-            inject: Mapping[int, tuple[int, Tensor]] | None = None, taps: Mapping[int, list] | None = None,
-            ) -> list[Tensor]:
+         inject: Mapping[int, tuple[int, Tensor]] | None = None,
+         taps: Mapping[int, list] | None = None) -> list[Tensor]:
     """Push blocks (k, *S) at the seeds to the targets.
 
     held     steps whose value is kept at zero
@@ -129,9 +145,9 @@ def push(graph: Graph, seeds: Mapping[int, Tensor], targets: Iterable[int], *, h
 
 
 def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, held: Iterable[int] = (),
-            taps: Mapping[int, list] | None = None,
-            watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
-    """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `forward`.
+         taps: Mapping[int, list] | None = None,
+         watch: Callable[[int, Tensor, list[tuple[Term, Tensor]]], None] | None = None) -> list[Tensor]:
+    """Pull blocks (k, *S) at the targets back to the sources and taps: the exact transpose of `push`.
 
     watch   called at each node with its step, its block, and what each of its terms makes of that
     """
@@ -161,6 +177,7 @@ def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int], hel
     A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
     leads there (with probability one), its cotangent exactly when one leads on.
     """
+    check_ends(graph, sources, targets, held, columns, rows)
     generator, path = torch.Generator().manual_seed(0), graph.between(sources, targets, held)
 
     def probes(steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
@@ -169,7 +186,8 @@ def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int], hel
             graph.device, graph.dtype)
         if chosen is not None:
             drawn = torch.zeros_like(drawn).index_copy_(1, chosen, drawn[:, chosen])
-        return {s: part.reshape(-1, *graph.shapes[s]) for s, part in zip(steps, drawn.split(sizes, 1), strict=True)}
+        return {s: part.reshape(LIVE_PROBES, *graph.shapes[s])
+                for s, part in zip(steps, drawn.split(sizes, 1), strict=True)}
 
     tangents: dict[int, list[Tensor]] = {s: [] for s in path}
     cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
@@ -211,7 +229,7 @@ def _converted(graph: Graph, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 
 def _collect(blocks: list[Tensor], live: Tensor | None) -> Tensor:
-    units = torch.cat([block.reshape(block.shape[0], -1) for block in blocks], 1)
+    units = torch.cat([block.reshape(block.shape[0], block.shape[1:].numel()) for block in blocks], 1)
     return (units if live is None else units.index_select(1, live)).T.contiguous()
 
 

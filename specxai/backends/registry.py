@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from specxai.backends.cuda import CudaEngine
@@ -9,7 +11,7 @@ from specxai.backends.cuda import eligible as cuda_eligible
 from specxai.backends.engine import Backend, Engine
 from specxai.backends.native import NativeEngine
 from specxai.backends.native import eligible as native_eligible
-from specxai.backends.products import PlannedBackend
+from specxai.backends.products import MOST_ROOM, PlannedBackend
 from specxai.backends.reference import ReferenceBackend
 from specxai.backends.torch import TorchEngine
 from specxai.backends.torch import eligible as torch_eligible
@@ -40,8 +42,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     >>> choose("auto", torch.device("cuda"), torch.float32)
     'reference'
     """
-    if name not in ("auto", *NAMES):
-        raise ValueError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
+    _check(name, ("auto", *NAMES))
     able = {known: (ok, reason) for known, ok, reason in describe(device, dtype)}
     if name == "auto":
         return "native" if able["native"][0] else "reference"
@@ -50,15 +51,20 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return name
 
 
-def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
+def make(name: str, graph: Graph, plan_from: int = 0, max_memory: int = MOST_ROOM) -> Backend:
     """The backend of this name for one graph; fewer than `plan_from` columns are not worth its plan.
+
+    Whoever asks for products sees to it that none holds more than `max_memory` bytes; no more is taken in advance.
 
     >>> import specxai
     >>> graph = specxai.linearize(torch.nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3)).graph
     >>> R = make("torch", graph).products([graph.input], [max(graph.nodes)], [])
     >>> R.matmat(torch.ones(3, 5)).shape, R.rmatmat(torch.ones(2, 5)).shape
     (torch.Size([2, 5]), torch.Size([3, 5]))
+
+    Raises ValueError for an unknown name; whether the backend is eligible here, `choose` asks.
     """
+    _check(name, NAMES)
     if name == "reference":
         return ReferenceBackend(graph)
     engine: Engine
@@ -66,4 +72,9 @@ def make(name: str, graph: Graph, plan_from: int = 0) -> Backend:
         engine = NativeEngine(graph.dtype)
     else:
         engine = (CudaEngine if name == "cuda" else TorchEngine)(graph.dtype, graph.device)
-    return PlannedBackend(graph, engine, plan_from)
+    return PlannedBackend(graph, engine, plan_from, max_memory)
+
+
+def _check(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}; choose {', '.join(known)}")

@@ -21,6 +21,7 @@ def info() -> str:
     from specxai.backends import describe
 
     ok, reason = native.available()
+    compiled, why_not = native.cuda.available()
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
     rows = [
         ("specxai", __version__),
@@ -28,6 +29,7 @@ def info() -> str:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"),
         ("native kernels", f"{native.simd_level()}" if ok else f"not available: {reason}"),
         ("CUDA", cuda),
+        ("CUDA kernels", "compiled" if compiled else f"not available: {why_not}"),
     ]
     rows += [(name, _version(package, extra)) for name, package, extra in _EXTRAS]
     rows += [(f"backend {name}", f"{'yes' if good else 'no'}: {why}") for name, good, why in describe()]

@@ -16,7 +16,9 @@ __all__ = ["shown", "write_contents", "write_page"]
 def write_page(path: Path, study, summary: str = "") -> None:
     """Write the page of a Study; under a temporary name, then renamed."""
     items = [{**item, **({"png": base64.b64encode(item["png"]).decode()} if item["kind"] == "figure" else {}),
-              **({"html": paragraphs(item["text"])} if item["kind"] == "text" else {})} for item in study.items]
+              **({"html": paragraphs(item["text"])} if item["kind"] == "text" else
+                 {"caption": _inline(item["caption"])})}
+             for item in study.items]
     for item in items:
         if item["kind"] == "table":
             item["columns"] = list(dict.fromkeys(column for row in item["rows"] for column in row))
@@ -45,18 +47,21 @@ def shown(entry: Mapping) -> str:
 def paragraphs(text: str) -> str:
     """HTML of the little markup that `Study.text` understands.
 
-    >>> paragraphs("# A < B\\n\\nSome **bold**\\n\\n- `x`\\n- y")
-    '<h2>A &lt; B</h2>\\n<p>Some <b>bold</b></p>\\n<ul><li><code>x</code></li><li>y</li></ul>'
+    >>> paragraphs("# A < B\\nSome **bold**\\n\\n- `x`\\n- y,\\n  on two lines")
+    '<h2>A &lt; B</h2>\\n<p>Some <b>bold</b></p>\\n<ul><li><code>x</code></li><li>y, on two lines</li></ul>'
     """
     parts = []
     for block in re.split(r"\n\s*\n", text.strip()):
-        lines = [_inline(line.strip()) for line in block.splitlines()]
-        if len(lines) == 1 and lines[0].startswith("# "):
-            parts.append(f"<h2>{lines[0][2:]}</h2>")
-        elif all(line.startswith("- ") for line in lines):
-            parts.append("<ul>" + "".join(f"<li>{line[2:]}</li>" for line in lines) + "</ul>")
+        lines = [line.strip() for line in block.splitlines()]
+        if lines[0].startswith("# "):
+            parts.append(f"<h2>{_inline(lines.pop(0)[2:])}</h2>")
+        if not lines:
+            continue
+        if lines[0].startswith("- "):
+            items = re.split(r"^- ", "\n".join(lines), flags=re.MULTILINE)[1:]
+            parts.append("<ul>" + "".join(f"<li>{_inline(' '.join(one.split()))}</li>" for one in items) + "</ul>")
         else:
-            parts.append(f"<p>{' '.join(lines)}</p>")
+            parts.append(f"<p>{_inline(' '.join(lines))}</p>")
     return "\n".join(parts)
 
 

@@ -156,14 +156,67 @@ class RowSum:
 
         The blocks may be columns [a, b) of wider ones.  `level` as in `GatherGemm.run`.
         """
-        rows_in, rows_out = require_columns("input", input, self.dtype), require_columns("output", output, self.dtype)
-        if not 0 <= n_probes <= min(input.shape[1], output.shape[1]):
-            raise ValueError(f"n_probes={n_probes}: the input holds {input.shape[1]} a row, the output "
-                             f"{output.shape[1]}")
-        if output.shape[1] == 0:
-            return
-        self._stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
-                        max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate, level)
+        _run_rows(self._stage, self.dtype, input, output, n_probes, accumulate, level)
+
+
+class LowRank:
+    """output[outside[g, i]] (+)= diagonal[g, i] · input[inside[g, i]] + Σ_r left[g, r, i] a_gr, where
+    a_gr = Σ_j right[g, r, j] · input[inside[g, j]].
+
+    inside        (groups, n) int32 rows of the input, -1 for a unit that is zero
+    outside       (groups, n) int32 rows of the output, no two the same, -1 for a unit that is not wanted
+    diagonal      (groups, n)
+    left, right   (groups, rank, n), of rank 1 or 2
+
+    Raises ValueError for an index out of range, two outputs in one row, or tables that do not fit together.
+
+    >>> def i(*values): return torch.tensor([values], dtype=torch.int32)
+    >>> mean = LowRank(inside=i(0, 1), outside=i(0, -1), diagonal=torch.ones(1, 2), left=-torch.ones(1, 1, 2),
+    ...                right=torch.full((1, 1, 2), 0.5))
+    >>> output = torch.zeros(1, 1)
+    >>> mean.run(torch.tensor([[1.0], [5.0]]), output, 1)
+    >>> output
+    tensor([[-2.]])
+    """
+
+    def __init__(self, *, inside: Tensor, outside: Tensor, diagonal: Tensor, left: Tensor, right: Tensor) -> None:
+        require_table("inside", inside, 2)
+        require_table("outside", outside, 2)
+        self.dtype = diagonal.dtype
+        groups, size = inside.shape
+        rank = left.shape[1] if left.ndim == 3 else 0
+        for name, part, shape in (("outside", outside, (groups, size)), ("diagonal", diagonal, (groups, size)),
+                                  ("left", left, (groups, rank, size)), ("right", right, (groups, rank, size))):
+            if tuple(part.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(part.shape)}, beside inside {tuple(inside.shape)} it is "
+                                 f"{shape}")
+        numbers = {name: require_contiguous(name, part.contiguous(), self.dtype)
+                   for name, part in (("diagonal", diagonal), ("left", left), ("right", right))}
+        self._stage = getattr(compiled(), f"LowRank_{suffix(self.dtype)}")(
+            inside=array(inside), outside=array(outside), **{name: array(part) for name, part in numbers.items()},
+            n_groups=groups, size=size, rank=rank)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one probe."""
+        return self._stage.multiply_adds
+
+    def run(self, input: Tensor, output: Tensor, n_probes: int, accumulate: bool = False,
+            level: str | None = None) -> None:
+        """Write (or add to) the first `n_probes` of each output row; blocks and `level` as in `RowSum.run`."""
+        _run_rows(self._stage, self.dtype, input, output, n_probes, accumulate, level)
+
+
+def _run_rows(stage, dtype: torch.dtype, input: Tensor, output: Tensor, n_probes: int, accumulate: bool,
+              level: str | None) -> None:
+    rows_in, rows_out = require_columns("input", input, dtype), require_columns("output", output, dtype)
+    if not 0 <= n_probes <= min(input.shape[1], output.shape[1]):
+        raise ValueError(f"n_probes={n_probes}: the input holds {input.shape[1]} a row, the output "
+                         f"{output.shape[1]}")
+    if output.shape[1] == 0:
+        return
+    stage.run(input.data_ptr(), rows_in, max(input.stride(0), input.shape[1]), output.data_ptr(), rows_out,
+              max(output.stride(0), output.shape[1]), output.shape[1], n_probes, accumulate, level)
 
 
 def pitch_of(depth: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specxai._blocks import identity_blocks, require_memory
+from specxai._blocks import as_integer, identity_blocks, require_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +40,27 @@ class CheckedProducts(ABC):
             raise ValueError(f"shape must hold two sizes that are not negative, got {tuple(shape)}")
         if not dtype.is_floating_point:
             raise ValueError(f"a linear operator needs a real floating dtype, got {dtype}; cast the tensor first")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1, or None for all columns at once; got {block_size}")
         self.shape = (m, n)
         self.dtype = dtype
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
         self.block_size = block_size
+
+    @property
+    def block_size(self) -> int | None:
+        """The most columns handed to one product, None for all at once.
+
+        Errors: TypeError for what is no integer, ValueError below 1.
+        """
+        return self._block_size
+
+    @block_size.setter
+    def block_size(self, columns: int | None) -> None:
+        count = None if columns is None else as_integer(columns)
+        if columns is not None and count is None:
+            raise TypeError(f"block_size is a number of columns, or None for all at once; got {columns!r}")
+        if count is not None and count < 1:
+            raise ValueError(f"block_size must be at least 1, or None for all columns at once; got {count}")
+        self._block_size = count
 
     @property
     def input_shape(self) -> torch.Size:
@@ -123,6 +138,10 @@ class CheckedProducts(ABC):
     def to_scipy(self) -> ScipyOperator:
         """This operator for SciPy's solvers: the same products on NumPy arrays.
 
+        NumPy has no bfloat16: such an operator takes and gives float32, of which it keeps 8 bits.
+
+        Errors: TypeError for complex arrays.
+
         Example:
             >>> import torch
             >>> from scipy.sparse.linalg import svds
@@ -133,11 +152,18 @@ class CheckedProducts(ABC):
         """
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
+        outside = torch.float32 if self.dtype is torch.bfloat16 else self.dtype
+        kind = torch.empty(0, dtype=outside, device="cpu").numpy().dtype
+
         def on_arrays(product: Callable[[Tensor], Tensor]):
             def apply(array):
+                if array.dtype.kind == "c":
+                    raise TypeError(f"{self!r} is real and takes no {array.dtype} array; apply it to array.real and to "
+                                    "array.imag")
                 # SciPy hands over whatever dtype and strides its solver works in.
-                block = torch.from_numpy(array.copy()).to(self.device, self.dtype)
-                return product(block.reshape(block.shape[0], -1)).reshape(-1, *block.shape[1:]).cpu().numpy()
+                block = torch.from_numpy(array.astype(kind, order="C")).to(self.device, self.dtype)
+                result = product(block) if block.ndim == 2 else product(block[:, None])[:, 0]
+                return result.to("cpu", outside).numpy()
 
             return apply
 
@@ -148,7 +174,7 @@ class CheckedProducts(ABC):
             rmatvec=adjoint,
             matmat=forward,
             rmatmat=adjoint,
-            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
+            dtype=kind,
         )
 
     @property
@@ -208,7 +234,7 @@ class CheckedProducts(ABC):
 
     def _chunk(self, columns: int) -> int:
         """How many of so many columns one product takes."""
-        return columns if self.block_size is None else self.block_size
+        return columns if self._block_size is None else self._block_size
 
 
 def plain(block: Tensor) -> Tensor:

@@ -16,6 +16,6 @@ from __future__ import annotations
 
 from specxai.plan.layout import Plan
 from specxai.plan.planner import Planner
-from specxai.plan.stages import Gather, Opaque, Place, Stage, Sum
+from specxai.plan.stages import Gather, LowRank, Opaque, Place, Stage, Sum, Tap
 
-__all__ = ["Gather", "Opaque", "Place", "Plan", "Planner", "Stage", "Sum"]
+__all__ = ["Gather", "LowRank", "Opaque", "Place", "Plan", "Planner", "Stage", "Sum", "Tap"]

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from specxai.graph import Graph
 from specxai.plan.arena import Buffer
-from specxai.plan.liveness import Structure, ends, terms
-from specxai.plan.rows import Pick, Rows, select
+from specxai.plan.groups import Groups
+from specxai.plan.liveness import Map, Structure, ends, terms
+from specxai.plan.rows import Mix, Pick, Rows, select
 from specxai.plan.sites import Sites
-from specxai.plan.stages import Gather, Stage, channel_constant, opaque, per_channel, sum_of
+from specxai.plan.stages import Gather, LowRank, Stage, Tap, channel_constant, opaque, per_channel, sum_of
 from specxai.plan.tables import count_distinct
 
 
@@ -30,6 +31,7 @@ class Draft:
     sources    the row of each unit of the sources, one step after the other; the first buffers are theirs
     at, read   unit `at` of the targets is row `read`, times `scale` (None for ones)
     shared     the buffers that more than one stage writes
+    taps       the values whose cotangents are asked for, by where the adjoint passes them
     """
 
     stages: tuple[Stage, ...]
@@ -41,19 +43,23 @@ class Draft:
     read: Tensor
     scale: Tensor | None
     shared: frozenset[int] = frozenset()
+    taps: tuple[Tap, ...] = ()
 
 
 def draft(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int], live: Mapping[int, Tensor],
-          sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
+          sources: Sequence[int], targets: Sequence[int], rows: Tensor | None, taps: Sequence[int] = ()) -> Draft:
     """The stages of the steps of `path`, which write their live units.
 
     rows   the only units of the targets that are wanted, numbered one step after the other; None for all
+    taps   steps of `path` whose cotangents are asked for: they have rows that no other value shares
     """
     writer = _Writer(graph, structures, live)
     for step in sources:
         writer.units[step] = writer.rows_for(live[step], channels_of(graph.shapes[step]), born=-1)
     for step in path:
         writer.add(step)
+        if step in taps:
+            writer.tap(step)
     return writer.finish(sources, targets, rows)
 
 
@@ -69,27 +75,54 @@ class _Writer:
         self.units: dict[int, Rows] = {}
         self.stages: list[Stage] = []
         self.buffers: list[Buffer] = []
+        self.shared: set[int] = set()
+        self.taps: list[Tap] = []
         self.size = 0
 
     def add(self, step: int) -> None:
         live, node, structure = self.live[step], self.graph.nodes[step], self.structures[step]
-        inputs = {term.input: self.units[term.input] for term, _ in terms(node, structure, self.units)}
+        found = [(self.units[term.input], along) for term, along in terms(node, structure, self.units)]
         if not bool(live.any()):
             self.units[step] = nowhere(len(live))
-        elif structure.sites is not None:
-            self.units[step] = self.gather(step, structure.sites, next(iter(inputs.values())), live)
         elif structure.join is not None:
-            sources = [inputs.get(term.input) for term in node.terms]
+            sources = [self.units.get(term.input) for term in node.terms]
             self.units[step] = structure.join.of(sources, self.graph.dtype).among(live)
-        elif all(pick is not None for pick in structure.picks):
-            self.units[step] = self.picked(step, live)
+        elif all(isinstance(along, (Pick, Mix)) for _, along in found):
+            self.units[step] = self.picked(step, found)
+        elif all(isinstance(along, (Sites, Pick, Mix)) for _, along in found):
+            self.units[step] = self.products(step, found)
+        elif len(found) == 1 and isinstance(found[0][1], Groups):
+            self.units[step] = self.low_rank(step, *found[0])
         else:
+            inputs = {term.input: self.units[term.input] for term, _ in terms(node, structure, self.units)}
             units = self.own_rows(step)
             shapes = {i: self.graph.shapes[i] for i in inputs}
             self.stages.append(opaque(step, node, inputs, units, shapes, self.graph.shapes[step]))
             self.units[step] = units
 
-    def gather(self, step: int, sites: Sites, inputs: Rows, live: Tensor) -> Rows:
+    def tap(self, step: int) -> None:
+        """Rows of its own for a value that is picked among others': their cotangents are not its own."""
+        units, live = self.units[step], self.live[step]
+        made = [at for at, buffer in enumerate(self.buffers) if buffer.born >= 0 and
+                self.stages[buffer.born].step == step]
+        if units.scale is not None or not set(self.buffers_of(units)) <= set(made):
+            self.units[step] = self.copied(step, units.among(live), channels_of(self.graph.shapes[step]))
+        self.taps.append(Tap(step, len(self.stages), self.units[step].row))
+
+    def products(self, step: int, found: Sequence[tuple[Rows, Map]]) -> Rows:
+        """Products with weights or held factors, the later ones added to the first; what is only picked is summed
+        with them.
+        """
+        units = None
+        for inputs, along in found:
+            if isinstance(along, Sites):
+                if units is not None:
+                    self.shared.update(self.buffers_of(units))
+                units = self.gather(step, along, inputs, self.live[step], onto=units)
+        picked = [pair for pair in found if not isinstance(pair[1], Sites)]
+        return self.picked(step, [(units, Pick(None, None, False)), *picked]) if picked else units
+
+    def gather(self, step: int, sites: Sites, inputs: Rows, live: Tensor, onto: Rows | None) -> Rows:
         inputs = inputs.among(sites.demand(live))
         reads, scale = sites.table(inputs.row, sites.inputs).contiguous(), None
         if inputs.scale is not None:
@@ -99,23 +132,40 @@ class _Writer:
             else:
                 inputs = self.copied(step, inputs, 1 if sites.lead else sites.inputs)
                 reads = sites.table(inputs.row, sites.inputs).contiguous()
-        units = self.rows_for(live, 1 if sites.lead else sites.outputs, born=len(self.stages))
+        units, own = onto, None
+        if onto is None:
+            units = self.rows_for(live, 1 if sites.lead else sites.outputs, born=len(self.stages))
+        else:  # it adds, and has no rows of its own
+            own = len(self.buffers)
+            self.buffers.append(Buffer(self.size, 0, len(self.stages), len(self.stages)))
         writes = sites.table(units.row, sites.outputs).contiguous()
-        self.stages.append(Gather(step=step, reads=reads, writes=writes, sites=sites, input_scale=scale))
+        self.stages.append(Gather(step=step, reads=reads, writes=writes, sites=sites, input_scale=scale, own=own))
         return units
 
-    def picked(self, step: int, live: Tensor) -> Rows:
-        """A node of picks and mixes: the rows of others where that is enough, else rows of its own."""
-        found = terms(self.graph.nodes[step], self.structures[step], self.units)
-        if len(found) == 1 and isinstance(found[0][1], Pick):
-            term, pick = found[0]
-            return pick.of(self.units[term.input]).among(live)
+    def low_rank(self, step: int, inputs: Rows, groups: Groups) -> Rows:
+        live = self.live[step]
+        inputs = inputs.among(groups.demand(live, len(inputs.row)))
+        rows = inputs.row[inputs.row >= 0]
+        if len(rows) != int(count_distinct(rows, begins(self.buffers)).sum()):  # its adjoint could not write them apart
+            inputs = self.copied(step, inputs, 1)
+        diagonal, right = groups.diagonal, groups.right
+        if inputs.scale is not None:
+            scale = inputs.scale[groups.units]
+            diagonal, right = diagonal * scale, right * scale[:, None]
         units = self.own_rows(step)
-        links = []
-        for term, pick in found:
-            to, rows, factor = pick.entries(self.units[term.input], live)
-            links.append((units.row[to], rows, factor))
-        self.stages.append(sum_of(step, links))
+        self.stages.append(LowRank(step=step, reads=inputs.row[groups.units], writes=units.row[groups.units],
+                                   diagonal=diagonal, left=groups.left, right=right))
+        return units
+
+    def picked(self, step: int, found: Sequence[tuple[Rows, Pick | Mix]]) -> Rows:
+        """A node of picks and mixes: the rows of others where that is enough, else rows of its own."""
+        live = self.live[step]
+        if len(found) == 1 and isinstance(found[0][1], Pick):
+            inputs, pick = found[0]
+            return pick.of(inputs).among(live)
+        links = [pick.entries(inputs, live) for inputs, pick in found]
+        units = self.own_rows(step)
+        self.stages.append(sum_of(step, [(units.row[to], rows, factor) for to, rows, factor in links]))
         return units
 
     def copied(self, step: int, units: Rows, channels: int) -> Rows:
@@ -124,6 +174,9 @@ class _Writer:
         made = self.rows_for(units.row >= 0, channels, born=len(self.stages))
         self.stages.append(sum_of(step, [(made.row[at], rows, scale)]))
         return made
+
+    def buffers_of(self, units: Rows) -> list[int]:
+        return count_distinct(units.row, begins(self.buffers)).nonzero().flatten().tolist()
 
     def own_rows(self, step: int) -> Rows:
         return self.rows_for(self.live[step], channels_of(self.graph.shapes[step]), born=len(self.stages))
@@ -151,7 +204,8 @@ class _Writer:
         counts = [count_distinct(stage.reads, begin) for stage in self.stages]
         stages = [_noted(stage, count) for stage, count in zip(self.stages, counts, strict=True)]
         return Draft(tuple(stages), tuple(self.buffers), begin, (*counts, count_distinct(read, begin)),
-                     torch.cat([self.units[s].row for s in sources]), at, read, scale)
+                     torch.cat([self.units[s].row for s in sources]), at, read, scale,
+                     frozenset(self.shared), tuple(self.taps))
 
 
 def _noted(stage: Stage, counts: Tensor) -> Stage:

@@ -16,7 +16,8 @@ from specxai.graph import Graph
 from specxai.plan.arena import Buffer, lay_out
 from specxai.plan.draft import Draft, channels_of
 from specxai.plan.sites import FEW_CHANNELS
-from specxai.plan.stages import Gather, Opaque, Place, Span, Stage, Sum, sum_of
+from specxai.plan.stages import Gather, Opaque, Place, Span, Stage, Sum, Tap, sum_of
+from specxai.plan.tables import map_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Plan:
     source       the rows of the sources; of a direct source, dead ones too
     direct       the stage that alone reads the sources and may do so where the caller's columns lie; None for none
     seed_zero, collect_zero   rows to clear before the adjoint reads, or writes, the ends
+    taps         the values whose cotangents an adjoint passes on
 
     Tables are int32 rows of the arena, of any shape; a plan holds no block.
 
@@ -54,6 +56,7 @@ class Plan:
     direct: int | None
     seed_zero: tuple[Span, ...]
     collect_zero: tuple[Span, ...]
+    taps: tuple[Tap, ...] = ()
 
     @property
     def fills_sources(self) -> bool:
@@ -110,7 +113,7 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
     for k, stage in reversed(list(enumerate(draft.stages))):
         zero, accumulate = ((), False) if k == direct else claim(touched[k], not isinstance(stage, Opaque))
         own = stage.own if isinstance(stage, Gather) else None
-        placed[k] = Place((span(own),) if own is not None else (), zero, accumulate,
+        placed[k] = Place((span(own),) if own is not None and buffers[own].size else (), zero, accumulate,
                           places[scratch[k]] if k in scratch else 0)
     seed_zero = tuple(span(b) for b in range(len(sources)) if b in first)
 
@@ -126,7 +129,7 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
     return Plan(
         stages, size, traffic, n, m, sum_of(-1, [(table[draft.sources[units].long()], column, None)]),
         sum_of(-1, [(at, table[draft.read.long()], draft.scale)]), span(0), direct, seed_zero,
-        collect_zero)
+        collect_zero, tuple(replace(tap, rows=map_rows(tap.rows, table)) for tap in draft.taps))
 
 
 def _table(draft: Draft, places: Sequence[int]) -> Tensor:

@@ -12,37 +12,46 @@ import torch
 from torch import Tensor
 
 from specxai.graph import Graph
+from specxai.plan.groups import Groups, groups_of
 from specxai.plan.rows import Join, Mix, Pick, pick_of
-from specxai.plan.sites import Sites, sites_of
+from specxai.plan.sites import Sites, sites_of, sites_of_product
 from specxai.rules import LinearNode, Term
+
+Map = Sites | Groups | Pick | Mix
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a plan needs of a node, found once a graph: sites, or a join, or one pick a term, or none of them."""
+    """What a plan needs of a node, found once a graph: a map a term, None for a term without structure; or a join."""
 
-    sites: Sites | None
-    picks: tuple[Pick | Mix | None, ...]
+    maps: tuple[Map | None, ...]
     join: Join | None = None
 
 
 def structure_of(graph: Graph, step: int) -> Structure:
     node, shape = graph.nodes[step], graph.shapes[step]
-    sites, none = None, (None,) * len(node.terms)
-    if len(node.terms) == 1:
-        sites = sites_of(node, graph.shapes[node.terms[0].input], shape)
-    if sites is not None:
-        return Structure(sites, none)
     if node.joined is not None:
         sizes = tuple(graph.shapes[term.input].numel() for term in node.terms)
-        return Structure(None, none, Join.of_units(node.joined(), sizes))
-    return Structure(None, tuple(pick_of(term, graph.shapes[term.input], shape, graph.dtype, graph.device)
-                                 for term in node.terms))
+        return Structure((None,) * len(node.terms), Join.of_units(node.joined(), sizes))
+    if len(node.terms) == 1:
+        sites = sites_of(node, graph.shapes[node.terms[0].input], shape)
+        if sites is not None:
+            return Structure((sites,))
+    return Structure(tuple(_map_of(graph, term, shape) for term in node.terms))
 
 
-def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Pick | Mix | None]]:
-    """The terms whose input is known, with their picks."""
-    return [(term, pick) for term, pick in zip(node.terms, structure.picks, strict=True) if term.input in known]
+def _map_of(graph: Graph, term: Term, shape: torch.Size) -> Map | None:
+    own = graph.shapes[term.input]
+    if term.product is not None:
+        return sites_of_product(term.product, own)
+    if term.low_rank is not None:
+        return groups_of(term.low_rank(), shape, graph.dtype) if shape.numel() else None
+    return pick_of(term, own, shape, graph.dtype, graph.device)
+
+
+def terms(node: LinearNode, structure: Structure, known: Mapping) -> list[tuple[Term, Map | None]]:
+    """The terms whose input is known, with their maps."""
+    return [(term, found) for term, found in zip(node.terms, structure.maps, strict=True) if term.input in known]
 
 
 def ends(shapes: Mapping[int, torch.Size], steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
@@ -63,22 +72,21 @@ def live_units(graph: Graph, structures: Mapping[int, Structure], path: Sequence
     nodes, shapes = graph.nodes, graph.shapes
     reach = dict(sources)
     for step in path:
-        found, sites = torch.zeros(shapes[step].numel(), dtype=torch.bool, device="cpu"), structures[step].sites
+        found = torch.zeros(shapes[step].numel(), dtype=torch.bool, device="cpu")
         if structures[step].join is not None:
             reach[step] = structures[step].join.reach([reach.get(term.input) for term in nodes[step].terms])
             continue
-        for term, pick in terms(nodes[step], structures[step], reach):
+        for term, along in terms(nodes[step], structures[step], reach):
             live = reach[term.input]
-            found |= sites.reach(live) if sites is not None else live.any() if pick is None else pick.reach(live)
+            found |= live.any() if along is None else along.reach(live)
         reach[step] = found
     want = {step: targets[step].clone() if step in targets else torch.zeros_like(mask) for step, mask in reach.items()}
     for step in reversed(path):
-        wanted, sites = want[step] & reach[step], structures[step].sites
+        wanted = want[step] & reach[step]
         if structures[step].join is not None:
             structures[step].join.demand(wanted, [want.get(term.input) for term in nodes[step].terms])
             continue
-        for term, pick in terms(nodes[step], structures[step], reach):
+        for term, along in terms(nodes[step], structures[step], reach):
             asked = want[term.input]
-            asked |= (sites.demand(wanted) if sites is not None else wanted.any() if pick is None
-                      else pick.demand(wanted, len(asked)))
+            asked |= wanted.any() if along is None else along.demand(wanted, len(asked))
     return {step: reach[step] & want[step] for step in reach}

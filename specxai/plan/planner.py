@@ -8,6 +8,7 @@ from threading import RLock
 from torch import Tensor
 
 from specxai.graph import Graph
+from specxai.graph.ends import check_ends
 from specxai.plan.draft import draft
 from specxai.plan.layout import Plan, laid_out
 from specxai.plan.liveness import Structure, ends, live_units, structure_of
@@ -34,39 +35,34 @@ class Planner:
         self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
 
     def plan(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
-             columns: Tensor | None = None, rows: Tensor | None = None) -> Plan:
+             columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> Plan:
         """The plan of the map from the units of some steps to the units of others.
 
         held            steps whose value is kept at zero
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
+        taps            steps whose cotangents an adjoint passes on; those that lead to no target are left out
 
-        Raises ValueError where there are no sources or targets, or one is no step of the graph.
+        Raises TypeError or ValueError as `check_ends` does.
         """
         graph = self.graph
-        self._check(sources, "sources")
-        self._check(targets, "targets")
+        check_ends(graph, sources, targets, held, columns, rows, taps)
         columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
             path = self._path(sources, targets, held)
             live = self._live(path, sources, targets, held, columns, rows)
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-        first = draft(graph, self._structures, path, live, sources, targets, rows)
+        first = draft(graph, self._structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
         """The live units of the sources and of every step between: step -> mask (units,)."""
+        check_ends(self.graph, sources, targets, held, columns, rows)
         columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
             return self._live(self._path(sources, targets, held), sources, targets, held, columns, rows)
-
-    def _check(self, steps: Sequence[int], name: str) -> None:
-        unknown = [step for step in steps if step not in self.graph.shapes]
-        if unknown or not steps:
-            raise ValueError(f"{name} are steps of the graph, one or more, as graph.input or a key of graph.nodes; "
-                             + (f"got {unknown[0]!r}" if unknown else "got none"))
 
     def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:

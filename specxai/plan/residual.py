@@ -7,13 +7,14 @@ stage that makes `added` accumulates onto both.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from specxai.plan.draft import Draft
-from specxai.plan.stages import Gather, Sum, output_scale
+from specxai.plan.stages import Gather, Sum, Tap, output_scale
 from specxai.plan.tables import count_distinct, map_rows
 
 
@@ -46,7 +47,9 @@ class _Merger:
         self.draft = draft
         self.stages, self.buffers, self.counts = list(draft.stages), list(draft.buffers), list(draft.counts)
         self.alias = torch.arange(int(draft.begin[-1]), dtype=torch.int32, device="cpu")
-        self.shared: set[int] = set()
+        self.shared = set(draft.shared)
+        self.tapped = {b for tap in draft.taps
+                       for b in count_distinct(tap.rows, draft.begin).nonzero().flatten().tolist()}
 
     def merge(self, k: int) -> bool:
         """Take the sum at stage k apart where that can be."""
@@ -60,6 +63,8 @@ class _Merger:
         scales = []
         for operand in (base, added):
             if operand.scale is not None:  # its maker's weights must take it
+                if not self.tapped.isdisjoint(operand.buffers):  # whose rows would hold more than the value
+                    return False
                 at = self.maker(operand, k)
                 scale = None if at is None else output_scale(self.stages[at], operand.rows, operand.scale)
                 if scale is None:
@@ -118,6 +123,9 @@ class _Merger:
                 reads = self.stages[j].reads if j < len(self.stages) else self.draft.read
                 self.counts[j] = count_distinct(map_rows(reads, self.alias), self.draft.begin)
 
+    def of_tap(self, tap: Tap, kept: list[int]) -> Tap:
+        return replace(tap, before=bisect_left(kept, tap.before), rows=map_rows(tap.rows, self.alias))
+
     def without(self, gone: list[int]) -> Draft:
         kept = [k for k in range(len(self.stages)) if k not in gone]
         number = {old: new for new, old in enumerate(kept)}
@@ -125,4 +133,5 @@ class _Merger:
         return replace(
             self.draft, stages=tuple(self.stages[k].moved(self.alias) for k in kept), buffers=buffers,
             read=map_rows(self.draft.read, self.alias), shared=frozenset(self.shared),
+            taps=tuple(self.of_tap(tap, kept) for tap in self.draft.taps),
             counts=tuple(self.counts[k] for k in (*kept, len(self.stages))))

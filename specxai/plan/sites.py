@@ -10,7 +10,7 @@ from torch import Tensor
 from specxai._once import once
 from specxai.plan.positions import Cells, Geometry, cells, gathering, scattering
 from specxai.plan.tables import any_neighbour
-from specxai.rules import LinearNode
+from specxai.rules import HeldProduct, LinearNode
 
 FEW_CHANNELS = 4  # a position, too few for a tile or a vector
 
@@ -23,7 +23,9 @@ class Sites:
     inner, outer  spatial shape of the input and of the output
     geometry      a convolution's; None for a fully connected layer
     reads_fine    the input is the geometry's fine side
-    lead          units lie (positions, channels) in memory instead, as in a fully connected layer
+    lead          units lie (groups, positions, channels of a group) in memory instead, as in a fully connected layer,
+                  which has one group
+    exact         liveness follows each weight that is zero, as of a causal pattern, and not only what no weight reads
     """
 
     weight: Tensor
@@ -32,6 +34,7 @@ class Sites:
     geometry: Geometry | None
     reads_fine: bool
     lead: bool
+    exact: bool = False
 
     @property
     def groups(self) -> int:
@@ -51,11 +54,15 @@ class Sites:
 
     def table(self, units: Tensor, channels: int) -> Tensor:
         """Rows (flat) as (positions, channels)."""
-        return units.reshape(-1, channels) if self.lead else units.reshape(channels, -1).T
+        if self.lead:
+            return units.reshape(self.groups, -1, channels // self.groups).transpose(0, 1).reshape(-1, channels)
+        return units.reshape(channels, -1).T
 
     def flat(self, table: Tensor) -> Tensor:
         """The inverse of `table`."""
-        return (table if self.lead else table.T).reshape(-1)
+        if self.lead:
+            return table.reshape(len(table), self.groups, -1).transpose(0, 1).reshape(-1)
+        return table.T.reshape(-1)
 
     @once
     def reads(self) -> Tensor:
@@ -81,11 +88,15 @@ class Sites:
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""
+        if self.exact:
+            return self._along(live, self.inputs, self._pattern)
         seen = any_neighbour(self._any(live, self.inputs), self.reads)  # (positions, groups)
         return self.flat((seen[:, :, None] & self._used[0]).flatten(1))
 
-    def demand(self, wanted: Tensor) -> Tensor:
+    def demand(self, wanted: Tensor, units: int | None = None) -> Tensor:
         """Input units (flat) that a wanted output unit reads."""
+        if self.exact:
+            return self._along(wanted, self.outputs, self._pattern.mT)
         seen = any_neighbour(self._any(wanted, self.outputs), self.feeds)
         return self.flat((seen[:, :, None] & self._used[1]).flatten(1))
 
@@ -94,6 +105,17 @@ class Sites:
         """(groups, outputs) and (groups, inputs): has the unit a weight that is not zero?"""
         used = self.weight.ne(0).any(3).cpu()
         return used.any(2), used.any(1)
+
+    @once
+    def _pattern(self) -> Tensor:
+        """(groups, outputs, inputs): 1 where a weight is not zero."""
+        return self.weight[..., 0].ne(0).float().cpu()
+
+    def _along(self, units: Tensor, channels: int, pattern: Tensor) -> Tensor:
+        """Which units meet a set one through the pattern (groups, to, from)."""
+        table = self.table(units, channels).reshape(-1, self.groups, pattern.shape[2])
+        met = torch.bmm(pattern, table.permute(1, 2, 0).float())  # (groups, to, positions)
+        return self.flat(met.gt(0).permute(2, 0, 1).flatten(1))
 
     def _any(self, units: Tensor, channels: int) -> Tensor:
         """(positions, groups): is any unit of the group set there?"""
@@ -118,6 +140,16 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
     fine, coarse = (outer, inner) if conv.transposed else (inner, outer)
     geometry = Geometry(fine, coarse, tuple(conv.weight.shape[2:]), conv.stride, conv.padding, conv.dilation)
     return Sites(weight, inner, outer, geometry, not conv.transposed, False)
+
+
+def sites_of_product(product: HeldProduct, own: torch.Size) -> Sites | None:
+    """Products with held matrices: each matrix is a group, and the axis that it leaves alone are the positions."""
+    held = product.held.detach()
+    weight = held if product.from_left else held.mT
+    if 0 in own or weight.numel() == 0:
+        return None
+    positions = own.numel() // (weight.shape[0] * weight.shape[2])
+    return Sites(weight[..., None], (positions,), (positions,), None, True, not product.from_left, exact=True)
 
 
 def _singles(n: int) -> Tensor:

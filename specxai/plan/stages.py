@@ -40,6 +40,28 @@ class Place:
     scratch: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where the cotangents of a value are while an adjoint passes it.
+
+    step     of the program
+    before   the stage in front of whose adjoint they are complete; adjoints run from the last stage to the first
+    rows     (units,) int32, -1 for a dead unit, whose cotangent is zero
+
+    >>> Tap(3, 1, torch.tensor([0, -1], dtype=torch.int32)).before
+    1
+    """
+
+    step: int
+    before: int
+    rows: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Is every unit live?"""
+        return bool((self.rows >= 0).all())
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
     """A step of a plan.
@@ -100,6 +122,41 @@ class Gather(Stage):
         """Outputs that are computed."""
         return int((self.writes >= 0).sum())
 
+    @property
+    def packed(self) -> bool:
+        """Is it one position on both sides, so that its live weights are one matrix?"""
+        return len(self.reads) == len(self.writes) == self.sites.groups == 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Has every group one input and one output?"""
+        sites = self.sites
+        return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups
+
+    def apart(self) -> tuple[Tensor, Sum | None]:
+        """(rows as `reads`, none twice; the copy of what is read onto them, None where no row is read twice).
+
+        The adjoint writes these rows first: an input that is read twice, as a pooling winner of two windows is, has
+        each time a row of its own.  The adjoint of the copy then folds them.
+
+        >>> import specxai
+        >>> from specxai.plan import Planner
+        >>> net = torch.nn.Sequential(torch.nn.MaxPool1d(2, 1), torch.nn.Conv1d(1, 1, 2)).eval()
+        >>> graph = specxai.linearize(net, torch.tensor([[[1.0, 9.0, 2.0]]])).graph
+        >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+        >>> rows, copy = stage.apart()
+        >>> stage.reads.tolist(), rows.tolist(), copy.writes.tolist(), copy.reads.tolist()
+        ([[1], [1]], [[16], [17]], [16, 17], [1, 1])
+        """
+        if not self.repeats:
+            return self.reads, None
+        live = self.reads >= 0
+        rows = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + self.place.scratch
+        own = torch.full_like(self.reads, -1)
+        own[live] = rows
+        copy = sum_of(self.step, [(rows, self.reads[live], None)])
+        return own, replace(copy, place=Place(accumulate=self.place.accumulate))
+
     def weight(self) -> Tensor:
         """The weights with the scales in them, (groups, outputs, inputs, taps)."""
         weight, groups = self.sites.weight, self.sites.groups
@@ -156,6 +213,29 @@ def sum_of(step: int, links: Sequence[Link]) -> Sum:
                scales=scales)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LowRank(Stage):
+    """A diagonal plus a low rank in groups of units, as a norm's or a softmax's derivative.
+
+    writes[g, i] = diagonal[g, i] · reads[g, i] + Σ_r left[g, r, i] Σ_j right[g, r, j] · reads[g, j]
+
+    reads, writes   (groups, n) rows, each different from the others of its table
+    diagonal        (groups, n)
+    left, right     (groups, rank, n)
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> graph = specxai.linearize(torch.nn.Softmax(-1).eval(), torch.ones(2, 3)[:1]).graph
+    >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
+    >>> stage.reads.tolist(), stage.left.shape
+    ([[0, 1, 2]], torch.Size([1, 1, 3]))
+    """
+
+    diagonal: Tensor
+    left: Tensor
+    right: Tensor
+
+
 @dataclass(frozen=True)
 class Operand:
     """One value that an opaque map takes: its units `at` are rows, times `scale`; all others are zero.
@@ -178,7 +258,9 @@ class Opaque(Stage):
 
     >>> import specxai
     >>> from specxai.plan import Planner
-    >>> graph = specxai.linearize(torch.nn.Softmax(-1).eval(), torch.ones(1, 3)).graph
+    >>> cumulated = torch.nn.Module()
+    >>> cumulated.forward = lambda x: x.cumprod(-1)
+    >>> graph = specxai.linearize(cumulated.eval(), torch.ones(1, 3)).graph
     >>> stage = Planner(graph).plan([graph.input], [max(graph.nodes)], []).stages[0]
     >>> type(stage).__name__, stage.shape, [rows.tolist() for _, rows in stage.parts()]
     ('Opaque', torch.Size([1, 3]), [[0, 1, 2]])

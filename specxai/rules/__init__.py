@@ -17,10 +17,22 @@ from specxai.rules import (  # noqa: F401  register
     resample,
     shape,
 )
-from specxai.rules.base import RULES, Call, Convolution, FullyConnected, Gate, LinearNode, Term, rule
+from specxai.rules.base import (
+    RULES,
+    Call,
+    Convolution,
+    DiagonalPlusLowRank,
+    FullyConnected,
+    Gate,
+    HeldProduct,
+    LinearNode,
+    Term,
+    rule,
+)
 from specxai.rules.generic import generic
 
-__all__ = ["RULES", "Call", "Convolution", "FullyConnected", "Gate", "LinearNode", "Term", "linear_node", "rule"]
+__all__ = ["RULES", "Call", "Convolution", "DiagonalPlusLowRank", "FullyConnected", "Gate", "HeldProduct", "LinearNode",
+           "Term", "linear_node", "rule"]
 
 
 def linear_node(call: Call) -> LinearNode:

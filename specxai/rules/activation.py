@@ -8,7 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, Gate, LinearNode, differentiating, finite, one, rule
+from specxai.rules.base import (
+    Call,
+    DiagonalPlusLowRank,
+    Gate,
+    LinearNode,
+    along_axes,
+    differentiating,
+    finite,
+    one,
+    rule,
+)
 from specxai.rules.elementwise import diagonal, scaled
 
 
@@ -103,9 +113,14 @@ def smooth(call: Call) -> LinearNode | None:
 
 def slope_and_offset(call: Call, z: Tensor, function: Callable[[Tensor], Tensor] | None = None):
     """(slope, offset or None) of an activation at z, by the policy; of the call itself where no function is given."""
-    if function is None:
-        target, arguments, options = call.step.target, call.args[1:], call.kwargs
-        function = lambda z: target(z, *arguments, **options)  # noqa: E731
+
+    def itself(z: Tensor) -> Tensor:
+        return call.step.target(z, *call.args[1:], **call.kwargs)
+
+    function = function or itself
+    if call.policy.activation == "held" and not (z == 0).any():
+        value, at_zero = function(z), finite(function(z.new_zeros(1)))
+        return (value - at_zero) / z, at_zero.expand(z.shape) if at_zero.any() else None
     with differentiating():
         leaf = z.clone().requires_grad_()
         value = function(leaf)
@@ -195,8 +210,13 @@ def softmax(call: Call) -> LinearNode | None:
         return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
 
     offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
+
+    def low_rank() -> DiagonalPlusLowRank:
+        units, ones = along_axes(z.shape, (axis % z.ndim,)), torch.ones((), dtype=p.dtype, device=p.device)
+        return DiagonalPlusLowRank(units, *((ones, (-ones,), (p,)) if logarithm else (p, (-p,), (p,))))
+
     return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel(),
-               kind="activation" if logarithm else "softmax")
+               kind="activation" if logarithm else "softmax", low_rank=low_rank)
 
 
 def _clipped(call: Call, low: float | None, high: float | None, *, closed: bool = False) -> LinearNode:

@@ -6,6 +6,7 @@ block at a value of shape S is a tensor (k, *S).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,46 @@ def unchanged(block: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class HeldProduct:
+    """Matrices times held ones, stack by stack: z ↦ z · H, or H · z where the held one stands on the left.
+
+    held   (stack, n, p), or (stack, m, n) on the left; the units of z are (stack, m, n), those of the product
+           (stack, m, p)
+
+    >>> HeldProduct(torch.ones(8, 64, 64), from_left=True).held.shape
+    torch.Size([8, 64, 64])
+    """
+
+    held: Tensor
+    from_left: bool
+
+
+@dataclass(frozen=True)
+class DiagonalPlusLowRank:
+    """z ↦ d z + Σ_r left_r (right_rᵀ z) in each group of units: a diagonal plus a low rank.
+
+    units            (groups, n) int32, the units of each group
+    diagonal         d, which broadcasts to z's shape
+    left, right      of each r, which broadcast to z's shape
+
+    >>> centring = DiagonalPlusLowRank(torch.arange(6).reshape(2, 3), torch.ones(()), (-torch.ones(()),),
+    ...                                (torch.full((), 1 / 3),))
+    >>> centring.units.tolist(), centring.transposed.left[0]
+    ([[0, 1, 2], [3, 4, 5]], tensor(0.3333))
+    """
+
+    units: Tensor
+    diagonal: Tensor
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+
+    @property
+    def transposed(self) -> DiagonalPlusLowRank:
+        """The adjoint."""
+        return DiagonalPlusLowRank(self.units, self.diagonal, self.right, self.left)
+
+
+@dataclass(frozen=True)
 class Term:
     """A_i and its adjoint: `apply` (k, *S_i) -> (k, *S), `adjoint` (k, *S) -> (k, *S_i).
 
@@ -47,6 +88,8 @@ class Term:
              numbers of any dtype
     factor   that factor, broadcast to the output
     entries  set where A_i is sparse: () -> (output units, input units, numbers), one entry each
+    product  set for a product with held matrices
+    low_rank set where A_i is a diagonal plus a low rank in groups of units: () -> what it is
 
     >>> double = Term(0, lambda block: 2 * block, lambda block: 2 * block, picks=unchanged, factor=2.0)
     >>> double.apply(torch.ones(1, 3))
@@ -60,6 +103,8 @@ class Term:
     picks: Block | None = None
     factor: Tensor | float = 1.0
     entries: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    product: HeldProduct | None = None
+    low_rank: Callable[[], DiagonalPlusLowRank] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,9 +296,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def one(call: Call, apply: Block, adjoint: Block, *, position: int = 0, flops: int = 0, picks: Block | None = None,
-        entries: Callable | None = None, **node: Any) -> LinearNode:
+        entries: Callable | None = None, low_rank: Callable | None = None, **node: Any) -> LinearNode:
     """A node with the single term A at argument `position`."""
-    return LinearNode((Term(call.ref(position), apply, adjoint, flops, picks, entries=entries),), **node)
+    term = Term(call.ref(position), apply, adjoint, flops, picks, entries=entries, low_rank=low_rank)
+    return LinearNode((term,), **node)
 
 
 def selection(call: Call, rows: Tensor, **node: Any) -> LinearNode:
@@ -268,6 +314,18 @@ def selection(call: Call, rows: Tensor, **node: Any) -> LinearNode:
         return out.index_add_(1, rows, block.reshape(block.shape[0], -1)).reshape(block.shape[0], *own)
 
     return one(call, apply, adjoint, picks=apply, **node)
+
+
+def along_axes(shape: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """(groups, n) int32: the units of a value of this shape, those that differ along the axes in one group.
+
+    >>> along_axes((2, 3), (0,)).tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    """
+    size = math.prod(shape)
+    units = torch.arange(size, dtype=torch.int32, device="cpu").reshape(tuple(shape))
+    behind = tuple(range(len(shape) - len(axes), len(shape)))
+    return units.movedim(tuple(axes), behind).reshape(-1, math.prod(shape[axis] for axis in axes))
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

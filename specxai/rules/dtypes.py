@@ -19,8 +19,14 @@ def widest(program: Program, values: list) -> torch.dtype:
     """The narrowest floating dtype, of 32 bits or more, that holds every value that depends on x and every array such
     values meet: products with weights of 16 bits are summed up in float32.
 
-    Constants of no axes, as in torch's own promotion, do not count.
+    Constants of no axes, as in torch's own promotion, do not count.  It is the same at every input.
     """
+    if "widest" not in program.found:
+        program.found["widest"] = _widest(program, values)
+    return program.found["widest"]
+
+
+def _widest(program: Program, values: list) -> torch.dtype:
     dtype = torch.promote_types(values[program.input].dtype, torch.float32)
     for step in program.steps:
         value = values[step.index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, FullyConnected, LinearNode, Term, expand_to, one, rule, sum_to
+from specxai.rules.base import Call, FullyConnected, HeldProduct, LinearNode, Term, expand_to, one, rule, sum_to
 from specxai.rules.product import bilinear, plus
 
 
@@ -76,7 +76,10 @@ def _matrix_term(call: Call, position: int, mine: torch.Size, held: Tensor, from
         return sum_to(times(whole, held.mT, batch), mine).reshape(block.shape[0], *own)
 
     inner = held.shape[-1] if from_left else held.shape[-2]
-    return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * inner)
+    # A live factor that is broadcast sums over its stack: more than one product.
+    product = HeldProduct(held.expand(*batch, *held.shape[-2:]).flatten(0, -3) if batch else held[None],
+                          from_left) if mine[:-2] == batch else None
+    return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * inner, product=product)
 
 
 def _times_rows(block: Tensor, held: Tensor, batch: torch.Size) -> Tensor:

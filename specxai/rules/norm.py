@@ -6,10 +6,12 @@ which the statistics go.  With the scale held, s (δ − mean δ) is left, the c
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from specxai.rules.base import Call, LinearNode, one, rule
+from specxai.rules.base import Call, DiagonalPlusLowRank, LinearNode, along_axes, one, rule
 from specxai.rules.elementwise import diagonal
 
 
@@ -92,6 +94,7 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
         return LinearNode((), offset=torch.zeros_like(call.value))
     grouped = z.reshape(groups).double()  # once, and where units are nearly equal every digit of ẑ counts
     axes = [axis % grouped.ndim for axis in (over or (-1,))]
+    grouped_shape = grouped.shape
     behind = [axis + 1 for axis in axes]
     if centred:
         grouped = grouped - grouped.mean(axes, keepdim=True)
@@ -102,6 +105,11 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
     unit, scale = unit.to(z.dtype), scale.to(z.dtype)
     held = call.policy.norm == "held"
     weight = None if weight is None else weight.detach()
+
+    by = scale.expand(grouped.shape).reshape(shape)
+    by = by if weight is None else by * weight
+    if held and not centred:  # only the scale is left
+        return diagonal(call, by, None if bias is None else bias.detach().expand(shape), curved=True)
 
     def derivative(block: Tensor) -> Tensor:
         """Symmetric: its own adjoint."""
@@ -119,11 +127,24 @@ def _normalised(call: Call, groups: tuple[int, ...], weight: Tensor | None, bias
     def adjoint(block: Tensor) -> Tensor:
         return derivative(block if weight is None else block * weight)
 
+    def low_rank() -> DiagonalPlusLowRank:
+        """The same as data: the mean and ẑ are what is taken out."""
+        count = math.prod(grouped_shape[axis] for axis in axes)
+        left, right = [], []
+        if centred:
+            left.append(-by)
+            right.append(torch.full((), 1 / count, dtype=by.dtype, device=by.device))
+        if not held:
+            own = unit - unit.mean(axes, keepdim=True) if centred else unit
+            left.append(-by * unit.reshape(shape))
+            right.append((own / count).reshape(shape))
+        return DiagonalPlusLowRank(along_axes(grouped_shape, axes), by, tuple(left), tuple(right))
+
     offset = None if bias is None else bias.detach().expand(shape)
     if not held:  # ẑ minus its derivative at z, which is ẑ ε s²
         rest = rest if weight is None else rest * weight
         offset = rest if offset is None else offset + rest
-    return one(call, apply, adjoint, offset=offset, flops=6 * z.numel(), curved=True)
+    return one(call, apply, adjoint, offset=offset, flops=6 * z.numel(), curved=True, low_rank=low_rank)
 
 
 def _channels(vector: Tensor, z: Tensor) -> Tensor:

@@ -68,12 +68,16 @@ def statistic(call: Call) -> LinearNode | None:
     def adjoint(block: Tensor) -> Tensor:
         return block.reshape(block.shape[0], *kept) * slope
 
+    def entries() -> tuple[Tensor, Tensor, Tensor]:
+        total = torch.arange(shape.numel(), device="cpu").reshape(kept).expand(z.shape).reshape(-1)
+        return total, torch.arange(z.numel(), device="cpu"), slope.reshape(-1)
+
     offset = None
     if not (squared and call.policy.product != "tangent"):
         offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
     mean = "_mean" in name and call.output == 1
     return one(call, apply, adjoint, offset=None if mean else offset, flops=2 * z.numel(), kind="" if mean else "norm",
-               gate=None if mean else Gate(call.ref(0), None, None))
+               entries=entries, gate=None if mean else Gate(call.ref(0), None, None))
 
 
 def _statistic_dims(call: Call):

@@ -42,7 +42,7 @@ def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
               pictures and sums; without, the error of the truncated R to tol · ‖R‖_F
     method, seed, progress   as for `specxai.svd`
     gates     "tangent" (eq. 15, the true Jacobian), the default, or "frozen" (eq. 14 with b = 0)
-    backend   "auto", the default, "reference" or "native"
+    backend   "auto", the default, or one of `specxai.backends.NAMES`: "reference", "native", "torch" or "cuda"
     output, kwargs   which output of the model is explained, and what it gets by name, as for `specxai.linearize`
     local     of a Decomposition that was loaded from a file: the Local of the same model and input
 

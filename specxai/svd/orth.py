@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specxai import native
+from specxai.native import cuda
 from specxai.native.checks import takes
 
 __all__ = ["difference_norms", "extend", "gram", "range_basis", "row_chunks", "tall_product", "tall_qr"]
@@ -35,6 +36,8 @@ NARROW = 32
 def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
     """Xᵀ Y (Xᵀ X without Y), accumulated in float64 on the device of X."""
     Y = X if Y is None else Y
+    if cuda.takes(X) and cuda.takes(Y):
+        return cuda.gram(X, Y)
     if native.available()[0] and takes(X) and takes(Y):
         return native.gram(X, Y)
     total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
@@ -90,13 +93,17 @@ def _cholesky_qr(X: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, bool]:
             passes = 3
         if failed:
             break
-        # The small inverse makes the tall step one product; what it loses the next pass repairs.
-        inverse = torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
-        if step == 0 and not (overwrite and passes == 2):  # what fails later is begun again, from X
-            Q = tall_product(X, inverse)
-        else:  # in place: pages that are new cost more than the product
-            for rows in row_chunks(Q):
-                Q[rows] = Q[rows] @ inverse
+        anew = step == 0 and not (overwrite and passes == 2)  # what fails later is begun again, from X
+        if cuda.takes(Q) and b <= cuda.MOST_SOLVED:
+            Q = cuda.solve_triangular(Q, L.mT.contiguous(), out=None if anew else Q)
+        else:
+            # The small inverse makes the tall step one product; what it loses the next pass repairs.
+            inverse = torch.linalg.solve_triangular(L.mT, unit, upper=True).to(X.dtype)
+            if anew:
+                Q = tall_product(X, inverse)
+            else:  # in place: pages that are new cost more than the product
+                for rows in row_chunks(Q):
+                    Q[rows] = Q[rows] @ inverse
         C = L.mT @ C
         # To ask for the condition number costs about half an SVD: not where the second pass costs less.
         asks = step == 0 and passes == 2 and small_svd_cost(b) <= 6 * m * b**2
@@ -159,9 +166,10 @@ def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> t
     if basis.shape[1] == 0:
         Q, C = range_basis(X, floor, overwrite)
         return Q, C.new_zeros(0, X.shape[1]), C
-    H, outside = project_out(basis, X)
+    twice = _on_gpu(basis, X)
+    H, outside = _project_out_twice(basis, X) if twice else project_out(basis, X)
     Q, C = range_basis(outside, floor)
-    if C.shape[0] == C.shape[1] > 0 and _condition(C) <= INDEPENDENT and _passes_on(H, C) <= 1:
+    if C.shape[0] == C.shape[1] > 0 and _condition(C) <= INDEPENDENT and (twice or _passes_on(H, C) <= 1):
         return Q, H, C
     H2, outside = project_out(basis, Q)
     # A unit column that loses half of itself here was rounding noise, not a new direction.
@@ -180,11 +188,26 @@ def _passes_on(H: Tensor, C: Tensor) -> float:
 
 def project_out(basis: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients H (q, b) in float64 and X − basis H, for an orthonormal basis (m, q)."""
+    if _on_gpu(basis, X):
+        H = cuda.coefficients(basis.mT, X)
+        return H, cuda.subtract(basis.mT, H, X)
     if _lies_by_columns(basis, X.shape[1]) and takes(X) and basis.dtype is X.dtype:
         H = native.coefficients(basis.mT, X)
         return H, native.subtract(basis.mT, H, X)
     H = (basis.mT @ X).double()
     return H, X - basis @ H.to(X.dtype)
+
+
+def _project_out_twice(basis: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a second projection, by the compiled kernels: three readings of the basis instead of four."""
+    H = cuda.coefficients(basis.mT, X)
+    outside, again = cuda.reorthogonalise(basis.mT, H, X)
+    return H + again, cuda.subtract(basis.mT, again, outside, out=outside)
+
+
+def _on_gpu(basis: Tensor, X: Tensor) -> bool:
+    """Do the compiled kernels of a GPU take a basis that lies by columns, and the few columns of X?"""
+    return (X.shape[1] <= cuda.MOST_SPAN_WIDTH and basis.dtype is X.dtype and cuda.takes(X) and cuda.takes(basis.mT))
 
 
 def _lies_by_columns(basis: Tensor, columns: int) -> bool:

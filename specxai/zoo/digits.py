@@ -7,9 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from specxai.zoo.checkpoint import header, loaded
+from specxai.zoo.vgg import SmallVGG, accuracy
+
+__all__ = ["CHECKPOINT", "CLASSES", "HELD_OUT", "LAST_CONV_LAYER", "MEAN", "PENULTIMATE_LAYER", "SIZE", "SPLIT_SEED",
+           "STD", "Digits", "DigitsNet", "accuracy", "checkpoint_info", "digits_data", "load_digits_net"]
 
 SIZE = 32
 CLASSES = tuple("0123456789")
@@ -21,7 +25,7 @@ PENULTIMATE_LAYER = "classifier.1"  # the last hidden ReLU; (1, 64)
 CHECKPOINT = Path(__file__).with_name("digits.safetensors")
 
 
-class DigitsNet(nn.Module):
+class DigitsNet(SmallVGG):
     """Convolution, batch norm, ReLU and max-pooling as in VGG: images (N, 1, 32, 32) to logits (N, 10).
 
     Layers are named as torchvision names VGG's, `features.N` and `classifier.N`.
@@ -32,20 +36,8 @@ class DigitsNet(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 1
-        for width, pool in ((16, False), (16, True), (32, True), (64, True), (64, True)):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            if pool:
-                layers.append(nn.MaxPool2d(2))
-            channels = width
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(64 * 4, 64), nn.ReLU(inplace=True), nn.Dropout(0.3),
-                                        nn.Linear(64, len(CLASSES)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+        super().__init__(1, ((16, False), (16, True), (32, True), (64, True), (64, True)), 64 * 4, 64, len(CLASSES),
+                         dropout=0.3, inplace=True)
 
 
 @dataclass(frozen=True)
@@ -98,9 +90,3 @@ def load_digits_net(path: Path = CHECKPOINT) -> DigitsNet:
     Raises ValueError for a checkpoint whose classes or normalisation are not this module's.
     """
     return loaded(DigitsNet(), path, {"classes": list(CLASSES), "mean": MEAN, "std": STD})
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Digits) -> float:
-    """Share of images whose largest logit is their digit, the net in eval mode."""
-    return (net(data.x).argmax(1) == data.y).double().mean().item()

@@ -12,13 +12,15 @@ CHANNELS, SIDE = 4, 6
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        if self.causal:
+            return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         pattern = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
         return self.out((pattern @ v).transpose(1, 2).flatten(2))
 
@@ -77,6 +79,7 @@ def _tokens(draw: random.Random, width: int) -> nn.Module:
     return draw.choice([
         lambda: Attention(width, 2), lambda: nn.LayerNorm(width), lambda: nn.RMSNorm(width),
         lambda: nn.Sequential(nn.Linear(width, 9), nn.GELU(), nn.Linear(9, width)), lambda: nn.Linear(width, width),
+        lambda: Attention(width, 2, causal=True), lambda: Apply(lambda z: z.cumsum(1)),
         lambda: Apply(lambda z: z.softmax(-1)), lambda: Apply(lambda z: z - z.mean(1, keepdim=True))])()
 
 

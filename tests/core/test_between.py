@@ -119,8 +119,27 @@ def test_the_first_of_what_a_layer_returns():
     model, ids = make(as_tuple=True)
     local = specxai.linearize(model, ids)
     close(local.operator("layers.0", model.layers[2]), dense(model, ids, 0, 2), T * D, T * D)
+    close(local.split("layers.0").left, local.operator("layers.0").to_dense(), T * 11, T * D)  # its only tensor
+
+
+def test_the_first_of_several_tensors():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 3 * x, 5 * x
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice = Twice()
+
+        def forward(self, x):
+            return sum(self.twice(x))
+
+    local = specxai.linearize(Sum().eval(), torch.ones(1, 2))
+    for layer in ("twice", local.captured.model.twice):
+        assert torch.equal(local.operator(target=layer).to_dense(), 3 * torch.eye(2))
     with pytest.raises(LayerError, match="returns several tensors"):
-        local.split("layers.0")
+        local.split("twice")
 
 
 def test_a_layer_to_itself_is_the_identity():
@@ -132,10 +151,9 @@ def test_a_layer_to_itself_is_the_identity():
 def test_wide_blocks_stay_within_the_memory():
     model, ids = make()
     wide = specxai.linearize(model, ids, backend="torch")
-    narrow = specxai.linearize(model, ids, backend="torch", max_memory=4 * wide.jacobian.product_bytes)
-    op = narrow.operator("layers.0", "layers.2", source_positions="sum", target_positions="sum")
-    assert 1 <= op.block_size < D * T
-    assert op._bytes(op._products, op.block_size) <= narrow.max_memory
+    op = wide.operator("layers.0", "layers.2", source_positions="sum", target_positions="sum")
+    op.max_memory = op._bytes(op._products, 5)
+    assert op.block_size == 5
     J = dense(model, ids, 0, 2).sum((0, 2))
     torch.testing.assert_close(op.matmat(torch.eye(D, dtype=torch.float64)), J)
 
@@ -165,3 +183,35 @@ def test_positions_of_what_has_none():
     local = specxai.linearize(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"layer '0' has shape \(1, 4\), and positions are those of axis 1"):
         local.operator(target="0", target_positions=0)
+
+
+def test_cotangents_that_pass_layers_between():
+    """One adjoint product gives every layer's block, summed over positions: what an operator from each layer has."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True, norm_first=True)
+                          for _ in range(4))).double().eval()
+    local = specxai.linearize(net, torch.randn(1, 5, 8, dtype=torch.float64))
+    at = specxai.summed([1, 3])
+    op = local.operator("0", "3", source_positions=at, target_positions=at, taps=["1", "2", "3"])
+    assert op.shape == (8, 8)
+    found = {}
+    names = {local.captured.program.layer(name)[1]: name for name in "123"}
+
+    def passed(step, cotangents):
+        found[names[step]] = cotangents.reshape(5, 8, -1)[[1, 3]].sum(0)
+
+    found["0"] = op.pull_back(torch.eye(8, dtype=torch.float64), passed)
+    for name in "0123":
+        alone = local.operator(name, "3", source_positions=at, target_positions=at) if name != "3" else None
+        want = alone.rmatmat(torch.eye(8, dtype=torch.float64)) if alone else 2 * torch.eye(8, dtype=torch.float64)
+        assert torch.allclose(found[name], want, rtol=1e-12, atol=1e-12), name
+
+
+def test_a_block_to_pull_back_must_fit():
+    local = specxai.linearize(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), torch.ones(1, 3))
+    op = local.operator("0", "1", taps=["1"])
+    with pytest.raises(ValueError, match=r"Y has shape \(3, 2\); an operator \(4, 4\) takes \(4, k\)"):
+        op.pull_back(torch.ones(3, 2), print)
+    op.block_size = 2
+    with pytest.raises(ValueError, match="give them in blocks of block_size"):
+        op.pull_back(torch.ones(4, 3), print)

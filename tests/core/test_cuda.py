@@ -58,3 +58,21 @@ def test_explain_on_cuda_is_explain_on_torch():
     assert torch.allclose(ours.S, oracle.S, rtol=1e-5)
     assert torch.allclose(ours.alpha, oracle.alpha, rtol=1e-4, atol=1e-6)
     assert ours.backends == {"decomposition": "cuda", "targets": "cuda"}
+
+
+def test_passes_are_replayed_and_nothing_waits():
+    """The second pass of a kind is captured, which a wait for the device would end."""
+    pytest.importorskip("triton", reason="its kernels are Triton's")
+    net, x = random_net(4, torch.float32)
+    J = specxai.linearize(net.cuda(), x.cuda(), backend="cuda").jacobian
+    blocks = [torch.randn(J.shape[1], 8, device="cuda") for _ in range(4)]
+    first = [J.matmat(block) for block in blocks]
+    made = J._products._graphs
+    assert len(made._kept) == 1
+    assert not made._refused
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [J.matmat(block) for block in blocks]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

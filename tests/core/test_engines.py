@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import specxai
-from random_nets import random_net
+from random_nets import Apply, random_net
 from specxai import backends, native
-from specxai.plan import Gather, Opaque, Planner, tables
+from specxai.plan import Gather, LowRank, Planner, tables
 from tolerances import RELATIVE
 
 NETS, CHUNK = 100, 10  # for each dtype
@@ -61,8 +65,9 @@ def test_random_nets(start, dtype):
                     assert (a - b).norm() <= allowed * RELATIVE[dtype] * b.norm(), (seed, layer, part)
 
 
-@pytest.mark.skipif("native" not in ENGINES, reason="torch's own products differ with the number of threads")
+@pytest.mark.skipif("native" not in ENGINES, reason=f"no compiled kernels: {native.available()[1]}")
 def test_the_same_bits_on_any_number_of_threads(dtype):
+    """Of the compiled kernels: torch's own products differ with the number of threads."""
     net, x = random_net(3, dtype)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
@@ -76,7 +81,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 def test_plans_need_no_compiled_module(monkeypatch):
     """Index work in torch gives the tables that the compiled module gives."""
     if not native.available()[0]:
-        pytest.skip("there is no compiled module to compare with")
+        pytest.skip(f"no compiled module to compare with: {native.available()[1]}")
     for seed in range(8):
         net, x = random_net(seed, torch.float64)
         graph = specxai.linearize(net, x, backend="reference", verify=False).graph
@@ -100,18 +105,106 @@ def test_a_plan_is_frozen():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Softmax(-1), nn.Linear(8, 3)).eval()
     graph = specxai.linearize(net, torch.randn(1, 1, 4, 4)).graph
     plan = Planner(graph).plan([graph.input], [max(graph.nodes)], [])
-    assert [type(stage) for stage in plan.stages] == [Gather, Opaque, Gather]
+    assert [type(stage) for stage in plan.stages] == [Gather, LowRank, Gather]
     for part, name in ((plan, "rows"), (plan.stages[0], "reads"), (plan.stages[1], "place"), (graph, "nodes")):
         with pytest.raises(AttributeError):
             setattr(part, name, None)
 
 
-@pytest.mark.parametrize(("sources", "targets", "message"), [
-    ([], [2], "sources are steps of the graph, .* got none"), ([0], [99], "targets are steps of the graph, .* got 99")])
-def test_ends_that_a_plan_cannot_have(sources, targets, message):
+def ask_planner(local, *ends):
+    Planner(local.graph).plan(*ends)
+
+
+def ask_backend(local, *ends):
+    backends.make(local.backend, local.graph).products(*ends)
+
+
+def ask_operator(local, sources, targets, held, columns, rows):
+    specxai.LocalOperator(local._backend, sources, targets, held=held, columns=columns, rows=rows,
+                          dtype=torch.float32, max_memory=1 << 30)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"sources": [77]}, ValueError, "sources are steps of the graph, .*; got 77"),
+    ({"sources": ["0"]}, ValueError, "sources are steps of the graph, .*; got '0'"),
+    ({"sources": 0}, TypeError, "sources is a list of steps .*; got 0"),
+    ({"sources": []}, ValueError, "sources are steps of the graph, one or more.* got none"),
+    ({"sources": [0, 0]}, ValueError, r"sources holds a step twice, \[0, 0\]; give each once"),
+    ({"targets": [77]}, ValueError, "targets are steps of the graph, .*; got 77"),
+    ({"targets": None}, TypeError, "targets is a list of steps .*; got None"),
+    ({"targets": [3, 0, 3]}, ValueError, r"targets holds a step twice, \[3, 0, 3\]"),
+    ({"held": [77]}, ValueError, "held are steps of the graph, .*; got 77"),
+    ({"held": [[3]]}, ValueError, r"held are steps of the graph, .*; got \[3\]"),
+    ({"columns": torch.tensor([0, 3])}, ValueError, "columns are units of the sources, which have 3, .* got 3"),
+    ({"columns": torch.tensor([-1, 0])}, ValueError, "columns are units of the sources, .*; got -1"),
+    ({"columns": torch.tensor([1, 0, 1])}, ValueError, r"columns names a unit twice; .* columns\.unique"),
+    ({"columns": torch.tensor([0], dtype=torch.int32)}, TypeError, r"columns is .*; take .* \.long\(\) of other"),
+    ({"columns": torch.tensor([True, False, True])}, TypeError, r"columns is .*; take \.nonzero\(\)\.flatten\(\)"),
+    ({"columns": [0, 1]}, TypeError, "columns is a tensor of units' numbers in torch.int64, got list"),
+    ({"rows": torch.tensor([[0], [1]])}, ValueError, r"rows has shape \(2, 1\), .* take rows\.flatten"),
+    ({"rows": torch.tensor(1)}, ValueError, r"rows has shape \(\)"),
+    ({"rows": torch.tensor([2])}, ValueError, "rows are units of the targets, which have 2, .* got 2")])
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("ask", [ask_planner, ask_backend, ask_operator])
+def test_ends_that_there_are_not(ask, backend, change, error, message):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    assert (local.graph.input, max(local.graph.nodes)) == (0, 3)
+    good = {"sources": [0], "targets": [3], "held": [], "columns": torch.tensor([2, 0]), "rows": None}
+    ask(local, *good.values())
+    with pytest.raises(error, match=message):
+        ask(local, *(good | change).values())
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_live_units_of_steps_that_there_are_not(backend):
+    local = specxai.linearize(nn.Linear(3, 2, bias=False).eval(), torch.ones(1, 3), backend=backend)
+    with pytest.raises(ValueError, match=r"held are steps of the graph, .* got 9"):
+        local._backend.live_units([0], [3], [9])
+    with pytest.raises(ValueError, match=r"sources are steps of the graph, .* got 77"):
+        local.operator([77], [3])
+
+
+def test_a_backend_that_there_is_not():
     graph = specxai.linearize(nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
-    with pytest.raises(ValueError, match=message):
-        Planner(graph).plan(sources, targets, [])
+    for name in ("nativ", "auto", None):
+        with pytest.raises(ValueError, match=f"unknown backend {name!r}; choose reference, native, torch, cuda"):
+            backends.make(name, graph)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_of_no_columns(backend):
+    net = nn.Sequential(nn.Conv1d(1, 4, 2), nn.GLU(1), nn.Softmax(-1)).eval()
+    graph = specxai.linearize(net, torch.ones(1, 1, 4)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    assert (R.matmat(torch.ones(4, 0)).shape, R.rmatmat(torch.ones(6, 0)).shape) == ((6, 0), (4, 0))
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_products_carry_no_autograd_graph(backend):
+    graph = specxai.linearize(nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)).eval(), torch.ones(1, 3)).graph
+    R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
+    for columns in (1, 20):
+        X, Y = (torch.ones(side, columns, requires_grad=True) for side in (3, 2))
+        assert not R.matmat(X).requires_grad
+        assert not R.rmatmat(Y).requires_grad
+
+
+@pytest.mark.parametrize("backend", [*ENGINES, "auto"])
+@pytest.mark.parametrize("net, shape", [(nn.Sequential(nn.ReLU()), (1, 0)), (nn.Sequential(nn.Flatten()), (1, 2, 0)),
+                                        (nn.Sequential(nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2)), (1, 0))])
+def test_an_input_of_no_numbers(net, shape, backend):
+    x = torch.randn(shape)
+    local = specxai.linearize(net.eval(), x, backend=backend)
+    m = net(x).numel()
+    J = local.jacobian
+    assert (J.shape, J.to_dense().shape, (J @ torch.ones(0, 3)).shape) == ((m, 0), (m, 0), (m, 3))
+    assert (J.T @ torch.ones(m, 20)).shape == (0, 20)
+    assert torch.equal(local.bias, net(x))
+    assert local.exactness < 1e-6
+    assert specxai.svd(J).S.numel() == 0
+    assert local.split("0").right.shape[1] == 0
+    assert "Local" in repr(local)
+    assert local.report()
 
 
 def test_explain_on_torch_is_explain_on_native():
@@ -136,10 +229,10 @@ def test_what_runs_where_is_said():
 
 
 def test_a_report_says_what_runs_where():
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Softmax(-1), nn.Linear(8, 3)).eval()
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Apply(lambda z: z.cumprod(-1)), nn.Linear(8, 3)).eval()
     report = specxai.linearize(net, torch.randn(1, 6), backend="torch").report()
     assert "backend torch\n" in report
-    assert "through whole values, by the reference's terms: softmax.int in 2" in report
+    assert "through whole values, by the reference's terms: cumprod.default in 2" in report
     assert "refused: cuda, the kernels run on an NVIDIA GPU, the model is on cpu" in report
 
 
@@ -162,3 +255,109 @@ def test_a_winner_of_two_windows_is_read_twice(engine, groups, dtype):
     assert_rows_close(both_ways(ours), both_ways(want), 4)
     Y = torch.randn(ours.shape[0], 20, dtype=dtype)
     assert_rows_close(ours.T @ Y, want.T @ Y, 4)
+
+
+MEASURE = """
+import sys, torch, specxai
+from torch import nn
+torch.set_num_threads(1)
+torch.manual_seed(0)
+specxai.linearize(nn.ReLU().eval(), torch.ones(1, 4)).jacobian @ torch.ones(4)  # torch's own memory
+
+def status(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+
+class Spread(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x):
+        return getattr(torch.nn.functional, self.name)(x.reshape(1, 64, 256), dim=-1).flatten(1)
+
+NETS = {
+    "convolutions": (nn.Sequential(nn.Conv2d(128, 160, 3, padding=1), nn.ReLU(), nn.Conv2d(160, 128, 3)),
+                     (1, 128, 24, 24)),
+    "depthwise": (nn.Sequential(nn.Conv2d(64, 64, 5, padding=2, groups=64), nn.ReLU(), nn.AvgPool2d(3, 1, 1)),
+                  (1, 64, 48, 48)),
+    "low rank": (nn.Sequential(Spread("softmax"), nn.Linear(16384, 4)), (1, 16384)),
+    "opaque": (nn.Sequential(Spread("glu"), nn.Linear(8192, 4)), (1, 16384)),
+}
+for name, (net, shape) in NETS.items():
+    J = specxai.linearize(net.eval(), torch.randn(shape), backend=sys.argv[1], verify=False).jacobian
+    for columns in (1, 40):
+        for side, product in zip(J.shape[::-1], (J._products.matmat, J._products.rmatmat)):
+            block = torch.ones(side, columns)
+            before = status("VmRSS")
+            open("/proc/self/clear_refs", "w").write("5")
+            product(block)
+            print(name.replace(" ", "_"), columns, J._products.product_bytes(columns), status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_product_holds_what_it_says(engine):
+    """The first of each kind too, which makes tables and copies of the weights."""
+    weights = 4 * 9 * 2 * 128 * 160
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
+                   "PYTHONPATH": str(Path(specxai.__file__).parents[1])}
+    command = [sys.executable, "-P", "-c", MEASURE, engine]  # -P keeps the checkout off the path
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 4 * 2 * 2
+    for name, columns, stated, held in found:
+        own = 4 * weights if name == "convolutions" else 0
+        assert int(held) <= int(stated) + own + (3 << 20), (name, columns, stated, held)
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_small_net_needs_little_memory(engine):
+    net, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softmax(1)).eval(), torch.randn(1, 1, 5, 5)
+    J = specxai.linearize(net, x, backend=engine, max_memory=20_000).jacobian
+    assert 1 <= J.block_size < 40
+    assert_rows_close(both_ways(J), both_ways(specxai.linearize(net, x, backend="reference").jacobian), 4)
+
+
+def test_no_memory_is_taken_in_advance_beyond_the_bound():
+    net, x = nn.Sequential(nn.Linear(500, 400), nn.ReLU(), nn.Linear(400, 3)).eval(), torch.randn(1, 500)
+    sizes = {}
+    for bound in (1 << 30, 150_000):
+        products = specxai.linearize(net, x, backend="torch", max_memory=bound).jacobian._products
+        products.matmat(torch.ones(500, 1))
+        (idle,) = products._arenas.idle
+        sizes[bound] = idle.numel() / products.arena_rows
+    assert sizes == {1 << 30: 64, 150_000: 1}
+    away = backends.products.Arenas(products._engine, 0)
+    with away.block(10, 3) as block:
+        assert block.shape == (10, 3)
+    assert [idle.numel() for idle in away.idle] == [30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", range(0, 30, 10))
+def test_cotangents_on_the_way(start, dtype):
+    """What an adjoint passes on at every step between is what the reference has at its live units."""
+    for seed in range(start, start + 10):
+        net, x = random_net(seed, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            local = specxai.linearize(net, x, gates=random.Random(seed).choice(["tangent", "frozen"]), verify=False)
+        graph, output = local.graph, local.captured.program.output
+        path = graph.between([graph.input], [output])
+        Y = torch.randn(graph.shapes[output].numel(), 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        found = {}
+        for name in ENGINES:
+            passed = found.setdefault(name, {})
+            products = backends.make(name, graph).products([graph.input], [output], [], taps=path)
+            passed[graph.input] = products.rmatmat(Y, passed=passed.__setitem__)
+        assert set(found["reference"]) == {graph.input, *path}
+        for name in ENGINES[1:]:
+            assert set(found[name]) == set(found["reference"])
+            live = Planner(graph).live_units([graph.input], [output], [])
+            for step, want in found["reference"].items():
+                want = want.detach() * live[step][:, None]
+                scale = max(float(want.abs().max()), 1e-3 * float(found[name][graph.input].abs().max()))
+                error = float((found[name][step] - want).abs().max())
+                assert error <= 20 * RELATIVE[dtype] * max(scale, torch.finfo(dtype).tiny), (seed, name, step)

@@ -17,7 +17,7 @@ PACKAGE = Path(specxai.__file__).parent
 DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
 # Files that are no layer: the package's doors, which open what users name when they name it.
 DOORS = {"__init__", "__main__", "capture/__init__"}
-COMPILED = "specxai._native"  # of the layer that wraps it
+COMPILED = {"specxai._native", "specxai._cuda"}  # of the layer that wraps them
 
 
 def layers() -> list[tuple[str, list[str]]]:
@@ -75,7 +75,7 @@ def imports(path: Path) -> set[str]:
             visit(child)
 
     visit(ast.parse(path.read_text()))
-    return {name for name in found if name == "specxai" or name.startswith("specxai.")} - {COMPILED}
+    return {name for name in found if name == "specxai" or name.startswith("specxai.")} - COMPILED
 
 
 def modules() -> list[tuple[str, Path]]:

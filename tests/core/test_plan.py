@@ -196,9 +196,10 @@ def test_a_plan_s_memory_is_known_before(name):
     assert not any(isinstance(work, OpaqueTerms) for work in plan._work)
     assert sum(isinstance(work, (GatherWork, DepthwiseWork)) for work in plan._work) == len(J.costs())
     J.matmat(torch.randn(J.shape[1], 25))
-    assert plan._pool[0].numel() == plan.arena_rows * WIDE  # of which what is not written takes no memory
-    assert plan.product_bytes(25) == 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
-    assert plan.product_bytes(18) == 4 * (plan.arena_rows * 32 + 18 * sum(J.shape))
+    assert plan._arenas.idle[0].numel() == plan.arena_rows * WIDE  # of which what is not written takes no memory
+    tables = plan.product_bytes(25) - 4 * (plan.arena_rows * 32 + 25 * sum(J.shape))
+    assert tables == sum(work.kept for work in (plan._seed, *plan._work, plan._collect)) > 0
+    assert plan.product_bytes(18) == tables + 4 * (plan.arena_rows * 32 + 18 * sum(J.shape))
 
 
 class Readers(nn.Module):

@@ -24,12 +24,12 @@ from specxai.experiments.shapes.model import (
     HELD_OUT_SEED,
     PENULTIMATE_LAYER,
     ShapesNet,
-    accuracy,
     checkpoint_info,
     load_shapes_net,
 )
 from specxai.experiments.shapes.train import train
 from specxai.experiments.shapes.trials import randomised
+from specxai.zoo.vgg import accuracy
 
 measure = importlib.import_module("specxai.experiments.shapes.measure")  # the package has a function of that name
 

@@ -43,13 +43,13 @@ def run(study, log=None, kill=False):
     if kill:
         os.kill(os.getpid(), kill)
     b = study.step("second", second, a["x"], log)
-    study.text("# Heading\\n\\nA **bold** word & `code`.")
+    study.text("# Heading\\nA **bold** word & `code`.\\n\\n- one\\n  goes on\\n- two")
     study.number("parts/sum", b["sum"], interval=(b["sum"] - 1, b["sum"] + 1), note="<of five>", paper="none")
     study.number("parts/array", b["array"])
     study.number("global", a["global"][0])
     figure = Figure()
     figure.subplots().plot(a["x"])
-    study.figure("line", figure, "a line")
+    study.figure("line", figure, "a line < `code`")
     study.table("rows", [{"name": "a", "value": 1 / 3}], "a table")
     study.page3d("thing", "<canvas></canvas><script>1</script>", "an element")
 '''
@@ -229,6 +229,7 @@ def test_the_page_is_self_contained_and_escapes(tiny, tmp_path):
     tiny.run(s)
     html = s.finish("sum < all").read_text("utf-8")
     for word in ("sum &lt; all", "<h2>Heading</h2>", "<b>bold</b> word &amp; <code>code</code>", "&lt;of five&gt;",
+                 "<li>one goes on</li><li>two</li>", "a line &lt; <code>code</code>",
                  "<canvas></canvas><script>1</script>", "a table", "0.3333", "parts/sum", "epochs 3", "line.svg"):
         assert word in html, word
     loads = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", html)

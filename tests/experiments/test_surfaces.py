@@ -25,7 +25,7 @@ from specxai.experiments.surfaces.train import (
 )
 
 SETS = {"car": car_set(), "turbine": turbine_set()}
-TINY = {"train": 120, "test": 12, "epochs": 2, "head_epochs": 2}
+TINY = {"train": 120, "validation": 12, "test": 12, "epochs": 2, "head_epochs": 2}
 
 
 def rows(shapes, count=4, seed=0):
@@ -201,21 +201,28 @@ def test_stress_is_that_of_loads_added_up_on_strips():
     moment = (load * (r - at[:, None]).clamp(min=0)).sum(1)
     c = chord * blade * (1 + (taper - 1) * place)
     angle = torch.deg2rad(twist * (1 - place))
-    # The section's second moment and highest point, from its outline.
+    # Second moments of the section by its outline; where it is not bent about a main axis, the curvatures of both.
     turn = torch.linspace(0, 2 * math.pi, 20001)[:-1].double()
-    inertia, height = torch.zeros(5).double(), torch.zeros(5).double()
+    expected = torch.zeros(5).double()
     for i in range(5):
         y, x = c[i] / 2 * turn.cos(), 0.125 * c[i] * turn.sin()
-        across = x * angle[i].cos() - y * angle[i].sin()
-        along = x * angle[i].sin() + y * angle[i].cos()
-        step = across.roll(-1) - across, along.roll(-1) - along
-        cross = along * step[0] - across * step[1]  # twice the area of a sector
-        inertia[i] = (cross * (across**2 + across * across.roll(-1) + across.roll(-1) ** 2) / 12).sum().abs()
-        height[i] = across.max()
-    expected = moment * height / (inertia * (1 - 0.96**4)) / 1e6
+        across = x * angle[i].cos() - y * angle[i].sin()  # along the wind
+        along = x * angle[i].sin() + y * angle[i].cos()  # in the rotor's plane
+        cross = along * across.roll(-1) - across * along.roll(-1)  # twice the area of a sector
+
+        def second(u, v, cross=cross):
+            u1, v1 = u.roll(-1), v.roll(-1)
+            return (cross * (2 * u * v + u * v1 + u1 * v + 2 * u1 * v1)).sum() / 24 * torch.sign(cross.sum())
+
+        tensor = torch.stack([torch.stack([second(across, across), second(across, along)]),
+                              torch.stack([second(along, across), second(along, along)])]) * (1 - 0.96**4)
+        curvature = torch.linalg.solve(tensor, torch.stack([moment[i], 0 * moment[i]]))  # the moment is along the wind
+        expected[i] = (curvature[0] * across + curvature[1] * along).max() / 1e6
     places, found = turbines.stress_along(asked)
     nearest = (places - at[:, None]).abs().argmin(1, keepdim=True)
     torch.testing.assert_close(found.gather(1, nearest)[:, 0], expected, rtol=2e-3, atol=0)
+    upright = moment / (math.pi / 4 * (c / 2) * (0.125 * c) ** 2 * (1 - 0.96**4)) / 1e6
+    assert (expected < upright).all()  # a twisted section is stiffer against the wind
     assert tip.min() > 0
     assert (turbines.stress(asked) >= found[:, 0]).all()
 
@@ -243,7 +250,7 @@ def test_the_preconditioner_folds_into_the_same_net():
 
 
 def test_training_is_fixed_by_its_seed_and_learns():
-    chosen = Settings(train=300, test=60, epochs=14, head_epochs=60)
+    chosen = Settings(train=300, validation=20, test=60, epochs=14, head_epochs=60)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

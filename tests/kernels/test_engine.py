@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+
 import pytest
 import torch
 from torch import nn
 
 import specxai
+from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
+from specxai.backends.cuda.stages import GatherWork
+from specxai.backends.products import PlannedBackend
 from tolerances import assert_close
 
 
@@ -95,6 +101,29 @@ def test_costs_are_those_of_the_plan():
     assert few < many
 
 
+def table_bytes(part: object, seen: set[int]) -> int:
+    """Bytes of the integer tables that a stage holds."""
+    if isinstance(part, torch.Tensor):
+        memory = part.untyped_storage()
+        new = not part.is_floating_point() and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        return memory.nbytes() if new else 0
+    parts = vars(part).values() if is_dataclass(part) else part.values() if isinstance(part, dict) else part
+    return sum(table_bytes(p, seen) for p in parts) if isinstance(parts, Iterable) else 0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tables_are_as_large_as_stated(name):
+    net, shape = NETS[name]
+    local, _ = pair(net.eval(), torch.randn(1, *shape))
+    weighted = [work for work in local.jacobian._products._work if hasattr(work, "_there")]
+    assert weighted
+    for work in weighted:
+        stage = work._stage
+        found = table_bytes([work._there, work._back, work._apart[0], stage.reads, stage.writes], set())
+        assert found <= work.kept <= 4 * found + 4096, (type(work), found, work.kept)
+
+
 def test_it_is_never_chosen_unasked():
     assert {name: ok for name, ok, _ in backends.describe()}["cuda"]
     assert backends.choose("auto", torch.device("cpu"), torch.float32) in ("native", "reference")
@@ -118,3 +147,20 @@ def test_kinds_of_stages():
         products = local.jacobian._products
         kinds |= {type(work).__name__ for work in products._work}
     assert {"GatherWork", "DepthwiseWork", "PackedWork", "SumWork"} <= kinds
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("seed", range(4))
+def test_full_precision_by_the_compiled_kernel(seed, dtype):
+    """Where it is there, as it is here in emulation: every gather stage forward and back."""
+    net, x = random_net(seed, dtype)
+    oracle = specxai.capture(net, x, verify=False).linearize(x, backend="torch", verify=False)
+    graph = oracle.graph
+    planned = PlannedBackend(graph, CudaEngine(dtype, torch.device("cpu"), "fp32"))
+    products = planned.products([graph.input], [max(graph.nodes)], [])
+    gathers = [work for work in products._work if isinstance(work, GatherWork)]
+    X, Y = (torch.randn(side, 5, dtype=dtype) for side in oracle.jacobian.shape[::-1])
+    assert_close(products.matmat(X), oracle.jacobian.matmat(X), factor=8)
+    assert_close(products.rmatmat(Y), oracle.jacobian.rmatmat(Y), factor=8)
+    assert gathers
+    assert all("_exact_back" in vars(work) and "_there" not in vars(work) for work in gathers), "Triton ran instead"

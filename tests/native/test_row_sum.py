@@ -97,7 +97,7 @@ def test_rows_without_entries():
     out = torch.ones(5, 4)
     stage.run(torch.full((1, 2), 7.0), out, 2)
     assert out.tolist() == [[1.0] * 4, [7.0, 7.0, 0.0, 0.0], [1.0] * 4, [0.0] * 4, [1.0] * 4]
-    with pytest.raises(ValueError, match="the output has 3 rows, the sum writes 4"):
+    with pytest.raises(ValueError, match="the output has 3 rows, the stage writes 4"):
         stage.run(torch.ones(1, 2), out[:3], 2)
     with pytest.raises(ValueError, match="empty spans -1 to 0"):
         native.RowSum(to=i32([1]), source=i32([0]), dtype=torch.float32, empty=i32([-1, 0]))

@@ -81,12 +81,31 @@ def test_products_in_the_interpreter():
 @pytest.mark.parametrize("real, instruction", [("fp32", "fma.rn.f32"), ("fp64", "fma.rn.f64")])
 def test_row_sum_compiles_without_spills(real, instruction, probes, capability):
     from specxai.kernels import row_sum as stage
+    from specxai.kernels.tile import sums_for
 
     types = dict.fromkeys(("begin", "to", "source"), "*i32") | dict.fromkeys(("scale", "block", "out"), f"*{real}")
     types |= {"n_rows": "i32", "n_probes": "i32", "stride_in": "i64", "stride_out": "i64"}
-    constants = {"HAS_SCALE": True, "ACCUMULATE": True, "BLOCK_ROWS": stage.TILE // probes, "BLOCK_PROBES": probes}
+    constants = {"HAS_SCALE": True, "ACCUMULATE": True, "BLOCK_ROWS": sums_for(probes)[0], "BLOCK_PROBES": probes}
     aligned = [name for name in types if name != "n_rows"]
     built = built_for(stage.row_sum_kernel, types, constants, capability, aligned=aligned)
+    assert instruction in built.ptx
+    assert built.spills == 0
+    assert_no_atomics(built.ptx)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("probes", [16, 64])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("real, instruction", [("fp32", "fma.rn.f32"), ("fp64", "fma.rn.f64")])
+def test_low_rank_compiles_without_spills(real, instruction, rank, probes, capability):
+    from specxai.kernels import low_rank as stage
+
+    types = dict.fromkeys(("inside", "outside"), "*i32")
+    types |= dict.fromkeys(("diagonal", "left", "right", "block", "out"), f"*{real}")
+    types |= {"size": "i32", "n_probes": "i32", "stride_in": "i64", "stride_out": "i64"}
+    units, wide = stage.tiles_for(768, probes)
+    constants = {"RANK": rank, "ACCUMULATE": True, "BLOCK_UNITS": units, "BLOCK_PROBES": wide}
+    built = built_for(stage.low_rank_kernel, types, constants, capability, aligned=list(types))
     assert instruction in built.ptx
     assert built.spills == 0
     assert_no_atomics(built.ptx)

@@ -10,7 +10,7 @@ import torch
 
 from specxai.kernels import depthwise, gather_gemm, gather_outputs, packed_gemm
 from specxai.kernels.precision import PRECISIONS, dot_mode
-from specxai.kernels.tile import tile_for
+from specxai.kernels.tile import sums_for, tile_for
 from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for
 
 CAPABILITIES = (80, 90)
@@ -112,7 +112,7 @@ def test_depthwise(probes, real, capability):
     types = dict.fromkeys(("at", "inside", "outside", "neighbours"), INDICES)
     types |= dict.fromkeys(("weight", "block", "out"), f"*{real}")
     types |= dict.fromkeys(("n_live", "n_channels", "n_taps", "probe_units", "in_units", "out_units"), "i32")
-    constants = {"ACCUMULATE": True, "UNIT": min(16, probes), "BLOCK_ROWS": depthwise.TILE // probes,
+    constants = {"ACCUMULATE": True, "UNIT": min(16, probes), "BLOCK_ROWS": sums_for(probes)[0],
                  "BLOCK_PROBES": probes}
     built = built_for(depthwise.depthwise_kernel, types, constants, capability)
     assert_fits(built, capability)

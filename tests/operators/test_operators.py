@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.sparse.linalg import svds
 
 import specxai
 from specxai import _blocks, operators
+from specxai.affine.operator import RoughOperator
 from specxai.operators import AdjointOperator, ComposedOperator, DenseOperator
 from tolerances import assert_close
 
@@ -89,6 +91,25 @@ def test_block_size_set_later_reaches_the_adjoint():
     assert torch.equal(adjoint @ torch.eye(4), torch.eye(4))
 
 
+@pytest.mark.parametrize(("size", "error"), [
+    (0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("all", TypeError)])
+@pytest.mark.parametrize("kind", ["dense", "adjoint", "network", "rough"])
+def test_a_block_size_that_is_none(kind, size, error):
+    operator = DenseOperator(torch.eye(4))
+    if kind == "adjoint":
+        operator = operator.T
+    elif kind != "dense":
+        operator = specxai.linearize(small_net(), torch.randn(1, 2, 6, 6)).jacobian
+        operator = operator if kind == "network" else RoughOperator(operator)
+    before = operator.block_size
+    with pytest.raises(error, match=f"block_size .* or None for all .*; got {re.escape(repr(size))}"):
+        operator.block_size = size
+    assert operator.block_size == before
+    for good in (np.int64(2), torch.tensor(2), 2, None):
+        operator.block_size = good
+        assert torch.isfinite(operator @ torch.ones(operator.shape[1], 5)).all()
+
+
 def test_to_dense_in_several_blocks(monkeypatch, dtype):
     monkeypatch.setattr(_blocks, "IDENTITY_BLOCK", 3)
     for shape in ((7, 11), (11, 7)):
@@ -108,6 +129,21 @@ def test_scipy(dtype):
         np.testing.assert_allclose(wrapped @ x, matrix.numpy() @ x, rtol=1e-3, atol=1e-4)
     values = np.sort(svds(wrapped, k=4, return_singular_vectors=False))[::-1]
     np.testing.assert_allclose(values, torch.linalg.svdvals(matrix)[:4].numpy(), rtol=1e-4)
+
+
+def test_scipy_of_what_numpy_has_not():
+    matrix = torch.tensor([[1.0, 2.0], [0.0, 3.0], [4.0, 0.5]], dtype=torch.bfloat16)
+    wrapped = DenseOperator(matrix).to_scipy()
+    assert wrapped.dtype == np.float32
+    assert (wrapped @ np.ones(2)).dtype == np.float32
+    np.testing.assert_array_equal(wrapped @ np.ones(2), [3, 3, 4.5])
+    np.testing.assert_array_equal(wrapped.H @ np.ones((3, 1)), [[5], [5.5]])
+    for array in (np.ones(2, ">f8"), np.ones(2, np.longdouble), np.ones(2, bool), np.ones(2, object)):
+        np.testing.assert_array_equal(wrapped @ array, [3, 3, 4.5])
+    assert (wrapped @ np.ones((2, 0))).shape == (3, 0)
+    for array in (np.ones(2, complex), np.ones((2, 3), np.complex64)):
+        with pytest.raises(TypeError, match=r"is real and takes no complex\d+ array; apply it to array\.real and to"):
+            wrapped @ array
 
 
 @pytest.mark.parametrize(
@@ -196,6 +232,21 @@ def test_vectors_have_a_shape():
     R, S = DenseOperator(torch.zeros(2, 5)), DenseOperator(torch.zeros(3, 2))
     assert (R.input_shape, R.output_shape, R.T.input_shape, R.T.output_shape) == ((5,), (2,), (2,), (5,))
     assert ((S @ R).input_shape, (S @ R).output_shape) == ((5,), (3,))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch", "reference"])
+def test_parts_of_a_step_have_no_shape_of_its_own(backend):
+    """The halves of a cut meet in live units, and two steps are no image."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(2, 9, 3)).eval()
+    local = specxai.linearize(net, torch.randn(1, 1, 7, 7), backend=backend)
+    J = local.jacobian
+    cut = J.narrowest_cut()
+    assert (cut.right.input_shape, cut.right.output_shape) == (J.input_shape, (cut.width,))
+    assert (cut.left.input_shape, cut.left.output_shape) == ((cut.width,), J.output_shape)
+    assert (cut.left.T.output_shape, (cut.left @ cut.right).output_shape) == ((cut.width,), J.output_shape)
+    first = local.captured.program.layer("0")[1]
+    both = local.operator([local.graph.input, first], [first])
+    assert (both.input_shape, both.output_shape) == ((49 + 18,), (1, 2, 3, 3))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork, is_depthwise, is_packed
+from specxai.backends.cuda.graphs import Graphs
+from specxai.backends.cuda.groups import GroupWork
+from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
 from specxai.backends.torch import TorchEngine
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
 LANES = 4  # numbers that a row is filled up to: sixteen bytes of float32
 INDICES = (1 << 31) - 1  # of the kernels' tables
@@ -49,11 +51,16 @@ class CudaEngine:
             reason = too_large(stage)
             if reason is not None:
                 return Instead(self._torch.lower(stage), self._torch.name, reason)
-            kind = PackedWork if is_packed(stage) else DepthwiseWork if is_depthwise(stage) else GatherWork
+            kind = PackedWork if stage.packed else DepthwiseWork if stage.depthwise else GatherWork
             return kind(stage, self.dtype, self.device)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype, self.device)
+        if isinstance(stage, LowRank):
+            return GroupWork(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
+
+    def graphs(self) -> Graphs | None:
+        return Graphs(self.device) if self.device.type == "cuda" else None
 
     def stride_of(self, probes: int) -> int:
         return -(-probes // LANES) * LANES
@@ -68,7 +75,8 @@ class CudaEngine:
         return Mode(ROUGH if rough and self.has_rough else self.precision)
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        return (rows + max((getattr(item, "scratch", 0) for item in work), default=0)) * self.stride_of(columns)
+        """The arena of a pass that is captured is its own, beside one that others share."""
+        return (2 if self.device.type == "cuda" else 1) * rows * self.stride_of(columns)
 
     def column_cost(self, columns: int, rough: bool) -> float:
         """From the rates of the instructions and the eight probes that they take: no card has been asked."""
@@ -79,16 +87,21 @@ class Instead:
     """A stage that another engine runs.
 
     instead   (its name, why)
-    scratch   numbers a probe that it holds beside the arena
     """
 
     def __init__(self, work: Executable, engine: str, reason: str) -> None:
         self._work, self.instead = work, (engine, reason)
-        self.scratch = getattr(work, "gathered", 0)
 
     @property
     def multiply_adds(self) -> int:
         return self._work.multiply_adds
+
+    @property
+    def kept(self) -> int:
+        return self._work.kept
+
+    def scratch(self, stride: int) -> int:
+        return self._work.scratch(stride)
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         self._work.forward(inside[:, :probes], outside[:, :probes], probes, None)

@@ -6,27 +6,23 @@ lanes are aligned, and what lies in them reaches no probe.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.native import cuda
 from specxai.plan import Gather, Sum
 
 if TYPE_CHECKING:
     from specxai.backends.cuda.engine import Mode
 
-
-def is_packed(stage: Gather) -> bool:
-    """One position on both sides: its weights are packed once as W[live out, live in]."""
-    return len(stage.reads) == len(stage.writes) == stage.sites.groups == 1
+FULL = ("fp32", "fp64")  # precisions without a tensor core
 
 
-def is_depthwise(stage: Gather) -> bool:
-    """Has every group one input and one output?"""
-    sites = stage.sites
-    return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups
+CHUNK = 16  # units that a list is filled up to, at least
 
 
 class RowSums:
@@ -54,6 +50,11 @@ class SumWork:
     def __init__(self, stage: Sum, dtype: torch.dtype, device: torch.device) -> None:
         self._stage, self._device = stage, device
         self._scale = stage.scale(dtype)
+        # Rows read and written, then in each direction an entry's and its sum's.
+        self.kept = (32 if self._scale is None else 32 + 3 * dtype.itemsize) * len(stage.reads)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
     def _forward(self) -> RowSums:
@@ -70,7 +71,7 @@ class SumWork:
         self._adjoint.run(outside[:, :probes], inside[:, :probes], self._stage.place.accumulate)
 
 
-class _Weighted:
+class _Weighted(ABC):
     """What the weighted stages share: tables for the rows that an adjoint writes, where an input is read twice."""
 
     def __init__(self, stage: Gather, dtype: torch.dtype, device: torch.device) -> None:
@@ -81,21 +82,23 @@ class _Weighted:
         return self._stage.multiply_adds()
 
     @once
-    def _own(self) -> Tensor:
-        """(input positions, inputs) rows that the adjoint writes: none twice."""
-        reads = self._stage.reads
-        if not self._stage.repeats:
-            return reads
-        live = reads >= 0
-        own = torch.full_like(reads, -1)
-        own[live] = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + self._stage.place.scratch
-        return own
+    def kept(self) -> int:
+        """An estimate from above: in both directions rows and channels of every unit, dead ones too and filled up to
+        whole chunks, and the chunks of every pair of positions."""
+        stage, sites = self._stage, self._stage.sites
+        sides = (len(stage.reads), sites.inputs // sites.groups), (len(stage.writes), sites.outputs // sites.groups)
+        filled = sum(positions * -(-units // CHUNK) * CHUNK for positions, units in sides)
+        chunks = sum(positions * -(-units // CHUNK) for positions, units in sides)
+        return sites.groups * (36 * filled + 8 * sites.taps * chunks)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
-    def _fold(self) -> RowSums | None:
-        """Sums the rows of an input that is read twice, as a pooling winner of two windows is."""
-        live = self._stage.reads >= 0
-        return RowSums(self._stage.reads[live], self._own[live], None, self._device) if self._stage.repeats else None
+    def _apart(self) -> tuple[Tensor, SumWork | None]:
+        """(rows that the adjoint writes, the copy whose adjoint folds them where an input is read twice)."""
+        own, copy = self._stage.apart()
+        return own, None if copy is None else SumWork(copy, self._dtype, self._device)
 
     def _weight(self) -> Tensor:
         """(groups, outputs, inputs, taps)."""
@@ -105,39 +108,73 @@ class _Weighted:
         self._run(False, inside, outside, self._stage.adds, mode)
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Mode) -> None:
-        if self._fold is None:
+        _, copy = self._apart
+        if copy is None:
             self._run(True, outside, inside, self._stage.place.accumulate, mode)
         else:
             self._run(True, outside, outside, False, mode)
-            self._fold.run(outside, inside, self._stage.place.accumulate)
+            copy.adjoint(outside, inside, probes, mode)
+
+    def _sides(self, back: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows that are read, rows that are written, which positions those read) of one direction."""
+        stage = self._stage
+        if back:
+            return stage.writes, self._apart[0], stage.sites.feeds
+        return stage.reads, stage.writes, stage.sites.reads
 
     @once
     def _there(self):
-        stage = self._stage
-        return self._tables(stage.reads, stage.writes, stage.sites.reads, False)
+        return self._tables(False)
 
     @once
     def _back(self):
-        stage = self._stage
-        return self._tables(stage.writes, self._own, stage.sites.feeds, True)
+        return self._tables(True)
 
-    def _tables(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool):
-        raise NotImplementedError
+    @abstractmethod
+    def _tables(self, back: bool):
+        """What the kernel reads in one direction."""
 
+    @abstractmethod
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
-        raise NotImplementedError
+        """One direction, on the kernel."""
 
 
 class GatherWork(_Weighted):
-    """Convolutions, and layers at several positions, by gather-GEMM."""
+    """Convolutions, and layers at several positions, by gather-GEMM: in full precision by the compiled kernel where
+    it is there, which spends no operation on a dead unit, else by Triton's."""
 
-    def _tables(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool):
+    @once
+    def _exact(self) -> bool:
+        return cuda.available()[0] and cuda.runs_on(self._device) and self._stage.sites.taps <= cuda.MOST_TAPS
+
+    @once
+    def _exact_there(self) -> cuda.GatherGemm:
+        return self._compiled(False)
+
+    @once
+    def _exact_back(self) -> cuda.GatherGemm:
+        return self._compiled(True)
+
+    def _compiled(self, back: bool) -> cuda.GatherGemm:
+        inside, outside, neighbours = (t.to(self._device).contiguous() for t in self._sides(back))
+        return cuda.GatherGemm(inside=inside, outside=outside, neighbours=neighbours,
+                               weight=self._by_output(back).to(self._device).contiguous(),
+                               groups=self._stage.sites.groups)
+
+    def _by_output(self, back: bool) -> Tensor:
+        """(groups · outputs, taps, inputs) of one direction."""
+        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
+        return weight.flatten(0, 1)
+
+    def _tables(self, back: bool):
         from specxai.kernels.gather_gemm import gathering
 
-        weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
-        return gathering(inside, outside, neighbours, weight.flatten(0, 1), self._stage.sites.groups, self._device)
+        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+        if mode.precision in FULL and self._exact:
+            (self._exact_back if back else self._exact_there).run(block, out, accumulate)
+            return
         from specxai.kernels.gather_gemm import gather_gemm
 
         gather_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
@@ -146,10 +183,16 @@ class GatherWork(_Weighted):
 class DepthwiseWork(_Weighted):
     """Depthwise convolutions, which no tensor core helps: full precision always."""
 
-    def _tables(self, inside: Tensor, outside: Tensor, neighbours: Tensor, back: bool):
+    @property
+    def kept(self) -> int:
+        stage = self._stage
+        pairs = stage.sites.taps * (len(stage.reads) + len(stage.writes))
+        return 16 * (stage.reads.numel() + stage.writes.numel()) + 4 * pairs
+
+    def _tables(self, back: bool):
         from specxai.kernels.depthwise import depthwise_tables
 
-        return depthwise_tables(inside, outside, neighbours, self._weight()[:, 0, 0], self._device)
+        return depthwise_tables(*self._sides(back), self._weight()[:, 0, 0], self._device)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
         from specxai.kernels.depthwise import depthwise
@@ -158,32 +201,25 @@ class DepthwiseWork(_Weighted):
 
 
 class PackedWork(_Weighted):
-    """Fully connected layers of one position: one copy of their live weights for both directions.
+    """Fully connected layers of one position: one copy of their live weights for both directions."""
 
-    scratch   numbers a probe that parts of a split sum take
-    """
-
-    @once
-    def scratch(self) -> int:
+    def scratch(self, stride: int) -> int:
         from specxai.kernels.packed_gemm import most_part_rows
 
-        return most_part_rows()
+        return most_part_rows() * stride
 
-    @once
-    def _there(self):
+    def _tables(self, back: bool):
         from specxai.kernels.packed_gemm import packed
 
+        if back:
+            (own,), _ = self._apart
+            return self._there.adjoint(own[own >= 0])
         stage = self._stage
         (reads,), (writes,), (under,) = stage.reads, stage.writes, stage.sites.reads
         live_in, live_out, taps = (rows.ge(0).nonzero().flatten() for rows in (reads, writes, under))
         weight = self._weight()[0]
         weight = weight[live_out.to(weight.device)][:, live_in.to(weight.device)][..., taps.to(weight.device)].sum(2)
         return packed(weight.to(self._device), reads[live_in], writes[live_out])
-
-    @once
-    def _back(self):
-        (own,) = self._own
-        return self._there.adjoint(own[own >= 0])
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
         from specxai.kernels.packed_gemm import packed_gemm

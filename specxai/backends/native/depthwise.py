@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai._once import once
-from specxai.backends.native.sums import apart
+from specxai.backends.native.sums import SumWork
 from specxai.plan import Gather
 
 if TYPE_CHECKING:
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
 MOST_TAPS = 25  # 5 × 5: an entry for each live output and tap is kept, which larger kernels make too many of
 
 
-def is_depthwise(stage: Gather) -> bool:
-    """Has every group one input and one output, and a kernel small enough to be kept entry by entry?"""
-    sites = stage.sites
-    return sites.groups > 1 and sites.inputs == sites.outputs == sites.groups and sites.taps <= MOST_TAPS
-
-
 class DepthwiseWork:
     """Runs a depthwise `Gather` stage; each direction's sum is made by its first run."""
 
     def __init__(self, stage: Gather) -> None:
         self._stage: Gather | None = stage  # until both directions have sums of their own
+        live_in, live_out, entry = int((stage.reads >= 0).sum()), stage.live, 4 + stage.sites.weight.itemsize
+        # Whose rows a tap brings together: each has one partner at most.
+        self.kept = 2 * entry * stage.sites.taps * min(live_in, live_out) + 8 * (live_in + live_out)
+        self.kept += 4 * (stage.reads.numel() + stage.writes.numel())
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Mode) -> None:
         made, adds = self._forward
         made.run(inside, outside, probes, adds)
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Mode) -> None:
-        made, fold, accumulate = self._adjoint
-        if fold is None:
+        made, copy, accumulate = self._adjoint
+        if copy is None:
             made.run(outside, inside, probes, accumulate)
         else:
             made.run(outside, outside, probes)
-            fold.run(outside, inside, probes, accumulate)
+            copy.adjoint(outside, inside, probes, mode)
 
     @property
     def multiply_adds(self) -> int:
@@ -55,12 +56,12 @@ class DepthwiseWork:
         return made, stage.adds
 
     @once
-    def _adjoint(self) -> tuple[native.RowSum, native.RowSum | None, bool]:
+    def _adjoint(self) -> tuple[native.RowSum, SumWork | None, bool]:
         stage = self._stage
-        inside, fold = apart(stage)
+        inside, copy = stage.apart()
         made = _sum(stage.writes, inside, stage.sites.feeds, stage.weight())
         self._release("_forward")
-        return made, fold, stage.place.accumulate
+        return made, None if copy is None else SumWork(copy, made.dtype), stage.place.accumulate
 
     def _release(self, other: str) -> None:
         if other in self.__dict__:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.engine import Executable
-from specxai.backends.native.depthwise import DepthwiseWork, is_depthwise
+from specxai.backends.native.depthwise import MOST_TAPS, DepthwiseWork
 from specxai.backends.native.gather import GatherWork
+from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
 from specxai.backends.opaque import OpaqueTerms
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
 # Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
 # in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
@@ -47,10 +48,16 @@ class NativeEngine:
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):
-            return DepthwiseWork(stage) if is_depthwise(stage) else GatherWork(stage)
+            sums = stage.depthwise and stage.sites.taps <= MOST_TAPS
+            return DepthwiseWork(stage) if sums else GatherWork(stage)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype)
+        if isinstance(stage, LowRank):
+            return GroupWork(stage)
         return OpaqueTerms(stage, self.lower)
+
+    def graphs(self) -> None:
+        return None
 
     def stride_of(self, probes: int) -> int:
         return native.stride_of(probes)

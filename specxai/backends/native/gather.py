@@ -8,7 +8,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai._once import once
-from specxai.backends.native.sums import apart
+from specxai.backends.native.sums import SumWork
 from specxai.plan import Gather
 from specxai.plan.positions import Cells
 from specxai.plan.sites import Sites
@@ -31,7 +31,7 @@ class GatherWork:
         self._stage: Gather | None = stage  # until both directions have tables of their own
         sites = stage.sites
         cells, inputs, outputs = _cells(stage), sites.inputs, sites.outputs
-        if _is_packed(stage):
+        if stage.packed:
             inputs, outputs = (int((rows >= 0).sum()) for rows in (stage.reads, stage.writes))
         sides = [(len(stage.reads), inputs), (len(stage.writes), outputs)]
         if cells is not None and cells.cost <= GATHERING:
@@ -41,18 +41,25 @@ class GatherWork:
         pitches = [(positions, native.pitch_of(channels // sites.groups)) for positions, channels in sides]
         self.spread = max(positions * sites.groups * pitch if pitch % native.LINE == 0 else 0
                           for positions, pitch in pitches)
+        live, sites_and_cells = int((stage.reads >= 0).sum()) + stage.live, len(stage.reads) + len(stage.writes)
+        # In each direction a row and a column of every live unit, and a cell and a tap of every pair of positions.
+        self.kept = 16 * live + 8 * sites.groups * (sites.taps + 2) * sites_and_cells
+        self.kept += 4 * (stage.reads.numel() + stage.writes.numel())
+
+    def scratch(self, stride: int) -> int:
+        return 0  # `spread`, which the engine counts with the arena, as it may do without
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Mode) -> None:
         stage, adds = self._forward
         stage.run(inside, outside, adds, rough=mode.rough, may_spread=mode.may_spread)
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Mode) -> None:
-        stage, fold, accumulate = self._adjoint
-        if fold is None:
+        stage, copy, accumulate = self._adjoint
+        if copy is None:
             stage.run(outside, inside, accumulate, rough=mode.rough, may_spread=mode.may_spread)
         else:
             stage.run(outside, outside, rough=mode.rough, may_spread=mode.may_spread)
-            fold.run(outside, inside, probes, accumulate)
+            copy.adjoint(outside, inside, probes, mode)
 
     @once
     def multiply_adds(self) -> int:
@@ -69,26 +76,21 @@ class GatherWork:
         return made, stage.adds
 
     @once
-    def _adjoint(self) -> tuple[native.GatherGemm, native.RowSum | None, bool]:
-        """The stage, and how its results fold where an input is read twice."""
+    def _adjoint(self) -> tuple[native.GatherGemm, SumWork | None, bool]:
+        """The stage, and the copy whose adjoint folds its results where an input is read twice."""
         stage = self._stage
-        inside, fold = apart(stage)
+        inside, copy = stage.apart()
         made = _made(stage, stage.writes, inside, adjoint=True)
         self._release("_forward")
-        return made, fold, stage.place.accumulate
+        return made, None if copy is None else SumWork(copy, made.dtype), stage.place.accumulate
 
     def _release(self, other: str) -> None:
         if other in self.__dict__:
             self._stage = None
 
 
-def _is_packed(stage: Gather) -> bool:
-    """One position on both sides: its weights are packed once as W[live out, live in]."""
-    return len(stage.reads) == len(stage.writes) == stage.sites.groups == 1
-
-
 def _cells(stage: Gather) -> Cells | None:
-    return None if _is_packed(stage) else stage.sites.cells
+    return None if stage.packed else stage.sites.cells
 
 
 def _merges(stage: Gather) -> bool:
@@ -101,7 +103,7 @@ def _made(stage: Gather, inside: Tensor, outside: Tensor, adjoint: bool) -> nati
     """The kernel's stage from rows `inside` to rows `outside`: forward, or back with the weights transposed."""
     sites: Sites = stage.sites
     weight = stage.weight()
-    if _is_packed(stage):
+    if stage.packed:
         live_in, live_out = (rows[0].ge(0).nonzero().flatten() for rows in (stage.reads, stage.writes))
         weight = weight[:, live_out][:, :, live_in]
         chosen_in, chosen_out = (live_out, live_in) if adjoint else (live_in, live_out)

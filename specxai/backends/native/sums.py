@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specxai import native
 from specxai._once import once
-from specxai.plan import Gather, Sum
+from specxai.plan import Sum
 
 
 class SumWork:
@@ -21,6 +21,11 @@ class SumWork:
         self._reads, self._writes, self._dtype = stage.reads.contiguous(), stage.writes.contiguous(), dtype
         self._scale = stage.scale(dtype)
         self._accumulate = stage.place.accumulate
+        # Rows read and written, then in each direction an entry's and its sum's.
+        self.kept = (32 if self._scale is None else 32 + 3 * dtype.itemsize) * len(stage.reads)
+
+    def scratch(self, stride: int) -> int:
+        return 0
 
     @once
     def _forward(self) -> native.RowSum:
@@ -35,18 +40,3 @@ class SumWork:
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
         self._adjoint.run(outside, inside, probes, self._accumulate)
-
-
-def apart(stage: Gather) -> tuple[Tensor, native.RowSum | None]:
-    """(rows that the adjoint writes, the sum that folds them into those that the stage reads).
-
-    An input that is read twice, as a pooling winner of two windows is, has each time a row of its own first.  None
-    where no row is read twice.
-    """
-    if not stage.repeats:
-        return stage.reads, None
-    live = stage.reads >= 0
-    rows = torch.arange(int(live.sum()), dtype=torch.int32, device="cpu") + stage.place.scratch
-    own = torch.full_like(stage.reads, -1)
-    own[live] = rows
-    return own, native.RowSum(to=stage.reads[live], source=rows, dtype=stage.sites.weight.dtype)

@@ -11,9 +11,9 @@ from torch import Tensor
 from specxai._once import once
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
-from specxai.plan import Gather, Stage, Sum
+from specxai.plan import Gather, LowRank, Stage, Sum
 
-CHUNK = 1 << 24  # numbers of one gathered block
+CHUNK = 1 << 22  # numbers that are held for the positions of one product
 
 
 class TorchEngine:
@@ -30,7 +30,12 @@ class TorchEngine:
             return GatherProducts(stage, self.device)
         if isinstance(stage, Sum):
             return RowSums(stage, self.dtype, self.device)
+        if isinstance(stage, LowRank):
+            return GroupProducts(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
+
+    def graphs(self) -> None:
+        return None
 
     def stride_of(self, probes: int) -> int:
         return probes
@@ -45,26 +50,17 @@ class TorchEngine:
         return None
 
     def room(self, columns: int, rows: int, work: Sequence[Executable]) -> int:
-        widest = max((item.gathered for item in work if isinstance(item, GatherProducts)), default=0)
-        return (rows + widest) * columns
+        return rows * columns
 
     def column_cost(self, columns: int, rough: bool) -> float:
         return max(1.0, 16 / columns)
 
 
 class GatherProducts:
-    """Runs a `Gather` stage: the live positions' inputs gathered, one product for all of them, rows written.
-
-    gathered   numbers a probe that it holds beside the arena
-    """
+    """Runs a `Gather` stage: the live positions' inputs gathered, one product for all of them, rows written."""
 
     def __init__(self, stage: Gather, device: torch.device) -> None:
         self._stage, self._device = stage, device
-        sites = stage.sites
-        # Gathered inputs, their products, and one side's whole values.
-        self.gathered = max(side * channels for side, channels in ((len(stage.reads), sites.inputs),
-                                                                   (len(stage.writes), sites.outputs)))
-        self.gathered += 2 * CHUNK // 64
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         _gather(self._forward, inside, outside, self._stage.adds)
@@ -75,6 +71,18 @@ class GatherProducts:
     @once
     def multiply_adds(self) -> int:
         return self._stage.multiply_adds()
+
+    @once
+    def kept(self) -> int:
+        stage = self._stage
+        pairs = stage.sites.taps * (len(stage.reads) + len(stage.writes))
+        tables = stage.reads.numel() + stage.writes.numel() + pairs
+        return 4 * tables + 40 * (int((stage.reads >= 0).sum()) + stage.live)
+
+    def scratch(self, stride: int) -> int:
+        stage, sites = self._stage, self._stage.sites
+        ends = (len(stage.reads), sites.inputs), (len(stage.writes), sites.outputs)
+        return max(_held(*one, *other, sites.taps, stride) for one, other in (ends, ends[::-1]))
 
     @once
     def _forward(self) -> _Gathering:
@@ -90,48 +98,102 @@ class GatherProducts:
 class _Gathering:
     """Tables of one direction, on the device.
 
-    read      (inputs that are live,) rows, and `at`, their places in a table (input positions + 1, inputs) whose last
-              position is the zero that a missing neighbour finds
-    near      (live output positions, taps) input positions
-    write     (outputs that are live,) rows, and `of`, their places in (live output positions, outputs)
-    weight    (groups, outputs, taps · inputs)
+    read            (inputs that are live,) rows, and `at`, their places in a table (inputs, input positions + 1) whose
+                    last position is the zero that a missing neighbour finds
+    near            (taps, live output positions) input positions
+    write           (outputs that are live,) rows, and `site`, `channel`, their places among the live output positions
+    begin           (live output positions + 1,) where the live outputs of each begin among those, on the CPU
+    weight          (groups, outputs, inputs · taps)
     """
 
     def __init__(self, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor,
                  device: torch.device) -> None:
-        groups, outputs, inputs, taps = weight.shape
-        self.positions, self.groups, self.inputs = len(inside), groups, inputs
-        self.weight = weight.transpose(2, 3).reshape(groups, outputs, taps * inputs).to(device)
-        at = (inside >= 0).flatten().nonzero().flatten()
-        self.read, self.at = inside.flatten()[at].long().to(device), at.to(device)
+        self.positions, (groups, outputs, inputs, taps) = len(inside), weight.shape
+        self.weight = weight.reshape(groups, outputs, inputs * taps).to(device)
+        position, channel = (inside >= 0).nonzero(as_tuple=True)
+        self.read = inside[position, channel].long().to(device)
+        self.at = (channel * (len(inside) + 1) + position).to(device)
         alive = (outside >= 0).any(1).nonzero().flatten()
-        near = neighbours[alive].long()
+        near = neighbours[alive].T
         self.near = torch.where(near < 0, len(inside), near).to(device)
         written = outside[alive]
-        of = (written >= 0).flatten().nonzero().flatten()
-        self.write, self.of = written.flatten()[of].long().to(device), of.to(device)
-        # Where the live outputs of each position begin among `of`.
-        self.begin = torch.searchsorted(of, torch.arange(len(alive) + 1, device="cpu") * outside.shape[1]).tolist()
-        self.width = outside.shape[1]
+        site, channel = (written >= 0).nonzero(as_tuple=True)
+        self.write = written[site, channel].long().to(device)
+        self.begin = torch.searchsorted(site, torch.arange(len(alive) + 1, device="cpu"))
+        self.site, self.channel = site.to(device), channel.to(device)
 
 
 def _gather(tables: _Gathering, inside: Tensor, outside: Tensor, add: bool) -> None:
     """outside[write] (+)= W inside[read], position by position, some at a time."""
-    probes, g, c = inside.shape[1], tables.groups, tables.inputs
-    whole = inside.new_zeros((tables.positions + 1) * g * c, probes)
-    whole[tables.at] = inside[tables.read]
-    whole = whole.view(tables.positions + 1, g, c, probes)
-    taps = tables.near.shape[1]
-    some = max(1, CHUNK // max(1, g * c * taps * probes))
+    (groups, outputs, depth), (taps, sites), probes = tables.weight.shape, tables.near.shape, inside.shape[1]
+    inputs = groups * depth // taps
+    whole = inside.new_zeros(inputs * (tables.positions + 1), probes)
+    whole.index_copy_(0, tables.at, inside.index_select(0, tables.read))
+    whole = whole.view(inputs, tables.positions + 1, probes)
+    some = max(1, CHUNK // max(1, _site(inputs, groups * outputs, taps) * probes))
     if not add:
         outside.index_fill_(0, tables.write, 0)
-    for start in range(0, len(tables.near), some):
-        near = tables.near[start:start + some]
-        read = whole[near].transpose(1, 2).reshape(len(near), g, taps * c, probes)
-        made = torch.matmul(tables.weight, read).reshape(-1, probes)  # (positions · outputs, probes)
-        first, last = tables.begin[start], tables.begin[start + len(near)]
-        rows, made = tables.write[first:last], made[tables.of[first:last] - start * tables.width]
-        outside.index_add_(0, rows, made)  # a row may come twice: a pooling winner of two windows, backwards
+    for start in range(0, sites, some):
+        near = tables.near[:, start:start + some]
+        first, last = tables.begin[[start, start + near.shape[1]]].tolist()
+        read = whole.index_select(1, near.flatten()).view(groups, depth, near.shape[1] * probes)
+        made = torch.matmul(tables.weight, read).view(groups * outputs, near.shape[1], probes)
+        made = made[tables.channel[first:last], tables.site[first:last] - start]
+        # A row may come twice: a pooling winner of two windows, backwards.
+        outside.index_add_(0, tables.write[first:last], made)
+
+
+def _site(inputs: int, outputs: int, taps: int) -> int:
+    """Numbers a probe that are held for one output position: what it reads, what is made of it, and where that goes."""
+    return inputs * taps + 4 * outputs
+
+
+def _held(positions: int, inputs: int, sites: int, outputs: int, taps: int, probes: int) -> int:
+    """Numbers that `_gather` holds beside its blocks."""
+    whole, site = (positions + 1) * inputs * probes, _site(inputs, outputs, taps) * probes
+    return whole + max(whole, min(sites * site, max(CHUNK, site)))
+
+
+class GroupProducts:
+    """Runs a `LowRank` stage: the groups' rows gathered, two products for all of them, rows written."""
+
+    def __init__(self, stage: LowRank, dtype: torch.dtype, device: torch.device) -> None:
+        self._accumulate, rank = stage.place.accumulate, stage.left.shape[1]
+        self.kept = stage.reads.numel() * (32 + (1 + 2 * rank) * dtype.itemsize)
+        self.multiply_adds = (1 + 2 * rank) * int((stage.reads >= 0).sum())
+        self._diagonal, self._left, self._right = (
+            part.to(device, dtype) for part in (stage.diagonal[..., None], stage.left, stage.right))
+        self._reads, self._writes = (_places(rows, device) for rows in (stage.reads, stage.writes))
+        self._shape = stage.reads.shape
+
+    def scratch(self, stride: int) -> int:
+        return 4 * self._shape.numel() * stride
+
+    def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._writes
+        outside[rows] = self._apply(inside, self._reads, self._left, self._right)[at]
+
+    def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
+        rows, at = self._reads
+        made = self._apply(outside, self._writes, self._right, self._left)[at]
+        if self._accumulate:
+            inside.index_add_(0, rows, made)
+        else:
+            inside[rows] = made
+
+    def _apply(self, source: Tensor, places: tuple[Tensor, Tensor], left: Tensor, right: Tensor) -> Tensor:
+        rows, at = places
+        whole = source.new_zeros(self._shape.numel(), source.shape[1])
+        whole[at] = source[rows]
+        whole = whole.view(*self._shape, -1)
+        made = torch.baddbmm(whole * self._diagonal, left.mT, torch.bmm(right, whole))
+        return made.flatten(0, 1)
+
+
+def _places(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows that are live, their places in the flat table)."""
+    at = (rows >= 0).flatten().nonzero().flatten()
+    return rows.flatten()[at].long().to(device), at.to(device)
 
 
 class RowSums:
@@ -144,6 +206,10 @@ class RowSums:
         scale = stage.scale(dtype)
         self._scale = None if scale is None else scale.to(device)[:, None]
         self._accumulate = stage.place.accumulate
+        self.kept = (16 if scale is None else 16 + dtype.itemsize) * len(stage.reads)
+
+    def scratch(self, stride: int) -> int:
+        return len(self._reads) * stride
 
     def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
         self._add(inside, self._reads, outside, self._writes, False)
@@ -152,7 +218,9 @@ class RowSums:
         self._add(outside, self._writes, inside, self._reads, self._accumulate)
 
     def _add(self, source: Tensor, rows: Tensor, to: Tensor, at: Tensor, accumulate: bool) -> None:
-        part = source[rows] if self._scale is None else source[rows] * self._scale
+        part = source.index_select(0, rows)
+        if self._scale is not None:
+            part *= self._scale
         if not accumulate:
             to.index_fill_(0, at, 0)
         to.index_add_(0, at, part)

@@ -10,38 +10,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specxai.plots import heatmap
-from specxai.plots.axes import legend_handles
 from specxai.plots.heatmap import INK, PERCENTILE, SOFT
 from specxai.plots.spectrum import signed, subscript
 
-LEGEND = ("Red adds, blue takes away; the colours of a block of maps end at the "
-          f"{PERCENTILE}th percentile of their magnitudes, nothing is smoothed or cut off.")
-SHOWN = 12  # survivors of a reduced spectrum
+LEGEND = (f"The colours of a row of maps end at the {PERCENTILE}th percentile of their magnitudes; nothing is smoothed "
+          "or cut off.")
+SHOWN = 10  # survivors of a reduced spectrum
 
 
 def vectors(rows: Sequence[tuple], title: str) -> Figure:
-    """rows   (photograph, reading, part) with the parts of `taken_apart`"""
-    figure = Figure(figsize=(19, 0.9 + 2.25 * len(rows)), layout="constrained", facecolor="white")
-    figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold", color=INK, parse_math=False)
-    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
-                  frameon=False)
-    grid = figure.subplots(len(rows), 9, squeeze=False, width_ratios=[1] * 7 + [1.25, 1.0])
-    for axes, (picture, reading, part) in zip(grid, rows, strict=True):
-        _input(axes[0], picture, reading)
+    """rows   (photograph, reading, part) with the parts of `taken_apart`; two lines of the figure each"""
+    figure = Figure(figsize=(12.4, 1.1 + 4.75 * len(rows)), layout="constrained", facecolor="white")
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure.supxlabel("upper maps: red where a pixel's part of φ·x is positive, blue where it is negative;\n"
+                     "lower maps and bars: red adds to the class's output, blue takes away", fontsize=9, color=SOFT)
+    grid = figure.subplots(2 * len(rows), 5, squeeze=False, width_ratios=[1] * 4 + [1.2]).reshape(len(rows), 2, 5)
+    for (upper, lower), (picture, reading, part) in zip(grid, rows, strict=True):
+        _input(upper[0], picture, reading)
+        upper[1].set_ylabel("largest λ", fontsize=9.5, color=INK)
         names = [f"λ{subscript(k)} = {part['S'][k]:.3g}   φ·x = {float(p):.2g}"
                  for k, p in zip(part["leading"], part["projections"], strict=True)]
-        maps(axes[1:4], part["strongest"].numpy(), names)
+        maps(upper[1:4], part["strongest"].numpy(), names)
+        lower[0].set_axis_off()
+        lower[1].set_ylabel("most for the class\nafter cancelling", fontsize=9.5, color=INK)
         names = [f"α{subscript(k)} = {signed(float(part['alpha'][k]))}   {float(share):.0%}"
                  for k, share in zip(part["dominant"], part["shares"], strict=False)]
-        maps(axes[4:7], part["contributing"].numpy(), names)
-        _full(axes[7], part)
-        _reduced(axes[8], part)
-    for place, text in ((2, "largest singular values"), (5, "most for the class after cancelling")):
-        above = grid[0, place].annotate(text, (0.5, 1.16), xycoords="axes fraction", ha="center", fontsize=10.5,
-                                        color=INK)
-        above.set_in_layout(False)  # wider than its column
-    grid[0, 7].set_title("α (bars), λ (grey)", fontsize=9, color=INK)
-    grid[0, 8].set_title("reduced α̂", fontsize=9, color=INK)
+        maps(lower[1:4], part["contributing"].numpy(), names)
+        for empty in lower[1 + len(part["contributing"]):4]:
+            empty.text(0.5, 0.5, "no more vectors\nsurvive (21)", ha="center", va="center", fontsize=9, color=SOFT)
+        _full(upper[4], part)
+        _reduced(lower[4], part)
+        upper[4].set_title("α (bars), λ (grey), by k", fontsize=9.5, color=INK)
+        lower[4].set_title("reduced α̂, by size; below, k", fontsize=9.5, color=INK)
     return figure
 
 
@@ -51,8 +51,8 @@ def averaged(rows: Sequence[tuple], title: str) -> Figure:
     figure = Figure(figsize=(2.3 * (1 + 2 * len(layers)), 0.9 + 2.35 * len(rows)), layout="constrained",
                     facecolor="white")
     figure.suptitle(f"{title}: top contributing vector", fontsize=13, fontweight="bold", color=INK, parse_math=False)
-    figure.legend(handles=legend_handles("contribution"), loc="outside lower center", ncols=2, fontsize=8.5,
-                  frameon=False)
+    figure.supxlabel("red adds to the class's output, blue takes away; an averaged map has the sign of its "
+                     "contribution, and no more of it", fontsize=8.5, color=SOFT)
     grid = figure.subplots(len(rows), 1 + 2 * len(layers), squeeze=False)
     for axes, (picture, parts) in zip(grid, rows, strict=True):
         _input(axes[0], picture, picture.name)
@@ -71,12 +71,12 @@ def maps(axes: Sequence[Axes], values: np.ndarray, names: Sequence[str]) -> None
     half = heatmap.half_range([one for _, one, _ in shown])
     for cell, one, name in shown:
         heatmap.draw(cell, one, half, half)
-        cell.set_title(name, fontsize=8.5, color=INK, parse_math=False)
+        cell.set_title(name, fontsize=9, color=INK, parse_math=False)
 
 
 def _input(axes: Axes, picture, reading: str) -> None:
     heatmap.draw_input(axes, picture.raw.numpy(), image=picture.raw.numpy())
-    axes.set_title(reading, fontsize=9, color=INK, parse_math=False)
+    axes.set_title(reading, fontsize=10, fontweight="bold", color=INK, parse_math=False)
 
 
 def _full(axes: Axes, part: dict) -> None:
@@ -99,9 +99,11 @@ def _reduced(axes: Axes, part: dict) -> None:
     values = part["values"].numpy()[:SHOWN]
     axes.bar(np.arange(len(values)), values, color=heatmap.signs(values), width=0.8)
     axes.set_xticks(range(len(values)), [str(k) for k in part["dominant"][:SHOWN]])
+    axes.set_xlim(-0.7, max(len(values) - 0.3, 5.7))  # one bar alone is not to fill the picture
     hidden = len(part["values"]) - len(values)
     if hidden:
-        axes.text(0.98, 0.9, f"{hidden} smaller", transform=axes.transAxes, ha="right", fontsize=7.5, color=SOFT)
+        free = 0.9 if values.sum() > 0 else 0.04  # bars stand or hang
+        axes.text(0.98, free, f"{hidden} smaller", transform=axes.transAxes, ha="right", fontsize=7.5, color=SOFT)
     _plain(axes)
 
 

@@ -25,9 +25,10 @@ from specxai.experiments.compare.methods import RIVALS
 from specxai.experiments.shapes import figures, trials
 from specxai.experiments.shapes.data import CLASSES, Shapes, shapes
 from specxai.experiments.shapes.measure import LAYERS, SMOOTHING, Settings, all_maps, case_of, joined, measure
-from specxai.experiments.shapes.model import HELD_OUT, HELD_OUT_SEED, accuracy, checkpoint_info, load_shapes_net
+from specxai.experiments.shapes.model import HELD_OUT, HELD_OUT_SEED, checkpoint_info, load_shapes_net
 from specxai.experiments.shapes.report import paired, standings, tabulate
 from specxai.experiments.study import Study
+from specxai.zoo.vgg import accuracy
 
 SUMMARY = "The claims as numbers, beside six methods and two controls, on shapes with known places (VGG-style net)."
 REQUIRES = ("captum", "skimage", "sklearn")

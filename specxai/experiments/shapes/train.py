@@ -17,8 +17,10 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from specxai._files import replacing
-from specxai.experiments.shapes.data import CLASSES, MEAN, STD, shapes
-from specxai.experiments.shapes.model import CHECKPOINT, HELD_OUT, HELD_OUT_SEED, ShapesNet, accuracy
+from specxai.experiments.descent import descend
+from specxai.experiments.shapes.data import CLASSES, MEAN, STD, Shapes, shapes
+from specxai.experiments.shapes.model import CHECKPOINT, HELD_OUT, HELD_OUT_SEED, ShapesNet
+from specxai.zoo.vgg import accuracy
 
 
 def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: int = 0,
@@ -50,22 +52,21 @@ def train(out: Path = CHECKPOINT, images: int = 100_000, batch: int = 64, seed: 
 
 
 def _fit(net: ShapesNet, steps: int, batch: int, generator: torch.Generator) -> None:
-    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
-    net.train()
     smoothed = None
-    for step in (bar := tqdm(range(steps), unit="step", mininterval=5)):
-        data = shapes(batch, generator)
-        logits = net(data.x)
-        loss = F.cross_entropy(logits, data.y, label_smoothing=0.05)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        right = (logits.argmax(1) == data.y).double().mean().item()
-        smoothed = right if smoothed is None else 0.98 * smoothed + 0.02 * right
-        if step % 50 == 0:
-            bar.set_postfix(accuracy=f"{smoothed:.3f}")
+    with tqdm(total=steps, unit="step", mininterval=5) as bar:
+        def measure(data: Shapes) -> torch.Tensor:
+            nonlocal smoothed
+            logits = net(data.x)
+            right = (logits.argmax(1) == data.y).double().mean().item()
+            smoothed = right if smoothed is None else 0.98 * smoothed + 0.02 * right
+            bar.update()
+            if bar.n % 50 == 1:
+                bar.set_postfix(accuracy=f"{smoothed:.3f}")
+            return F.cross_entropy(logits, data.y, label_smoothing=0.05)
+
+        net.train()
+        groups = [{"params": list(net.parameters()), "lr": 6e-3, "weight_decay": 1e-2}]
+        descend(groups, 1, steps, lambda: (shapes(batch, generator) for _ in range(steps)), measure, warm=0.3)
 
 
 if __name__ == "__main__":

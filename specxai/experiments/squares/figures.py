@@ -18,8 +18,9 @@ DARK, ACCENT = "#2f3e4e", heatmap.RED
 LEGEND = f"red positive, blue negative; a colour bar ends at the {PERCENTILE}th percentile of |value| along its row"
 
 CAPTION8 = ("Figure 8 of the paper, for the network without biases at the first test image. (a) Spectrum of the data "
-            "matrix; (b) spectrum of the network's map J, and its coefficients c = λ φ·x (18); (c) first four singular "
-            "vectors of the data, right vectors of J, their contraction with the input (23), left vectors of J.")
+            "matrix; (b) spectrum of the network's map J, and its coefficients c = λ φ·x (18), without those below "
+            "the axis; (c) first four singular vectors of the data, "
+            "right vectors of J, their contraction with the input (23), left vectors of J.")
 CAPTION9 = ("Figure 9 of the paper, for the network with biases at the first test image. (a) Right vectors of J, what "
             "each adds to the output, and what the biases of the decoder add; (b) the sums J x and b, the output and "
             "the input.")

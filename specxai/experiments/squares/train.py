@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specxai.experiments.descent import by_parameter, descend, shuffled
 from specxai.experiments.squares.data import SIDE, SIZE
 from specxai.experiments.squares.model import WIDTHS, SquaresNet
 
@@ -54,29 +55,11 @@ def train(images: Tensor, test: Tensor, bias: bool, settings: Settings,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = SquaresNet(bias, settings.size, settings.widths)
-    order = torch.Generator().manual_seed(settings.seed)
-    steps = settings.epochs * -(-len(images) // settings.batch)
-    groups = [{"params": [p for p in net.parameters() if p.ndim == 2], "weight_decay": WEIGHT_DECAY,
-               "lr": LEARNING_RATE},
-              {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0,
-               "lr": LEARNING_RATE * settings.bias_rate}]
-    groups = [group for group in groups if group["params"]]
-    optimiser = torch.optim.AdamW(groups, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups], total_steps=steps,
-                                                   pct_start=0.1)
-    losses = []
-    with torch.enable_grad():
-        for _ in range(settings.epochs):
-            total = 0.0
-            for rows in torch.randperm(len(images), generator=order).split(settings.batch):
-                loss = F.mse_loss(net(images[rows]), images[rows])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.item() * len(rows)
-            losses.append(total / len(images))
-            progress(1)
+    biases = {p: settings.bias_rate for p in net.parameters() if p.ndim == 1}
+    losses = descend(by_parameter(net, LEARNING_RATE, WEIGHT_DECAY, biases), settings.epochs,
+                     -(-len(images) // settings.batch),
+                     shuffled(len(images), settings.batch, torch.Generator().manual_seed(settings.seed)),
+                     lambda rows: F.mse_loss(net(images[rows]), images[rows]), progress)
     with torch.no_grad():
         return {"state": net.state_dict(), "losses": losses, "test_loss": F.mse_loss(net(test), test).item(),
                 "variance": test.var(0).mean().item()}

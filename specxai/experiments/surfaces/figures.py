@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from specxai.experiments.surfaces.mesh import ShapeSet
@@ -31,6 +31,11 @@ def half_range(fields: Sequence[Tensor]) -> float:
     """Of the colours of a row: a few extreme vertices must not flatten the others."""
     values = np.abs(np.concatenate([f.double().numpy().ravel() for f in fields]))
     return float(np.percentile(values, PERCENTILE)) or float(values.max()) or 1.0
+
+
+def close_up(shapes: ShapeSet, vertices: Tensor) -> Tensor:
+    """(3, n) the vertices (3, V) that a still of contributions has to hold."""
+    return vertices if shapes.focus is None else vertices[:, shapes.focus]
 
 
 def legend(shapes: ShapeSet) -> str:
@@ -73,7 +78,7 @@ def contributions(shapes: ShapeSet, rows: Sequence[dict], title: str, orders: Se
     note    below the figure, `legend` by default
     """
     columns = 1 + max(len(row["fields"]) for row in rows)
-    size = size_of(shapes, rows[0]["vertices"])
+    size = size_of(shapes, close_up(shapes, rows[0]["vertices"]))
     wide = 2.9 if size[0] > size[1] else 2.0
     figure = Figure(figsize=(wide * columns + 0.2, (wide * size[1] / size[0] + 0.62) * len(rows) + 0.95),
                     layout="constrained", facecolor="white")
@@ -81,7 +86,7 @@ def contributions(shapes: ShapeSet, rows: Sequence[dict], title: str, orders: Se
     figure.supxlabel(legend(shapes) if note is None else note, fontsize=8.5, color=SOFT, wrap=True)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for place, (row, axes) in enumerate(zip(rows, grid, strict=True)):
-        frame = fit(row["vertices"].double().numpy(), shapes.eye, size[0] / size[1])
+        frame = fit(close_up(shapes, row["vertices"]).double().numpy(), shapes.eye, size[0] / size[1])
         draw_shape(axes[0], shapes, row["vertices"], frame=frame, size=size)
         axes[0].set_title(row["name"], fontsize=9, color=INK)
         for at, (cell, field, name) in enumerate(zip(axes[1:], row["fields"], row["titles"], strict=False)):
@@ -94,7 +99,7 @@ def contributions(shapes: ShapeSet, rows: Sequence[dict], title: str, orders: Se
 
 def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tensor, true: Tensor, guessed: Tensor,
             score: str) -> Figure:
-    """Held-out shapes (6, 3, V) with the formula's and the net's number, and these for all held-out shapes."""
+    """Test shapes (6, 3, V) with the formula's and the net's number, and these for all test shapes."""
     figure = Figure(figsize=(11.5, 5.2 if shapes.name == "car" else 6.4), layout="constrained", facecolor="white")
     left, right = figure.subfigures(1, 2, width_ratios=[2.1, 1])
     size = size_of(shapes, vertices[0])
@@ -108,7 +113,7 @@ def gallery(shapes: ShapeSet, vertices: Tensor, target: Tensor, predicted: Tenso
     axes.plot(ends, ends, color="0.6", lw=0.8)
     axes.scatter(target.numpy(), predicted.numpy(), s=9, color=BLUE, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"formula's {shapes.symbol} {shapes.unit}", ylabel="net's", aspect="equal")
-    axes.set_title(f"held-out shapes\n{score}", fontsize=10, color=INK)
+    axes.set_title(f"test shapes\n{score}", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"The set of {shapes.name}s: {shapes.vertices} vertices in correspondence; {shapes.what}",
                     fontsize=12.5, fontweight="bold", color=INK)
@@ -130,7 +135,7 @@ def similarities(plain: Sequence[Tensor], spaces: Sequence[Tensor], name: str) -
                 figure.colorbar(drawn, ax=list(grid[0 if low else 1]), shrink=0.85, aspect=22, pad=0.01)
     grid[0, 0].set_ylabel("inner products φ·φ'\n(signs fixed by φ·x ≥ 0)", fontsize=9, color=INK)
     grid[1, 0].set_ylabel("cosine of the angle\nto the space of close λ", fontsize=9, color=INK)
-    figure.suptitle(f"Similarity of the vectors of largest |α| at the first layer, {len(plain[0])} held-out {name}s",
+    figure.suptitle(f"Similarity of the vectors of largest |α| at the first layer, {len(plain[0])} test {name}s",
                     fontsize=12.5, fontweight="bold", color=INK)
     figure.supxlabel(f"a row and a column for each {name}, in the order of the first vector's likeness",
                      fontsize=8.5, color=SOFT)
@@ -142,11 +147,11 @@ def evolution(shapes: ShapeSet, vertices: Tensor, views: dict, title: str) -> Fi
 
     views  {layer: {"field" (V,), "alpha" (r,), "values" (r,), "name"}}
     """
-    size = size_of(shapes, vertices)
+    size = size_of(shapes, close_up(shapes, vertices))
     tall = 3.55 * size[1] / size[0]
     figure = Figure(figsize=(11.4, min(tall, 5.2) + 3.5), layout="constrained", facecolor="white")
     upper, lower = figure.subfigures(2, 1, height_ratios=[min(tall, 5.2), 2.6])
-    frame = fit(vertices.double().numpy(), shapes.eye, size[0] / size[1])
+    frame = fit(close_up(shapes, vertices).double().numpy(), shapes.eye, size[0] / size[1])
     for axes, spectrum, one in zip(upper.subplots(1, len(views)), lower.subplots(1, len(views)), views.values(),
                                    strict=True):
         half = half_range([one["field"]])
@@ -164,6 +169,7 @@ def draw_spectrum(axes: Axes, alpha: Tensor, values: Tensor, most: int = 24) -> 
     k = np.arange(len(shown))
     axes.bar(k, shown, color=np.where(shown >= 0, RED, BLUE), width=0.85)
     axes.axhline(0, color="0.5", lw=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("k" + (f"  ({len(alpha) - most} more not drawn)" if len(alpha) > most else ""), fontsize=8.5)
     axes.set_ylabel("α", fontsize=9)
     axes.tick_params(labelsize=7.5)
@@ -181,17 +187,22 @@ def bias_clouds(shapes: ShapeSet, parts: Sequence[tuple[str, Tensor]], title: st
     """Figure 10: contributions (3, V) to a reconstruction, each as a cloud of points, one scale for all."""
     columns = 4
     lines = -(-len(parts) // columns)
-    figure = Figure(figsize=(11.6, 3.05 * lines + 0.9), layout="constrained", facecolor="white")
     view = camera(shapes.eye)
     seen = [view @ points.double().numpy() for _, points in parts]
-    reach = 1.05 * max(np.abs(one[:2]).max() for one in seen)
+    low, high = (np.array([of(one[:2], 1) for one in seen]) for of in (np.min, np.max))
+    low, high = low.min(0), high.max(0)
+    margin = 0.05 * (high - low).max()
+    wide, tall = high - low + 2 * margin
+    figure = Figure(figsize=(11.6, (2.75 * min(tall / wide, 1.6) + 0.3) * lines + 0.9), layout="constrained",
+                    facecolor="white")
     grid = figure.subplots(lines, columns, squeeze=False)
     for empty in grid.flat[len(parts):]:
         empty.set_axis_off()
     for axes, (name, _), (x, y, depth) in zip(grid.flat, parts, seen, strict=False):
         order = np.argsort(depth)
         axes.scatter(x[order], y[order], c=depth[order], s=2.2, cmap="viridis", linewidths=0)
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+        axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), aspect="equal",
+                 xticks=[], yticks=[])
         axes.spines[:].set_color("0.85")
         axes.set_title(name, fontsize=8.5, color=INK)
     figure.suptitle(title, fontsize=12.5, fontweight="bold", color=INK)

@@ -35,6 +35,7 @@ class ShapeSet:
     valid       parameters (N, P) -> (N,) bool, which of the drawn rows are shapes at all; None for all
     eye         direction from the shape to the camera of the stills
     shades      (V,) how dark each vertex is drawn where nothing else colours it
+    focus       (V,) mask of what stills of contributions are close to; None for the whole shape
     """
 
     name: str
@@ -51,6 +52,7 @@ class ShapeSet:
     valid: Callable[[Tensor], Tensor] | None = None
     eye: tuple[float, float, float] = (-1.0, 0.8, 0.5)
     shades: Tensor | None = field(default=None, repr=False)
+    focus: Tensor | None = field(default=None, repr=False)
 
     @property
     def vertices(self) -> int:

@@ -1,15 +1,15 @@
-"""Data, training and held-out accuracy of the nets on a set of shapes."""
+"""Data to train, choose and test by, training, and accuracy of the nets on a set of shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specxai.experiments.descent import by_parameter, descend, shuffled
 from specxai.experiments.surfaces.mesh import ShapeSet
 from specxai.experiments.surfaces.nets import AutoEncoder, Composed, regressor
 
@@ -20,6 +20,7 @@ REST = 0.05  # gain of the last layer in directions in which the shapes do not v
 SAMPLE = 512  # training shapes that the preconditioner is found from
 FLOOR = 3e-5  # variance, of the largest direction's, below which a direction of the data is left as it is
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
+TEST_SEED = 2_000_003  # added to the seed for the test shapes: nothing was ever chosen by them
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Settings:
     """How much data and training; `decay` of the weights, never of biases."""
 
     train: int = 8000
+    validation: int = 500
     test: int = 500
     epochs: int = 20
     head_epochs: int = 40
@@ -34,27 +36,34 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.train < HEAD_BATCH or self.test < 10 or min(self.epochs, self.head_epochs) < 1:
-            raise ValueError(f"{self}: at least {HEAD_BATCH} shapes to train on, 10 to test and 1 epoch are needed")
+        if self.train < HEAD_BATCH or min(self.validation, self.test) < 10 or min(self.epochs, self.head_epochs) < 1:
+            raise ValueError(f"{self}: at least {HEAD_BATCH} shapes to train on, 10 to choose by, 10 to test and 1 "
+                             "epoch are needed")
 
 
 @dataclass(frozen=True)
 class Data:
     """Shapes as the nets read them: metres from `origin` (3,), divided by `scale`.
 
-    x (N, 3, V), y (N,) the quantity in its own unit, rows (N, P) parameters; training shapes first.
+    x (N, 3, V), y (N,) the quantity in its own unit, rows (N, P) parameters: `train` shapes that weights are fitted to,
+    then `validation` ones that settings are chosen by, then those of the test.
     """
 
     x: Tensor
     y: Tensor
     rows: Tensor
     train: int
+    validation: int
     origin: Tensor
     scale: float
 
     @property
+    def chosen_by(self) -> slice:
+        return slice(self.train, self.train + self.validation)
+
+    @property
     def test(self) -> slice:
-        return slice(self.train, None)
+        return slice(self.train + self.validation, None)
 
     def metres(self, x: Tensor) -> Tensor:
         """Vertices (..., 3, V) in metres, of what the nets read or write."""
@@ -62,12 +71,14 @@ class Data:
 
 
 def dataset(shapes: ShapeSet, settings: Settings) -> Data:
-    """Shapes drawn with the settings' seed.
+    """Shapes drawn with the settings' seed, those of the test with one of their own.
 
     The origin is the middle of the mean training shape and the scale one number, so that the nets read coordinates,
     as the paper's do, and not deviations from a mean shape.
     """
-    rows = shapes.draw(settings.train + settings.test, torch.Generator().manual_seed(settings.seed))
+    rows = torch.cat([
+        shapes.draw(settings.train + settings.validation, torch.Generator().manual_seed(settings.seed)),
+        shapes.draw(settings.test, torch.Generator().manual_seed((settings.seed + TEST_SEED) % 2**63))])
     vertices = shapes.build(rows)
     trained = vertices[:settings.train]
     origin = trained.mean((0, 2))
@@ -75,7 +86,8 @@ def dataset(shapes: ShapeSet, settings: Settings) -> Data:
         origin[1] = 0  # on the plane of symmetry, to the last digit
     scale = float((trained - origin[:, None]).square().mean().sqrt())
     x = ((vertices - origin[:, None]) / scale).float()
-    return Data(x, shapes.quantity(rows).float(), rows, settings.train, origin.float(), scale)
+    return Data(x, shapes.quantity(rows).float(), rows, settings.train, settings.validation, origin.float(),
+                scale)
 
 
 @dataclass(frozen=True)
@@ -102,16 +114,19 @@ def train(data: Data, settings: Settings, progress: Callable[[int], object] = la
         net, head = AutoEncoder(x.shape[2]), regressor()
     space = Preconditioner.of(x)
     first, last = net.encoder[1], net.decoder[-2]
-    losses = _fit(net, space.forward(x), x, settings.epochs, BATCH, RATE, settings, progress,
-                  lambda output, target: space.loss(space.output(output, last.bias), target),
-                  {last.bias: FAST})
+    inputs = space.forward(x)
+    losses = descend(by_parameter(net, RATE, settings.decay, {last.bias: FAST}), settings.epochs, -(-len(x) // BATCH),
+                     shuffled(len(x), BATCH, torch.Generator().manual_seed(settings.seed)),
+                     lambda rows: space.loss(space.output(net(inputs[rows]), last.bias), x[rows]), progress)
     space.fold(first, last)
     with torch.no_grad():
         codes = torch.cat([net.encoder(part) for part in x.split(200)])
     mean, spread = y.mean(), y.std()
     inner, width = codes.mean(0), codes.std()
-    _fit(head, (codes - inner) / width, ((y - mean) / spread)[:, None], settings.head_epochs, HEAD_BATCH, HEAD_RATE,
-         settings, progress)
+    standard, wanted = (codes - inner) / width, ((y - mean) / spread)[:, None]
+    descend(by_parameter(head, HEAD_RATE, settings.decay), settings.head_epochs, -(-len(x) // HEAD_BATCH),
+            shuffled(len(x), HEAD_BATCH, torch.Generator().manual_seed(settings.seed)),
+            lambda rows: F.mse_loss(head(standard[rows]), wanted[rows]), progress)
     _absorb(head, inner, float(width), float(mean), float(spread))
     return Trained(net.eval(), head.eval(), losses)
 
@@ -182,35 +197,6 @@ def _absorb(head: nn.Sequential, inner: Tensor, width: float, mean: float, sprea
         head[0].bias -= head[0].weight @ inner
         head[-1].weight *= spread
         head[-1].bias.mul_(spread).add_(mean)
-
-
-def _fit(net: nn.Module, inputs: Tensor, targets: Tensor, epochs: int, batch: int, rate: float, settings: Settings,
-         progress: Callable[[int], object], measure: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
-         factors: Mapping[nn.Parameter, float] = MappingProxyType({})) -> list[float]:
-    """AdamW on a loss of (outputs, targets), with one cycle of the rate; mean loss of every epoch.
-
-    factors  of the rate, for parameters that have one of their own
-    """
-    order = torch.Generator().manual_seed(settings.seed)
-    groups = [{"params": [p], "weight_decay": settings.decay if p.ndim == 2 else 0.0} for p in net.parameters()]
-    rates = [rate * factors.get(p, 1.0) for p in net.parameters()]
-    optimiser = torch.optim.AdamW(groups, rate, fused=True)
-    steps = epochs * -(-len(inputs) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
-    losses = []
-    with torch.enable_grad():
-        for _ in range(epochs):
-            total = 0.0
-            for rows in torch.randperm(len(inputs), generator=order).split(batch):
-                loss = measure(net(inputs[rows]), targets[rows])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.item() * len(rows)
-            losses.append(total / len(inputs))
-            progress(1)
-    return losses
 
 
 def r_squared(target: Tensor, predicted: Tensor) -> float:

@@ -23,19 +23,21 @@ BLADES, SPAN, OUTLINE = 3, 28, 14  # blades; cross sections of one; points of a 
 TOWER_RINGS, ROUND = 12, 16
 HUB_RINGS, NACELLE_RINGS = 5, 6
 ORDER = ("blade 1", "blade 2", "blade 3", "hub", "nacelle", "tower")
-THICKNESS = 0.25  # of the chord
-HOLLOW = 0.96  # inner over outer size of the blade's section
-AIR, WIND, THRUST = 1.225, 12.0, 8 / 9  # kg/m³; m/s at the reference height; C_T of Betz' optimum
-SHEAR, REFERENCE = 0.2, 50.0  # exponent of the wind profile; m
+THICKNESS = 0.25  # of the chord; chosen: blades have a fifth to all of it from tip to root
+HOLLOW = 0.96  # inner over outer size of the blade's section; chosen
+AIR = 1.225  # kg/m³, of the standard atmosphere at sea level
+INDUCTION = 1 / 3  # of the wind, which an ideal rotor slows by a third; see `stress_along`
+SHEAR = 0.2  # exponent of IEC 61400-1's normal wind profile
+WIND, REFERENCE = 12.0, 50.0  # m/s at a height of so many metres; chosen
 PLACES = 401  # along the blade, where the stress is looked for
 SOURCE = (
-    "A formula, not a finite-element analysis. The wind at the hub is 12 m/s · (H/50 m)^0.2 (normal wind profile of "
-    "IEC 61400-1). The rotor's thrust is ½ ρ v² C_T π R² with C_T = 8/9, Betz' optimum (Burton et al., Wind Energy "
-    "Handbook, 2nd ed., ch. 3), even over the disc, a third on each blade: q(r) = ½ ρ v² C_T · 2π r/3 per metre. "
-    "Bending moment out of the rotor's plane (Euler and Bernoulli) M(r) = ∫_r^R q(s)(s − r) ds = "
-    "½ ρ v² C_T (2π/3)(R³/3 − r R²/2 + r³/6). Section modulus of a hollow ellipse with axes c and 0.25 c, inner size "
-    "0.96 of the outer, turned by the twist θ: W = (1 − 0.96⁴)(π/4) a b √(b² cos²θ + a² sin²θ), a = c/2, b = a/4. "
-    "Peak stress = max over r of M/W. Tower and hub enter through wind and radius only."
+    "A formula, not a finite-element analysis: the largest stress along a twisted, tapered, hollow blade that is bent "
+    "by the wind, by Euler and Bernoulli's beam. The wind at the hub is 12 m/s · (H/50 m)^0.2, the normal wind profile "
+    "of IEC 61400-1 with a speed and a height that we chose. The rotor's thrust is ½ ρ v² C_T π R², C_T = 4a(1 − a) = "
+    "8/9 at Betz' induction a = 1/3, even over the disc, a third on each blade. The section is a hollow ellipse with "
+    "axes of one chord and a quarter of it, the hollow of 0.96 times its size, turned by the twist; these shares we "
+    "chose. The derivation is in the docstring of `turbine_shapes.stress_along`. Weight and the pull of rotation are "
+    "left out; tower and hub enter through wind and radius only."
 )
 
 
@@ -45,17 +47,35 @@ def stress(rows: Tensor) -> Tensor:
 
 
 def stress_along(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(radius in m, stress in MPa) at places (N, PLACES) along the blade."""
+    """(radius in m, stress in MPa) at places (N, PLACES) along the blade.
+
+    **Wind.**  v = 12 m/s · (H/50 m)^0.2 at the hub's height H (IEC 61400-1, normal wind profile).
+
+    **Thrust.**  An actuator disc that slows the wind by a share a has v (1 − a) pass through it and v (1 − 2a) behind
+    it; the momentum that is lost is ρ π R² v (1 − a) · 2 a v, so C_T = 4 a (1 − a) of ½ ρ v² π R².  The power is the
+    thrust times v (1 − a), and 4 a (1 − a)² is largest at a = 1/3 (Betz): C_T = 8/9.  Even over the disc, a third of
+    the thrust of each ring is one blade's: q(r) = ½ ρ v² C_T · 2 π r / 3 newtons per metre.
+
+    **Moment.**  M(r) = ∫_r^R q(s) (s − r) ds = ½ ρ v² C_T (2 π/3) (R³/3 − r R²/2 + r³/6), out of the rotor's plane.
+
+    **Section.**  An ellipse with half axes a along the chord and b across it has I_a = π/4 · a b³ about the chord and
+    I_b = π/4 · a³ b about its other axis; a hollow of h times its size takes h⁴ of either.  Turned by the twist θ, M
+    has the parts M cos θ about the chord and M sin θ about the other axis, and at the point (a cos t, b sin t)
+
+        σ = M cos θ · b sin t / I_a + M sin θ · a cos t / I_b = 4 M / (π a b) · (cos θ sin t / b + sin θ cos t / a),
+
+    whose largest value over t is 4 M / (π a b) · √(cos² θ / b² + sin² θ / a²), over 1 − h⁴.
+    """
     p = named(PARAMETERS, rows)
     share = torch.linspace(0, 1, PLACES, dtype=rows.dtype)
     r, tip = p["hub"] + share * p["blade"], p["hub"] + p["blade"]
     wind = WIND * (p["tower"] / REFERENCE) ** SHEAR
-    pressure = AIR * wind**2 * THRUST / 2
+    pressure = AIR * wind**2 * 4 * INDUCTION * (1 - INDUCTION) / 2
     moment = pressure * (2 * math.pi / BLADES) * (tip**3 / 3 - r * tip**2 / 2 + r**3 / 6)
     chord, twist = sections(p, share)
     a, b = chord / 2, THICKNESS * chord / 2
-    modulus = (1 - HOLLOW**4) * (math.pi / 4) * a * b * (b**2 * twist.cos()**2 + a**2 * twist.sin()**2).sqrt()
-    return r, moment / modulus / 1e6
+    bent = 4 * moment / (math.pi * a * b) * (twist.cos()**2 / b**2 + twist.sin()**2 / a**2).sqrt()
+    return r, bent / (1 - HOLLOW**4) / 1e6
 
 
 def sections(p: dict[str, Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +183,8 @@ def turbine_set() -> ShapeSet:
     shades = torch.ones(total)
     shades[parts["hub"] | parts["nacelle"]] = 0.85
     return ShapeSet("turbine", PARAMETERS, build, torch.cat(faces), parts, _mirror(starts, sizes), stress, "σ_max",
-                    "MPa", "peak bending stress of a blade", SOURCE, eye=(-1.0, 0.62, 0.16), shades=shades)
+                    "MPa", "peak bending stress of a blade", SOURCE, eye=(-1.0, 0.62, 0.16), shades=shades,
+                    focus=~parts["tower"])
 
 
 def _mirror(starts: list[int], sizes: list[int]) -> Tensor:

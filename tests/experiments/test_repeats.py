@@ -1,0 +1,117 @@
+"""Real systems in processes of their own, tiny: the same seed repeats itself, and a run that is killed goes on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from specxai.experiments import EXPERIMENTS, Progress, Study
+from specxai.experiments import load as experiment
+
+TINY = {
+    "squares": {"epochs": 3, "train": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)},
+    "turbines": {"count": 4, "train": 120, "validation": 12, "test": 12, "epochs": 2, "head_epochs": 2},
+}
+# When a run is killed: what then lies in its folder.
+MOMENTS = {
+    "after a step": lambda out: any(out.glob("steps/*.safetensors")),
+    "in a write": lambda out: any(out.glob("steps/.part-*/*")),
+    "in the figures": lambda out: any(out.glob("*.png")),
+    "before anything": lambda out: out.exists(),
+}
+SECONDS = 120  # until a run must have come to its moment
+
+context = multiprocessing.get_context("forkserver")  # a server that has imported everything, and does nothing else
+context.set_forkserver_preload(["specxai.experiments", "matplotlib.figure", *(EXPERIMENTS[name] for name in TINY)])
+
+
+def whole_run(name: str, out: str) -> None:
+    torch.set_num_threads(1)
+    study = Study(Path(out), name, quick=True, seed=5, progress=Progress(False))
+    experiment(name).run(study, **TINY[name])
+    study.finish("summary")
+
+
+def started(name: str, out: Path):
+    process = context.Process(target=whole_run, args=(name, str(out)))
+    process.start()
+    return process
+
+
+def finished(name: str, out: Path) -> None:
+    process = started(name, out)
+    process.join(SECONDS)
+    assert process.exitcode == 0
+
+
+def written(out: Path) -> dict[str, bytes]:
+    """Every file by its place, but for the times in run.json."""
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*"))
+            if path.is_file() and path.name != "run.json"}
+
+
+def check_whole(out: Path) -> None:
+    """Every file that has its final name is complete."""
+    for path in out.rglob("*"):
+        if not path.is_file() or any(part.startswith(".part-") for part in path.parts):
+            continue
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            load(data)
+        elif path.suffix == ".json":
+            json.loads(data)
+        else:
+            end = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>", ".html": b"</html>"}[path.suffix]
+            assert data.rstrip().endswith(end), path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of a whole run of a system, made once."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "whole"
+            finished(name, made[name])
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_same_seed_gives_the_same_files_in_another_process(name, runs, tmp_path):
+    finished(name, tmp_path / "again")
+    one, other = written(runs(name)), written(tmp_path / "again")
+    assert list(one) == list(other)
+    assert {"numbers.json", "index.html"} < set(one)
+    assert [path for path in one if one[path] != other[path]] == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system that can kill a process at once")
+@pytest.mark.parametrize("name, moment", [("squares", moment) for moment in MOMENTS] + [("turbines", "in a write")])
+def test_a_run_that_is_killed_leaves_whole_files_and_goes_on(name, moment, runs, tmp_path):
+    out, expected = tmp_path / "out", written(runs(name))
+    process, there = started(name, out), MOMENTS[moment]
+    end = time.monotonic() + SECONDS
+    while process.is_alive() and not there(out):
+        assert time.monotonic() < end, "the run did not come so far"
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    if process.exitcode == 0:
+        pytest.fail("the run was over before it could be killed: make it larger")
+    check_whole(out)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("steps/*.safetensors")}
+    finished(name, out)
+    assert {name: (out / "steps" / name).stat().st_mtime_ns for name in kept} == kept  # read, not made again
+    found = {path: data for path, data in written(out).items() if ".part-" not in path}
+    assert found == expected
