@@ -81,7 +81,7 @@ class Snapshot:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Everything is read before and after, and nothing by what runs inside in this thread; a change raises after it.
+        """Everything is read before and after, and nothing by what runs inside in this thread; a change raises then.
 
         A solver makes hundreds of products of a millisecond, of which looking at every weight would be a large part.
         """
