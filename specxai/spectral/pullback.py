@@ -81,7 +81,7 @@ def pullback(model, x: Tensor | None = None, layer=None, rank: int | None = 5, m
 def _whole(local) -> Split:
     """The model's output as a layer of its own."""
     output = local.captured.program.output
-    around = ZeroOperator(local.input.shape, local.output.shape, local.input.dtype, local.input.device)
+    around = ZeroOperator(local.input.shape, local.output.shape, local.jacobian.dtype, local.input.device)
     return Split("output", local.jacobian, local.operator([output], [output]), around, local.output.shape,
                  lambda: local.output)
 
