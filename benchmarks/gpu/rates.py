@@ -69,7 +69,8 @@ def _gather(clock: Clock, dry: bool, precision: str, roof: dict[str, float]) -> 
 
 
 def _packed(clock: Clock, dry: bool, precision: str, roof: dict[str, float]) -> Iterator[dict]:
-    from specxai.kernels.packed_gemm import packed, packed_gemm, parts_for
+    from specxai.kernels.packed_gemm import packed, packed_gemm
+    from specxai.kernels.split import parts_for
     from specxai.kernels.tile import tile_for
 
     n, probes = (64, 8) if dry else (4096, 256)

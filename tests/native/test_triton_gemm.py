@@ -19,18 +19,19 @@ SHAPES = ((128, 64), (64, 64), (16, 64), (64, 8), (16, 16))
 INDICES = "*i32"
 
 
-def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = True):
+def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False):
     tile, real = tile_for(outputs, probes, precision), "*fp64" if precision == "fp64" else "*fp32"
     types = dict.fromkeys(("tiles", "chunk_begin", "chunk_at", "chunk_weight", "rows", "channel", "outside"), INDICES)
     types |= dict.fromkeys(("weight", "block", "out"), real)
     types |= dict.fromkeys(("n_panels", "n_groups", "group_depth", "probe_units", "in_units", "out_units"), "i32")
-    constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "PROBES_FIRST": tile.probes_first,
-                 "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
+    constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "SPLIT": split,
+                 "PROBES_FIRST": tile.probes_first, "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out,
+                 "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
     return gather_gemm.gather_gemm_kernel, types, constants, tile
 
 
-def outputs_case(outputs: int, probes: int, precision: str):
-    _, _, constants, tile = gather_case(outputs, probes, precision)
+def outputs_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False):
+    _, _, constants, tile = gather_case(outputs, probes, precision, accumulate, split)
     types = dict.fromkeys(("sites", "channel", "to", "chunk_begin", "chunk_at", "chunk_weight", "rows"), INDICES)
     types |= dict.fromkeys(("weight", "block", "out"), "*fp64" if precision == "fp64" else "*fp32")
     types |= dict.fromkeys(("n_groups", "n_outputs", "weight_units", "probe_units", "in_units", "out_units"), "i32")
@@ -91,6 +92,15 @@ def test_gather_gemm(case, outputs, probes, precision, capability):
     assert_multiplies(built, precision, capability, probes)
     assert_fits(built, capability)
     assert_wide_copies(built, probes, tile.stages, 3)
+
+
+@pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])
+def test_gather_gemm_in_parts(case):
+    kernel, types, constants, tile = case(64, 64, "tf32x3", False, True)
+    built = built_for(kernel, types, constants, 90, tile.warps, tile.stages)
+    assert_multiplies(built, "tf32x3", 90, 64)
+    assert_fits(built, 90)
+    assert_wide_copies(built, 64, tile.stages, 3)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
