@@ -1,12 +1,14 @@
 """What of many architectures runs through rules: generic nodes, exactness and agreement, as a table.
 
 Examples:
-    python benchmarks/coverage.py                                # all that is installed, float64
     python benchmarks/coverage.py resnet18 gpt2 --dtype float32
     python benchmarks/coverage.py --list
+    python benchmarks/coverage.py --page docs/coverage.md        # all models, as the page of the documentation
     python benchmarks/coverage.py --extra /path/to/packages      # where transformers and diffusers lie, if apart
 
-Models have random weights and the smallest size that keeps their structure; transformers' decoders read embeddings.
+Every model that is done goes to a file of results (--results), and is not run again: an interrupted run goes on where
+it was, and --again runs the models named, or all, anew.  Models have random weights and the smallest size that keeps
+their structure; transformers' decoders read embeddings.
 """
 
 from __future__ import annotations
@@ -14,17 +16,45 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import specxai
+from specxai._files import replacing
+from specxai._text import printable
 from specxai._vision import import_vision
+from specxai.affine.agreement import INEXACT
+
+BOUNDS = {"float64": 1e-10, "float32": 1e-3}  # of exactness and agreement
+ROUNDED = 1e-6  # the same in float64, where the model casts to float32 itself, or torch's derivative has fewer digits
+PAGE = """# Coverage
+
+{good} of {run} architectures run without a generic node, with exactness and agreement of at most {bound_64} in float64
+and {bound_32} in float32, under both policies.  Models are as their libraries make them, unmodified, with their default
+attention, with random weights, and at the smallest size that keeps their structure
+({versions}).
+
+*Exactness* compares the two routes to the bias, *agreement* compares J with torch's own derivative of the model, or,
+for frozen gates, of the model with those factors detached; [certificates](certificates.md) says what each shows.  A
+*generic node* is an op without a rule, which runs through torch's own derivative, one probe at a time.  A model that
+*casts* computes a part, such as the scale of its norms, in float32 whatever its dtype, and rounds as that does.  Where
+torch's own derivative is wrong, as that of its batch norm is for some strides, central *differences* of the model's
+forward pass decide; its hardsigmoid holds a *constant* in single precision.  In these three cases {bound_rounded} is
+asked of float64.  The page is written by
+
+    python benchmarks/coverage.py --results build/coverage.jsonl --page docs/coverage.md
+
+{table}
+"""
 
 TORCHVISION = {
     "alexnet": 64, "vgg11_bn": 32, "resnet18": 32, "resnet50": 32, "densenet121": 32, "googlenet": 32,
@@ -53,6 +83,19 @@ class Embedded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found = self.model(**{self.name: x}, **self.settings)
         return found[self.output] if self.output else found[0]
+
+
+class Conditional(nn.Module):
+    """A U-Net with the words that it is told, in the model's dtype."""
+
+    def __init__(self, unet: nn.Module, words: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("words", words)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unet.settings["encoder_hidden_states"] = self.words
+        return self.unet(x)
 
 
 def _decoder(family: str, **config) -> Callable[[], tuple[nn.Module, tuple[int, ...]]]:
@@ -120,6 +163,16 @@ def _unet():
     return Embedded(model, "sample", "sample", timestep=3), (1, 3, 16, 16)
 
 
+def _conditional_unet():
+    from diffusers import UNet2DConditionModel
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4, attention_head_dim=8, cross_attention_dim=12)
+    words = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(1))
+    return Conditional(Embedded(model, "sample", "sample", timestep=3), words), (1, 4, 8, 8)
+
+
 def _dit():
     from diffusers import DiTTransformer2DModel
     model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2,
@@ -133,8 +186,9 @@ OTHERS = {
     "qwen3": _decoder("Qwen3", **GROUPED),
     "gemma3": _gemma3, "opt": _decoder(
         "OPT", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32),
+    "gpt neox": _decoder("GPTNeoX", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
     "t5 encoder": _t5, "bert": _bert, "vit": _vit, "clip vision": _clip, "whisper encoder": _whisper, "mamba": _mamba,
-    "diffusers unet": _unet, "diffusers dit": _dit}
+    "diffusers unet": _unet, "conditional unet": _conditional_unet, "diffusers dit": _dit}
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -172,32 +226,124 @@ def randomise(model: nn.Module) -> None:
                 parameter.normal_(0, 0.02)
 
 
-def rows(name: str, dtype: torch.dtype, policies: list[str]) -> list[str]:
-    """A line of the table for each policy."""
+def measure(name: str, dtype: str, gates: str) -> dict:
+    """A row of results."""
     model, shape = build(name)
     randomise(model)
-    model = model.eval().to(dtype)
-    x, made = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype), []
-    for gates in policies:
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            local = specxai.linearize(model, x, gates=gates, backend="reference")
-        seconds = time.perf_counter() - start
-        generic = Counter(node.partition(": ")[2].partition(" (")[0] for node in local.generic_nodes)
-        text = ", ".join(f"{op} × {count}" for op, count in sorted(generic.items())) or "none"
-        made.append(f"| {name} | {gates} | {len(local.graph.nodes)} | {text} | {local.exactness:.0e} | "
-                    f"{local.agreement:.0e} | {local.agreement_details.witness} | {seconds:.1f} |")
-    return made
+    model = model.eval().to(getattr(torch, dtype))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        local = specxai.linearize(model, x, gates=gates, backend="reference")
+    generic = Counter(node.partition(": ")[2].partition(" (")[0] for node in local.generic_nodes)
+    widths = [found.itemsize for found in local._dtypes.values() if found.is_floating_point]
+    return {"model": name, "gates": gates, "dtype": dtype, "nodes": len(local.graph.nodes),
+            "generic": dict(sorted(generic.items())), "exactness": local.exactness, "agreement": local.agreement,
+            "witness": local.agreement_details.witness, "casts": min(widths) < x.itemsize,
+            "inexact": any(step.target in INEXACT for step in local.captured.program.steps),
+            "seconds": time.perf_counter() - start}
+
+
+def attempt(name: str, dtype: str, gates: str) -> dict:
+    """The same, with the first line of the error where the model fails: the table goes on."""
+    try:
+        return measure(name, dtype, gates)
+    except Exception as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        return {"model": name, "gates": gates, "dtype": dtype, "error": f"{type(error).__name__}: {text[:300]}"}
+    finally:
+        gc.collect()
+
+
+class Results:
+    """Rows by (model, policy, dtype), kept in a file of JSON lines; a later line of the same key counts."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, {}
+        if path is not None and path.is_file():
+            for line in path.read_text().splitlines():
+                self._take(json.loads(line))
+
+    def _take(self, row: dict) -> None:
+        self.rows[row["model"], row["gates"], row["dtype"]] = row
+
+    def add(self, rows: list[dict]) -> None:
+        for row in rows:
+            self._take(row)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def passes(row: dict) -> bool:
+    """Do both certificates hold, without a generic node?"""
+    if "error" in row or row["generic"] or row["agreement"] is None:
+        return False
+    rounded = row["casts"] or row.get("inexact") or row["witness"] == "central difference"
+    return max(row["exactness"], row["agreement"]) <= max(rounded * ROUNDED, BOUNDS[row["dtype"]])
+
+
+def line(rows: dict[str, dict]) -> str:
+    """A line of the table, from the rows of one model and policy by dtype."""
+    some = next(iter(rows.values()))
+    cells = [some["model"], some["gates"]]
+    if found := next((row["error"] for row in rows.values() if "error" in row), None):
+        return f"| {' | '.join(cells)} | – | failed: {printable(found).replace('|', '/')} |" + " – |" * 5
+    generic = ", ".join(f"{op} × {count}" for op, count in some["generic"].items()) or "none"
+    cells += [str(some["nodes"]), generic]
+    for dtype in BOUNDS:
+        row = rows.get(dtype)
+        cells += ["–", "–"] if row is None else [f"{row['exactness']:.0e}", f"{row['agreement']:.0e}"]
+    notes = ["yes"] + ["casts"] * any(row["casts"] for row in rows.values())
+    notes += ["constant"] * any(row.get("inexact", False) for row in rows.values())
+    notes += ["differences"] * any(row["witness"] == "central difference" for row in rows.values())
+    cells.append(", ".join(notes) if all(passes(row) for row in rows.values()) else "**no**")
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: Results, names: list[str], policies: list[str]) -> str:
+    """Markdown: a line for each model and policy that has been run."""
+    lines = ["| model | gates | nodes | generic nodes | exactness float64 | agreement float64 | exactness float32 | "
+             "agreement float32 | holds |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name in names:
+        for gates in policies:
+            rows = {dtype: results.rows[name, gates, dtype] for dtype in BOUNDS if (name, gates, dtype) in results.rows}
+            if rows:
+                lines.append(line(rows))
+    return "\n".join(lines)
+
+
+def page(results: Results, names: list[str], policies: list[str]) -> str:
+    """docs/coverage.md."""
+    kinds = [(gates, dtype) for gates in policies for dtype in BOUNDS]
+    run = [name for name in names if any((name, *kind) in results.rows for kind in kinds)]
+    good = [name for name in run if all(passes(results.rows.get((name, *kind), {"error": ""})) for kind in kinds)]
+    versions = ", ".join(f"{package} {version}" for package, version in _versions())
+    bounds = {"bound_64": BOUNDS["float64"], "bound_32": BOUNDS["float32"], "bound_rounded": ROUNDED}
+    return PAGE.format(good=len(good), run=len(run), versions=versions, table=table(results, names, policies),
+                       **{name: f"{bound:.0e}".replace("e-0", "e-") for name, bound in bounds.items()})
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = []
+    for package in ("torch", "torchvision", "timm", "transformers", "diffusers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append((package, metadata.version(package)))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="names; the default is all")
     parser.add_argument("--list", action="store_true", help="print the names")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument("--dtype", nargs="+", choices=list(BOUNDS), default=list(BOUNDS))
     parser.add_argument("--gates", nargs="+", default=["tangent", "frozen"], help="policies")
     parser.add_argument("--extra", help="a folder of further packages")
+    parser.add_argument("--results", type=Path, help="a file that keeps the rows of finished models")
+    parser.add_argument("--again", action="store_true", help="run models that are in the file anew")
+    parser.add_argument("--page", type=Path, help="write the page of the documentation there")
     settings = parser.parse_args()
     if settings.extra:
         sys.path.append(settings.extra)
@@ -208,16 +354,19 @@ def main() -> int:
     if unknown := [name for name in settings.models if name not in names]:
         parser.error(f"no model {unknown[0]!r}; --list shows the names")
     torch.set_num_threads(1)
-    print("| model | gates | nodes | generic | exactness | agreement | witness | s |\n" + "| --- " * 8 + "|")
-    failed = 0
-    for name in settings.models or names:
-        try:
-            print("\n".join(rows(name, getattr(torch, settings.dtype), settings.gates)), flush=True)
-        except Exception as error:  # the table goes on
-            failed += 1
-            text = (str(error).strip() or repr(error)).splitlines()[0]
-            print(f"| {name} | failed: {type(error).__name__}: {text[:300]} |", flush=True)
-        gc.collect()
+    wanted, results = settings.models or names, Results(settings.results)
+    for name in wanted:
+        for dtype in settings.dtype:
+            missing = [gates for gates in settings.gates
+                       if settings.again or (name, gates, dtype) not in results.rows]
+            for gates in missing:
+                results.add([row := attempt(name, dtype, gates)])
+                print(f"{name} {dtype} {gates}: {row.get('error', 'done')}", file=sys.stderr, flush=True)
+    if settings.page is not None:
+        with replacing(settings.page) as draft:
+            draft.write_text(page(results, names, settings.gates), encoding="utf-8")
+    print(table(results, wanted, settings.gates))
+    failed = [row for key, row in results.rows.items() if key[0] in wanted and not passes(row)]
     return 1 if failed else 0
 
 

@@ -27,14 +27,18 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "tokens": "specxai.spectral",
+    "Tokens": "specxai.spectral",
+    "pullback": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages
+_OPENED = ("transformers", "lens")  # modules that are imported when they are named
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
+    if name in (*_MODULES, *_OPENED):
         return importlib.import_module(f"specxai.{name}")
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
@@ -42,4 +46,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_OPENED))

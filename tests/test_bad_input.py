@@ -126,13 +126,6 @@ def test_mixed_devices_on_a_gpu():
     refused(make(), image().cuda(), ValueError, "the input is on cuda:0", "model.to('cuda:0')")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    with pytest.raises(ValueError, match=rf"float32 or float64, got {dtype}; cast .* with \.float\(\)") as raised:
-        specxai.explain(make(dtype), image(dtype), layer="2")
-    assert "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("rank", [0, -1, 2.5, True, "all"])
 def test_a_rank_that_is_none(rank):
     with pytest.raises(ValueError, match=rf"rank={rank!r}.* give at least 1, or None for all"):

@@ -108,6 +108,7 @@ class Local:
             self.input = plain(x).clone()
             values = captured.program.run(self.input) if values is None else values
             dtype = widest(captured.program, values)
+            self._dtype = torch.promote_types(x.dtype, torch.float32)  # of operators
             self.backend = choose(backend, x.device, dtype)
             nodes = linear_nodes(captured, values, self.policy, dtype)
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -156,7 +157,8 @@ class Local:
 
     @once
     def _bias(self) -> Tensor:
-        return self.output - self.jacobian.matvec(self.input.flatten()).reshape(self.output.shape)
+        flat = self.input.flatten().to(self.jacobian.dtype)
+        return self.output - self.jacobian.matvec(flat).reshape(self.output.shape)
 
     @property
     def exactness(self) -> float:
@@ -223,7 +225,7 @@ class Local:
         if around and step not in (program.input, program.output):
             bypass = self.operator([program.input], [program.output], held=[step])
         else:
-            bypass = ZeroOperator(self.input.shape, self.output.shape, self.input.dtype, self.input.device)
+            bypass = ZeroOperator(self.input.shape, self.output.shape, self._dtype, self.input.device)
         return Split(name, self.operator([program.input], [step]), self.operator([step], [program.output]), bypass,
                      self.graph.shapes[step], lambda: self._values()[step].detach())
 
@@ -251,7 +253,7 @@ class Local:
         ((4, 6), torch.Size([2, 3]), torch.Size([4]))
         """
         return between(self._backend, self.captured.program, (source, source_positions), (target, target_positions),
-                       held, taps, dtype=self.input.dtype, max_memory=self.max_memory, snapshot=self._snapshot)
+                       held, taps, dtype=self._dtype, max_memory=self.max_memory, snapshot=self._snapshot)
 
     def run_tail(self, layer: str | nn.Module, value: Tensor) -> Tensor:
         """The real network's output, gates and all, when the layer's output is `value` instead.

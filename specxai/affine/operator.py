@@ -109,15 +109,15 @@ class LocalOperator(LinearOperator):
 
     @property
     def input_shape(self) -> torch.Size:
-        return self._shape_of(self._sources, self._columns) or super().input_shape
+        return self._shape_of(self._sources, self._columns, self.shape[1])
 
     @property
     def output_shape(self) -> torch.Size:
-        return self._shape_of(self._targets, self._rows) or super().output_shape
+        return self._shape_of(self._targets, self._rows, self.shape[0])
 
-    def _shape_of(self, steps: Sequence[int], chosen: Tensor | None) -> torch.Size | None:
-        """Of a step, None where its units are not all, or not those of one step."""
-        return self._graph.shapes[steps[0]] if len(steps) == 1 and chosen is None else None
+    def _shape_of(self, steps: Sequence[int], chosen: Tensor | None, units: int) -> torch.Size:
+        """A step's, (units,) where they are not all of its, or not those of one step."""
+        return self._graph.shapes[steps[0]] if len(steps) == 1 and chosen is None else torch.Size((units,))
 
     @property
     def flops(self) -> int:
@@ -149,11 +149,9 @@ class LocalOperator(LinearOperator):
 
     @once
     def _cut(self) -> LiveCut | None:
-        if self._columns is not None or self._rows is not None:
-            return None
         self._check()
         with full_precision(self.device):
-            live = self._backend.live_units(self._sources, self._targets, self._held)
+            live = self._backend.live_units(self._sources, self._targets, self._held, self._columns, self._rows)
             return narrowest(self._graph, live, self._sources, self._targets, self._held)
 
     def costs(self) -> list[tuple[int, int, int]]:
@@ -171,11 +169,12 @@ class LocalOperator(LinearOperator):
     def rough(self) -> LinearOperator | None:
         return RoughOperator(self) if self._products.has_rough else None
 
-    def pull_back(self, Y: Tensor, passed: Passed) -> Tensor:
+    def pull_back(self, Y: Tensor, passed: Passed, rough: bool = False) -> Tensor:
         """Rᵀ Y (n, k) of Y (m, k); on the way `passed` is called with each of the steps `taps` and its cotangents,
         (units, k) in the graph's dtype, which it must not keep.
 
-        In a plan a unit that no source reaches has none: zero.
+        In a plan a unit that no source reaches has none: zero.  `rough` allows fewer digits where `rough()` has such
+        products.
 
         Raises ValueError for more columns than `block_size`.
         """
@@ -184,7 +183,7 @@ class LocalOperator(LinearOperator):
         if Y.shape[1] > self._chunk(Y.shape[1]):
             raise ValueError(f"Y has {Y.shape[1]} columns, max_memory={self.max_memory:,} holds "
                              f"{self.block_size}; give them in blocks of block_size")
-        return self._run("rmatmat", Y, False, passed)
+        return self._run("rmatmat", Y, rough, passed)
 
     def ensure_current(self) -> None:
         if self._snapshot is not None:

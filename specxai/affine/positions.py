@@ -15,6 +15,7 @@ from specxai.backends import Backend
 from specxai.backends.engine import Passed
 from specxai.capture.program import Program
 from specxai.errors import LayerError
+from specxai.operators import Cut
 
 __all__ = ["PositionOperator", "Positions", "Side", "Summed", "summed"]
 
@@ -171,6 +172,10 @@ class PositionOperator(LocalOperator):
     @property
     def output_shape(self) -> torch.Size:
         return self._to.shape
+
+    def narrowest_cut(self) -> Cut | None:
+        """As of a `LocalOperator`; None between sums over positions, whose factors would be no products of these."""
+        return super().narrowest_cut() if max(self._from.copies, self._to.copies) == 1 else None
 
     def _bytes(self, products, columns: int) -> int:
         spread = sum(size * side.copies for size, side in zip(self.shape, (self._to, self._from), strict=True)

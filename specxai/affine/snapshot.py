@@ -279,11 +279,13 @@ def _sums(watched: Sequence[_Watched], found: Sequence[np.ndarray]) -> None:
 
 def _read(program: Program) -> set[int]:
     """Constants that an active step depends on."""
-    needed: set[int] = set()
-    for step in reversed(program.steps):
-        if step.index in program.active or step.index in needed:
-            needed.update(references((step.args, dict(step.kwargs))))
-    return needed & set(program.constants)
+    if "read" not in program.found:
+        needed: set[int] = set()
+        for step in reversed(program.steps):
+            if step.index in program.active or step.index in needed:
+                needed.update(references((step.args, dict(step.kwargs))))
+        program.found["read"] = needed & set(program.constants)
+    return program.found["read"]
 
 
 def _parts(value: object) -> list[Tensor]:

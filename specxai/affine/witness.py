@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.utils._pytree import tree_leaves
 
 from specxai.capture.recording import Recording
 from specxai.rules.base import differentiating
@@ -77,7 +78,7 @@ def difference(captured: Recording, x: Tensor, direction: Tensor) -> Difference 
     with torch.inference_mode(False), torch.no_grad():
         for dtype in dict.fromkeys((torch.float64, x.dtype)):
             try:
-                model = copy.deepcopy(captured.model)
+                model = _copied(captured.model)
                 model = replace(captured, model=model if dtype == x.dtype else model.to(dtype),
                                 feed=captured.feed.copied(dtype))
                 found = _best_difference(model, x.detach().to(dtype), direction.detach().reshape(x.shape).to(dtype))
@@ -86,6 +87,13 @@ def difference(captured: Recording, x: Tensor, direction: Tensor) -> Difference 
             if found is not None:
                 return found
     return None
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of tensors that a forward pass left in the model with a graph, which torch does not copy."""
+    kept = (value for module in model.modules() for value in tree_leaves(vars(module)))
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept
+                                 if isinstance(value, Tensor) and not value.is_leaf})
 
 
 def _best_difference(captured: Recording, x: Tensor, v: Tensor) -> Difference | None:

@@ -168,6 +168,9 @@ class Backend(Protocol):
         taps            steps between whose cotangents `rmatmat` passes on; a plan has them at live units, else 0
         """
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int],
-                   held: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The live units of the sources and of every step between: step -> mask (units,)."""
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, torch.Tensor]:
+        """The live units of the sources and of every step between: step -> mask (units,).
+
+        columns, rows   (units,) the only ones of the sources and targets; None for all
+        """

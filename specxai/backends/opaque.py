@@ -44,13 +44,15 @@ class OpaqueTerms:
         for operand, into in zip(self._operands, self._into, strict=True):
             whole = inside.new_zeros(operand.shape.numel(), probes)
             into.forward(inside, whole, probes, mode)
-            part = operand.term.apply(whole.T.reshape(probes, *operand.shape))
-            total = part if total is None else total + part
-        self._out.forward(total.reshape(probes, -1).T.contiguous(), outside, probes, mode)
+            whole = whole.T.reshape(probes, *operand.shape)  # in the same name: the first is gone before the term runs
+            whole = operand.term.apply(whole)
+            total = whole if total is None else total + whole
+        self._out.forward(total.reshape(probes, self._shape.numel()).T.contiguous(), outside, probes, mode)
 
     def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
         whole = outside.new_zeros(self._shape.numel(), probes)
         self._out.adjoint(outside, whole, probes, mode)
-        block = whole.T.reshape(probes, *self._shape)
+        whole = whole.T.reshape(probes, *self._shape)
         for operand, into in zip(self._operands, self._into, strict=True):
-            into.adjoint(operand.term.adjoint(block).reshape(probes, -1).T.contiguous(), inside, probes, mode)
+            part = operand.term.adjoint(whole).reshape(probes, operand.shape.numel())
+            into.adjoint(part.T.contiguous(), inside, probes, mode)

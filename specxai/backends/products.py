@@ -71,8 +71,9 @@ class PlannedBackend:
         plan = self._planner.plan(sources, targets, held, columns, rows, taps)
         return PlannedProducts(plan, self.engine, self._arenas)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
-        return self._planner.live_units(sources, targets, held)
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
+        return self._planner.live_units(sources, targets, held, columns, rows)
 
 
 class PlannedProducts:

@@ -32,8 +32,9 @@ class ReferenceBackend:
                  columns: Tensor | None = None, rows: Tensor | None = None, taps: Sequence[int] = ()) -> WholeValues:
         return WholeValues(self.graph, sources, targets, held, columns, rows, taps)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
-        return live_units(self.graph, sources, targets, held)
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
+        return live_units(self.graph, sources, targets, held, columns, rows)
 
 
 class WholeValues:
@@ -167,27 +168,38 @@ def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, h
     return [blocks[s] if s in blocks else some.new_zeros(some.shape[0], *graph.shapes[s]) for s in sources]
 
 
-def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int],
-               held: Sequence[int]) -> dict[int, Tensor]:
+def live_units(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+               columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
     """step -> mask of its live units (flat), for the sources and every step between.
+
+    columns, rows   the only live units of the sources and targets (flat, one step after the other), None for all
 
     A random probe finds both sides at once: its tangent is non-zero at a unit exactly when some path of open gates
     leads there (with probability one), its cotangent exactly when one leads on.
     """
-    check_ends(graph, sources, targets, held)
+    check_ends(graph, sources, targets, held, columns, rows)
     generator, path = torch.Generator().manual_seed(0), graph.between(sources, targets, held)
 
-    def probes(steps: Sequence[int]) -> dict[int, Tensor]:
-        return {s: torch.randn(LIVE_PROBES, *graph.shapes[s], generator=generator, dtype=torch.float64,
-                               device="cpu").to(
-            graph.device, graph.dtype) for s in steps}
+    def probes(steps: Sequence[int], chosen: Tensor | None) -> dict[int, Tensor]:
+        sizes = [graph.shapes[s].numel() for s in steps]
+        drawn = torch.randn(LIVE_PROBES, sum(sizes), generator=generator, dtype=torch.float64, device="cpu").to(
+            graph.device, graph.dtype)
+        if chosen is not None:
+            drawn = torch.zeros_like(drawn).index_copy_(1, chosen, drawn[:, chosen])
+        return {s: part.reshape(LIVE_PROBES, *graph.shapes[s])
+                for s, part in zip(steps, drawn.split(sizes, 1), strict=True)}
 
     tangents: dict[int, list[Tensor]] = {s: [] for s in path}
     cotangents: dict[int, list[Tensor]] = {s: [] for s in path}
     with torch.no_grad():
-        push(graph, probes(sources), targets, held=held, taps=tangents)
-        back = pull(graph, probes(targets), sources, held=held, taps=cotangents)
+        push(graph, probes(sources, columns), targets, held=held, taps=tangents)
+        back = pull(graph, probes(targets, rows), sources, held=held, taps=cotangents)
     masks = {s: _nonzero(block) for s, block in zip(sources, back, strict=True)}
+    if columns is not None:
+        allowed = torch.zeros(sum(len(mask) for mask in masks.values()), dtype=torch.bool, device=graph.device)
+        allowed[columns] = True
+        masks = {s: mask & part for (s, mask), part in zip(
+            masks.items(), allowed.split([len(mask) for mask in masks.values()]), strict=True)}
     for step in path:
         if tangents[step] and cotangents[step]:
             masks[step] = _nonzero(tangents[step][0]) & _nonzero(cotangents[step][0])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specxai._once import once
 from specxai.errors import LayerError
 
 
@@ -90,13 +91,31 @@ class Program:
                 elif step.kind == "constant":
                     values[step.index] = self.constants[step.index]
                 else:
-                    args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
+                    places = self._places[step.index]
+                    if places is None:
+                        args, kwargs = substitute(step.args, values), substitute(dict(step.kwargs), values)
+                    else:
+                        args, kwargs = list(step.args), step.kwargs
+                        for place, index in places:
+                            args[place] = values[index]
                     values[step.index] = step.target(*args, **kwargs)
         return values
 
+    @once
+    def _places(self) -> list[list[tuple[int, int]] | None]:
+        """Of each step the (place, step) of the values among its positional arguments; None where some lie deeper."""
+        return [None if [*references([one for one in (*step.args, step.kwargs) if not isinstance(one, Ref)])]
+                else [(place, one.index) for place, one in enumerate(step.args) if isinstance(one, Ref)]
+                for step in self.steps]
+
+    @once
+    def found(self) -> dict[Any, Any]:
+        """What was found of this program that holds at every input; whoever finds it names it."""
+        return {}
+
     def layer(self, layer: str | torch.nn.Module, first: bool = False) -> tuple[str, int]:
-        """(name, step) of a layer given by dotted name or by module object; of several tensors that it returns, the
-        first where that is asked for.
+        """(name, step) of a layer given by dotted name or by module object.  Of a layer that returns one tensor among
+        other things it is that, of several tensors the first where that is asked for.
 
         Raises LayerError, naming near misses or, for a module with several outputs or calls, their names.
         """
@@ -109,7 +128,7 @@ class Program:
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
-            if first and names[0].startswith(f"{layer}["):
+            if (first or len(names) == 1) and names[0].startswith(f"{layer}["):
                 return names[0], self.layers[names[0]]
             many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")

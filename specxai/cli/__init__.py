@@ -1,4 +1,4 @@
-"""The `specxai` command: explain, info, reproduce, bench."""
+"""The `specxai` command: explain, lens, info, reproduce, bench."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from inspect import cleandoc
 from typing import Annotated
 
 from specxai._text import printable
-from specxai.cli.settings import BenchSettings, ExplainSettings, InfoSettings, ReproduceSettings
+from specxai.cli.settings import BenchSettings, ExplainSettings, InfoSettings, LensSettings, ReproduceSettings
 from specxai.cli.stop import stoppable
 
 DESCRIPTION = """SpecXAI: spectral explanations of neural networks, exact and certified.
 
 Examples:
     specxai explain --model digits --image 3
+    specxai lens fit --out lens.pt
     specxai info
     specxai reproduce squares --out squares --quick
     specxai bench --cases digits
 """
 
-Settings = ExplainSettings | InfoSettings | ReproduceSettings | BenchSettings
+Settings = ExplainSettings | LensSettings | InfoSettings | ReproduceSettings | BenchSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +59,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     def command(name: str, kind: type):
         return Annotated[kind, tyro.conf.subcommand(name, description=cleandoc(kind.__doc__))]
 
-    Command = command("explain", ExplainSettings) | command("info", InfoSettings) | command(
-        "reproduce", ReproduceSettings) | command("bench", BenchSettings)
+    Command = command("explain", ExplainSettings) | command("lens", LensSettings) | command(
+        "info", InfoSettings) | command("reproduce", ReproduceSettings) | command("bench", BenchSettings)
     shown = io.StringIO()
     try:
         with redirect_stderr(shown):
@@ -90,6 +91,10 @@ def _run(settings: Settings) -> None:
         from specxai.cli.info import info
 
         print(info())
+    elif isinstance(settings, LensSettings):
+        from specxai.cli.lens import run
+
+        run(settings)
     elif isinstance(settings, ReproduceSettings):
         from specxai.cli.reproduce import run
 

@@ -22,7 +22,7 @@ def from_file(path: Path, factory: str) -> tuple[nn.Module, Transform, tuple[str
     The factory returns the module, or (module, {"size", "mean", "std", "labels"}) with any of these keys.  Without
     them: 224 pixels, channels as the first convolution reads, ImageNet's normalisation for three, none otherwise.
     """
-    made = _run(path, factory)
+    made = run_factory(path, factory)
     net, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     where = f"{path}:{factory}"
     if not isinstance(net, nn.Module) or not isinstance(options, dict):
@@ -48,7 +48,7 @@ def from_file(path: Path, factory: str) -> tuple[nn.Module, Transform, tuple[str
     return net, Transform(size, size, mean, std), tuple(map(str, options.get("labels", ())))
 
 
-def _run(path: Path, factory: str):
+def run_factory(path: Path, factory: str):
     """What the factory returns; an error of the user's code is told with its line."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: --model FILE.py:FACTORY runs a file of yours")

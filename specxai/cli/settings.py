@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -198,3 +199,127 @@ class BenchSettings:
         """Raise ValueError for a number out of range."""
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads {self.threads} is out of range: give at least 1")
+
+
+@dataclass
+class LensFitSettings:
+    """Fit a Jacobian lens: the mean Jacobian from each block's output to the last one's.
+
+    A fit with --checkpoint that was stopped goes on where it was when it is started again.
+
+    Examples:
+        specxai lens fit --out lens.pt
+        specxai lens fit --model hf:gpt2 --prompts wiki.txt --out lens.pt --checkpoint fit.pt
+        specxai lens fit --model net.py:make --prompts ids.pt --layers 4 --rank 64 --out lens.pt
+    """
+
+    out: Path
+    """the lens file, in the form that the reference implementation and TransformerLens read"""
+    model: str = "gpt"
+    """gpt, the small one that ships; hf:NAME_OR_FOLDER for transformers; or FILE.py:FACTORY, which runs your file;
+    FACTORY() returns the module or (module, tokenizer)"""
+    prompts: Path | None = None
+    """.txt, cut into windows of --max-length tokens; .jsonl, a string or {"text": …} a line; .pt, a list of token ids
+    (1, T).  gpt has texts of its own"""
+    count: int = 100
+    """how many prompts to take"""
+    layers: tuple[int, ...] = ()
+    """source blocks, from 0, negative ones from the end; default: all below the last"""
+    skip_first: int = 16
+    """positions at the beginning that do not count"""
+    max_length: int = 128
+    """tokens that a prompt is cut to"""
+    rank: int | None = None
+    """only so many singular triplets of J - aI, certified, without making J"""
+    tol: float | None = None
+    """of the residuals with --rank, relative to the largest singular value; default 1e-3"""
+    products: str = "full"
+    """full: the model's precision; bfloat16: faster products by weights where the processor can, their error is in the
+    file"""
+    gates: str = "tangent"
+    """tangent: the lens; frozen, or kinds such as "softmax=held norm=held activation=tangent product=tangent": one of
+    held factors"""
+    stack: str | None = None
+    """dotted name of the list of blocks; default: the one that is found"""
+    checkpoint: Path | None = None
+    """file to keep the sums in"""
+    every: int = 10
+    """prompts between two writes of the checkpoint"""
+    max_memory: int | None = None
+    """MiB that a block of columns may take; default 2048"""
+    seed: int = 0
+    """of the solver's probes"""
+    progress: bool = True
+    """a progress bar, where the output is a terminal"""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range: now, and not after the model was loaded."""
+        for name, value in (("--count", self.count), ("--every", self.every), ("--rank", self.rank),
+                            ("--max-memory", self.max_memory)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} is out of range: give at least 1")
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ValueError(f"--tol {self.tol:g} is out of range: it is relative, give one between 0 and 1")
+
+
+@dataclass
+class LensMergeSettings:
+    """Merge lenses of different prompts, weighted by their numbers.
+
+    Examples:
+        specxai lens merge first.pt second.pt --out lens.pt
+    """
+
+    lenses: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """lens files, or checkpoints of fits, of the same layers and settings"""
+    out: Path
+    """the lens file"""
+
+    def check(self) -> None:
+        """Raise ValueError where there is nothing to merge."""
+        if len(self.lenses) < 2:
+            raise ValueError("give two lens files or more to merge")
+
+
+@dataclass
+class LensSpectrumSettings:
+    """Print, layer by layer, the identity's share a of a lens, the rest's size, effective rank and singular values.
+
+    Examples:
+        specxai lens spectrum lens.pt
+        specxai lens spectrum lens.pt --layers 0 4 --values 20
+    """
+
+    lens: Annotated[Path, tyro.conf.Positional]
+    """lens file, or checkpoint of a fit"""
+    layers: tuple[int, ...] = ()
+    """default: all"""
+    values: int = 6
+    """how many singular values to print"""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range."""
+        if self.values < 1:
+            raise ValueError(f"--values {self.values} is out of range: give at least 1")
+
+
+@dataclass
+class LensSettings:
+    """The Jacobian lens of a decoder: fit, merge, spectrum.
+
+    Examples:
+        specxai lens fit --out lens.pt
+        specxai lens merge first.pt second.pt --out lens.pt
+        specxai lens spectrum lens.pt
+    """
+
+    command: Annotated[LensFitSettings, tyro.conf.subcommand("fit", description=cleandoc(LensFitSettings.__doc__))] | (
+        Annotated[LensMergeSettings, tyro.conf.subcommand("merge", description=cleandoc(LensMergeSettings.__doc__))]
+    ) | Annotated[LensSpectrumSettings,
+                  tyro.conf.subcommand("spectrum", description=cleandoc(LensSpectrumSettings.__doc__))]
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range."""
+        self.command.check()

@@ -15,7 +15,9 @@ from specxai.operators.algebra import (
 )
 from specxai.operators.base import plain
 from specxai.operators.dense import DenseOperator
+from specxai.operators.selection import SelectionOperator
+from specxai.operators.stack import StackedOperator, hstack, vstack
 from specxai.operators.zero import ZeroOperator
 
 __all__ = ["AdjointOperator", "ComposedOperator", "Cut", "DenseOperator", "LinearOperator", "ScaledOperator",
-           "SumOperator", "ZeroOperator", "plain"]
+           "SelectionOperator", "StackedOperator", "SumOperator", "ZeroOperator", "hstack", "plain", "vstack"]

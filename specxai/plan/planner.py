@@ -56,11 +56,13 @@ class Planner:
         first = draft(graph, self._structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
-    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> dict[int, Tensor]:
+    def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
+                   columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
         """The live units of the sources and of every step between: step -> mask (units,)."""
-        check_ends(self.graph, sources, targets, held)
+        check_ends(self.graph, sources, targets, held, columns, rows)
+        columns, rows = (None if chosen is None else chosen.cpu() for chosen in (columns, rows))
         with self._lock:
-            return self._live(self._path(sources, targets, held), sources, targets, held, None, None)
+            return self._live(self._path(sources, targets, held), sources, targets, held, columns, rows)
 
     def _live(self, path: list[int], sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
               columns: Tensor | None, rows: Tensor | None) -> dict[int, Tensor]:

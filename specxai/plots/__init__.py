@@ -25,6 +25,7 @@ from specxai.plots.mesh import draw_contributions_3d
 from specxai.plots.report import write_report
 from specxai.plots.similarity import draw_similarity, similarity
 from specxai.plots.spectrum import draw_reduced, draw_spectrum, draw_waterfall
+from specxai.plots.tokens import draw_tokens, tokens_html, write_tokens
 
 __all__ = [
     "component_map",
@@ -35,9 +36,12 @@ __all__ = [
     "draw_reduced",
     "draw_similarity",
     "draw_spectrum",
+    "draw_tokens",
     "draw_waterfall",
     "plot_decomposition",
     "plot_explanation",
     "similarity",
+    "tokens_html",
     "write_report",
+    "write_tokens",
 ]

@@ -118,6 +118,9 @@ def slope_and_offset(call: Call, z: Tensor, function: Callable[[Tensor], Tensor]
         return call.step.target(z, *call.args[1:], **call.kwargs)
 
     function = function or itself
+    if call.policy.activation == "held" and not (z == 0).any():
+        value, at_zero = function(z), finite(function(z.new_zeros(1)))
+        return (value - at_zero) / z, at_zero.expand(z.shape) if at_zero.any() else None
     with differentiating():
         leaf = z.clone().requires_grad_()
         value = function(leaf)

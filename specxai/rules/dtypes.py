@@ -1,7 +1,7 @@
 """One dtype for all nodes of a network that computes in several: autocast regions, a part in float64.
 
 The values at x are what the network made of it, rounded in each step's own dtype; so are its gates.  The linear map
-between them is one set of numbers, in the widest dtype, which holds every narrower number exactly.
+between them is one set of numbers, in the widest dtype, which holds every narrower number exactly; in float32 at least.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from specxai.capture.program import Program, is_getitem, substitute
 
 
 def widest(program: Program, values: list) -> torch.dtype:
-    """The narrowest floating dtype that holds every value that depends on x and every array such values meet.
+    """The narrowest floating dtype, of 32 bits or more, that holds every value that depends on x and every array such
+    values meet: products with weights of 16 bits are summed up in float32.
 
-    Constants of no axes, as in torch's own promotion, do not count.
+    Constants of no axes, as in torch's own promotion, do not count.  It is the same at every input.
     """
-    dtype = values[program.input].dtype
+    if "widest" not in program.found:
+        program.found["widest"] = _widest(program, values)
+    return program.found["widest"]
+
+
+def _widest(program: Program, values: list) -> torch.dtype:
+    dtype = torch.promote_types(values[program.input].dtype, torch.float32)
     for step in program.steps:
         value = values[step.index]
         if step.index not in program.active or step.kind != "call" or not isinstance(value, Tensor):

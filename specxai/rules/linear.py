@@ -37,14 +37,18 @@ def matmul(call: Call) -> LinearNode | None:
         return _sparse(call)
     if call.only(0) and right.ndim == 2:
         return _fully_connected(call, 0, right.mT, None)
-    return matrix_product(call, 0, 1)
+    return matrix_product(call, 0, 1, value=call.value.detach())
 
 
-def matrix_product(call: Call, first: int, second: int, by: float = 1.0) -> LinearNode:
-    """by · z₁ z₂ of matrices or vectors, stacked in any way that broadcasts; one factor or both are live."""
+def matrix_product(call: Call, first: int, second: int, by: float = 1.0, value: Tensor | None = None) -> LinearNode:
+    """by · z₁ z₂ of matrices or vectors, stacked in any way that broadcasts; one factor or both are live.
+
+    value   z₁ z₂ where that is known
+    """
     left, right = call.args[first].detach(), call.args[second].detach()
     live = [call.ref(position) is not None for position in (first, second)]
-    value = torch.matmul(left, right) if live[0] == live[1] else left
+    if value is None and live[0] == live[1]:
+        value = torch.matmul(left, right)
     left = left.unsqueeze(0) if left.ndim == 1 else left
     right = right.unsqueeze(1) if right.ndim == 1 else right
     if not any(live):

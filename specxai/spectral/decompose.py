@@ -19,7 +19,7 @@ from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
 from specxai.svd import svd
 
-__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined"]
+__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "solved"]
 
 DEFAULT_RANK = 50
 
@@ -119,7 +119,7 @@ def decomposed(local, split, request: Request, progress=None, start=None) -> Dec
     getattr(split.right, "ensure_current", lambda: None)()  # also where what is kept needs no product
 
     def make() -> Decomposition:
-        return _solve(local, split, request, progress, start)
+        return solved(local, split, request, progress, start)
 
     def serves(key, found: Decomposition) -> bool:
         layer, other = key
@@ -194,7 +194,8 @@ def joined(names: set[str], local) -> str:
     return " and ".join(sorted(names)) or local.backend
 
 
-def _solve(local, split, request: Request, progress, start) -> Decomposition:
+def solved(local, split, request: Request, progress=None, start=None) -> Decomposition:
+    """A new decomposition at a split, without the Local, which does not keep it."""
     # Under autocast the output's dtype need not be the operators'.
     flat_x = local.input.flatten().to(split.right.dtype)
     image = _reference_image(split.right, flat_x)

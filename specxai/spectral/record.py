@@ -9,7 +9,7 @@ import torch
 
 from specxai.spectral import store
 
-__all__ = ["Record"]
+__all__ = ["Record", "Stored"]
 
 # The solver's own words in `settings["svd"]`, as far as it said them; read back by the summary and the pictures.
 SOLVER_KINDS = {"norm": (float, None), "floor": (float, None), "estimate": (float, None), "lambda_1": (float, None),
@@ -17,10 +17,35 @@ SOLVER_KINDS = {"norm": (float, None), "floor": (float, None), "estimate": (floa
 SETTINGS_KINDS = {"model": (str, None), "bypass": bool, "output": (str, None), "svd": SOLVER_KINDS, str: object}
 
 
-class Record:
-    """Base of dataclasses with components at positions 0..k−1: `S` (k,), a bound `error`, a `local`, `settings`."""
+class Stored:
+    """Base of dataclasses that are saved, and hold the `local` that they came from, which is not."""
 
     LAYOUT: ClassVar[store.Layout]
+
+    def save(self, path) -> None:
+        """Write one safetensors file, or, where `path` ends in .npz, a NumPy export that `load` does not read."""
+        store.write(path, self.LAYOUT, self)
+
+    @classmethod
+    def load(cls, path) -> Self:
+        """Read a file written by `save`, without its Local.
+
+        Raises FileNotFoundError, or FileError (a ValueError) that names the cause, for a file that is foreign,
+        damaged, or of a later version.
+        """
+        return cls(**store.read(path, cls.LAYOUT))
+
+    def __getstate__(self) -> dict:
+        # A Local holds the model, locks and compiled stages: it stays where it is, so that results can travel.
+        return {**self.__dict__, "local": None}
+
+    def __copy__(self) -> Self:
+        return replace(self)
+
+
+class Record(Stored):
+    """Base of dataclasses with components at positions 0..k−1: `S` (k,), a bound `error`, a `local`, `settings`."""
+
     ROWS: ClassVar[tuple[str, ...]]  # fields with one row per component
 
     def __len__(self) -> int:
@@ -73,23 +98,3 @@ class Record:
     def converged(self) -> bool:
         """Whether the solver reached its tolerance."""
         return self.solver.get("converged", True)
-
-    def save(self, path) -> None:
-        """Write one safetensors file, or, where `path` ends in .npz, a NumPy export that `load` does not read."""
-        store.write(path, self.LAYOUT, self)
-
-    @classmethod
-    def load(cls, path) -> Self:
-        """Read a file written by `save`, without its Local.
-
-        Raises FileNotFoundError, or FileError (a ValueError) that names the cause, for a file that is foreign,
-        damaged, or of a later version.
-        """
-        return cls(**store.read(path, cls.LAYOUT))
-
-    def __getstate__(self) -> dict:
-        # A Local holds the model, locks and compiled stages: it stays where it is, so that results can travel.
-        return {**self.__dict__, "local": None}
-
-    def __copy__(self) -> Self:
-        return replace(self)

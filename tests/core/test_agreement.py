@@ -118,6 +118,22 @@ def test_central_differences_stand_in_where_torch_cannot_differentiate():
     assert torch.allclose(local.jacobian.to_dense(), torch.diag(wanted[0]), rtol=1e-13)
 
 
+def test_central_differences_of_a_model_that_keeps_a_value_with_its_graph():
+    """As vision transformers keep their attention's biases: torch deep-copies no tensor that has a history."""
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.kept = nn.Parameter(torch.ones(3, dtype=torch.float64)), {}
+
+        def forward(self, x):
+            self.kept.setdefault("twice", 2 * self.weight)
+            y = torch.sigmoid(x)
+            return y.mul_(self.kept["twice"]) + torch.tanh(y)
+
+    local = specxai.linearize(Keeping().eval(), torch.randn(1, 3, dtype=torch.float64))
+    assert local.agreement_details.witness == "central difference"
+
+
 def test_central_differences_decide_where_torchs_backward_is_wrong():
     """torch 2.13 on CPU takes a permuted cotangent of batch norm for a contiguous one."""
     class Tokens(nn.Module):

@@ -119,8 +119,27 @@ def test_the_first_of_what_a_layer_returns():
     model, ids = make(as_tuple=True)
     local = specxai.linearize(model, ids)
     close(local.operator("layers.0", model.layers[2]), dense(model, ids, 0, 2), T * D, T * D)
+    close(local.split("layers.0").left, local.operator("layers.0").to_dense(), T * 11, T * D)  # its only tensor
+
+
+def test_the_first_of_several_tensors():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 3 * x, 5 * x
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice = Twice()
+
+        def forward(self, x):
+            return sum(self.twice(x))
+
+    local = specxai.linearize(Sum().eval(), torch.ones(1, 2))
+    for layer in ("twice", local.captured.model.twice):
+        assert torch.equal(local.operator(target=layer).to_dense(), 3 * torch.eye(2))
     with pytest.raises(LayerError, match="returns several tensors"):
-        local.split("layers.0")
+        local.split("twice")
 
 
 def test_a_layer_to_itself_is_the_identity():

@@ -80,3 +80,17 @@ def test_a_net_that_is_dead_has_rank_zero():
     assert not local.jacobian.to_dense().any()
     result = specxai.svd(local.jacobian)
     assert result.rank == 0 or not result.S.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "torch"])
+def test_the_cut_between_some_positions(backend):
+    """Five positions of 6 through 2 units each: one position is cut at 2, sums over positions know no cut."""
+    net = nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 7)).eval().double()
+    local = specxai.linearize(net, torch.randn(1, 5, 6, dtype=torch.float64), backend=backend)
+    for ends, width in (({"target_positions": 3}, 2), ({"source_positions": [0, 2]}, 4),
+                        ({"source_positions": 1, "target_positions": 1}, 2)):
+        J = local.operator(**ends)
+        cut = J.narrowest_cut()
+        assert cut.width == width
+        assert torch.allclose(cut.left.to_dense() @ cut.right.to_dense(), J.to_dense(), atol=1e-14)
+    assert local.operator(target_positions="sum").narrowest_cut() is None

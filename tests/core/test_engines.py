@@ -173,7 +173,8 @@ def test_a_backend_that_there_is_not():
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_products_of_no_columns(backend):
-    graph = specxai.linearize(nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()).eval(), torch.ones(1, 1, 4)).graph
+    net = nn.Sequential(nn.Conv1d(1, 4, 2), nn.GLU(1), nn.Softmax(-1)).eval()
+    graph = specxai.linearize(net, torch.ones(1, 1, 4)).graph
     R = backends.make(backend, graph).products([graph.input], [max(graph.nodes)], [])
     assert (R.matmat(torch.ones(4, 0)).shape, R.rmatmat(torch.ones(6, 0)).shape) == ((6, 0), (4, 0))
 
@@ -232,10 +233,7 @@ def test_a_report_says_what_runs_where():
     report = specxai.linearize(net, torch.randn(1, 6), backend="torch").report()
     assert "backend torch\n" in report
     assert "through whole values, by the reference's terms: cumprod.default in 2" in report
-    half = specxai.linearize(net.to(torch.bfloat16), torch.randn(1, 6).bfloat16(), verify=False).report()
-    assert "backend reference\n" in half
-    assert "refused: native, " in half
-    assert "refused: torch, sums over rows need float32 or float64, the model is torch.bfloat16" in half
+    assert "refused: cuda, the kernels run on an NVIDIA GPU, the model is on cpu" in report
 
 
 def test_traffic_counts_each_row_once_a_stage():
@@ -304,7 +302,8 @@ def test_a_product_holds_what_it_says(engine):
     weights = 4 * 9 * 2 * 128 * 160
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
                    "PYTHONPATH": str(Path(specxai.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", MEASURE, engine], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", MEASURE, engine]  # -P keeps the checkout off the path
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
     assert len(found) == 4 * 2 * 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +99,29 @@ def test_costs_are_those_of_the_plan():
     assert ours.jacobian.flops == oracle.jacobian.flops
     few, many = (ours.jacobian._products.product_bytes(k) for k in (3, 5))
     assert few < many
+
+
+def table_bytes(part: object, seen: set[int]) -> int:
+    """Bytes of the integer tables that a stage holds."""
+    if isinstance(part, torch.Tensor):
+        memory = part.untyped_storage()
+        new = not part.is_floating_point() and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        return memory.nbytes() if new else 0
+    parts = vars(part).values() if is_dataclass(part) else part.values() if isinstance(part, dict) else part
+    return sum(table_bytes(p, seen) for p in parts) if isinstance(parts, Iterable) else 0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tables_are_as_large_as_stated(name):
+    net, shape = NETS[name]
+    local, _ = pair(net.eval(), torch.randn(1, *shape))
+    weighted = [work for work in local.jacobian._products._work if hasattr(work, "_there")]
+    assert weighted
+    for work in weighted:
+        stage = work._stage
+        found = table_bytes([work._there, work._back, work._apart[0], stage.reads, stage.writes], set())
+        assert found <= work.kept <= 4 * found + 4096, (type(work), found, work.kept)
 
 
 def test_it_is_never_chosen_unasked():

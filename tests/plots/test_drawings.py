@@ -43,6 +43,7 @@ FLAT = {
     "biases": lambda i, axis: plots.draw_biases(i[0], axis),
     "similarity": lambda i, axis: plots.draw_similarity([i[0], i[2]], axis),
     "evolution": lambda i, axis: plots.draw_evolution(i[:2], axis, top=2),
+    "tokens": lambda i, axis: plots.draw_tokens([1.0, -0.7, 0.2], ["a", "[SEP]", "$x_1$ costs"], axis),
 }
 
 

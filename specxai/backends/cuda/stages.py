@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FULL = ("fp32", "fp64")  # precisions without a tensor core
 
 
+CHUNK = 16  # units that a list is filled up to, at least
+
+
 class RowSums:
     """to[e] (+)= scale[e] · source[e] over blocks, in an order of its own that never changes."""
 
@@ -80,11 +83,13 @@ class _Weighted(ABC):
 
     @once
     def kept(self) -> int:
-        """An estimate: the stage's own tables, and in each direction a row and a channel of every unit, dead ones too,
-        and a chunk of every pair of positions."""
+        """An estimate from above: in both directions rows and channels of every unit, dead ones too and filled up to
+        whole chunks, and the chunks of every pair of positions."""
         stage, sites = self._stage, self._stage.sites
-        pairs = sites.groups * sites.taps * (len(stage.reads) + len(stage.writes))
-        return 20 * (stage.reads.numel() + stage.writes.numel()) + 16 * pairs
+        sides = (len(stage.reads), sites.inputs // sites.groups), (len(stage.writes), sites.outputs // sites.groups)
+        filled = sum(positions * -(-units // CHUNK) * CHUNK for positions, units in sides)
+        chunks = sum(positions * -(-units // CHUNK) for positions, units in sides)
+        return sites.groups * (36 * filled + 8 * sites.taps * chunks)
 
     def scratch(self, stride: int) -> int:
         return 0
@@ -182,6 +187,12 @@ class GatherWork(_Weighted):
 
 class DepthwiseWork(_Weighted):
     """Depthwise convolutions, which no tensor core helps: full precision always."""
+
+    @property
+    def kept(self) -> int:
+        stage = self._stage
+        pairs = stage.sites.taps * (len(stage.reads) + len(stage.writes))
+        return 16 * (stage.reads.numel() + stage.writes.numel()) + 4 * pairs
 
     def _tables(self, back: bool):
         from specxai.kernels.depthwise import depthwise_tables

@@ -15,7 +15,7 @@ from specxai.plots.spectrum import signed, subscript
 
 LEGEND = (f"The colours of a row of maps end at the {PERCENTILE}th percentile of their magnitudes; nothing is smoothed "
           "or cut off.")
-SHOWN = 12  # survivors of a reduced spectrum
+SHOWN = 10  # survivors of a reduced spectrum
 
 
 def vectors(rows: Sequence[tuple], title: str) -> Figure:
@@ -102,7 +102,8 @@ def _reduced(axes: Axes, part: dict) -> None:
     axes.set_xlim(-0.7, max(len(values) - 0.3, 5.7))  # one bar alone is not to fill the picture
     hidden = len(part["values"]) - len(values)
     if hidden:
-        axes.text(0.98, 0.9, f"{hidden} smaller", transform=axes.transAxes, ha="right", fontsize=7.5, color=SOFT)
+        free = 0.9 if values.sum() > 0 else 0.04  # bars stand or hang
+        axes.text(0.98, free, f"{hidden} smaller", transform=axes.transAxes, ha="right", fontsize=7.5, color=SOFT)
     _plain(axes)
 
 

@@ -87,7 +87,8 @@ def cascade(cells: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Fi
     axes.set_xlabel("weights drawn anew, from the output down", color=INK)
     axes.set_ylabel("rank correlation of |map| with the trained net's", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
+    axes.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left", alignment="left",
+                title="solid: SpecXAI; dashed: others;\ndotted: controls that know no network", title_fontsize=8)
     return figure
 
 

@@ -1,0 +1,122 @@
+"""A prompt's linear map between blocks: captured once a length, linearised at each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specxai._once import once
+from specxai.affine.captured import Captured, capture
+from specxai.affine.local import Local
+from specxai.affine.operator import LocalOperator
+from specxai.affine.positions import summed
+from specxai.errors import LayerError
+from specxai.lens.decoder import Between, Decoder
+from specxai.lens.prompts import valid_positions
+from specxai.rules.policy import Gates
+
+KEPT = 4  # captures, of the last lengths
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """The map from the first source block's output to the target's, at one prompt.
+
+    sources, target   steps of the program, each of shape (1, T, d)
+    valid             the positions that count
+    """
+
+    local: Local
+    sources: tuple[int, ...]
+    target: int
+    valid: slice
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.local.graph.shapes[self.target][-1]
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.local.graph.shapes[self.target][1]
+
+    @once
+    def operator(self) -> LocalOperator:
+        """From the first source to the target (d, d), summed over valid positions; it passes on the other sources."""
+        return self.between(self.sources[0], self.sources[1:])
+
+    def between(self, source: int, taps: Sequence[int] = ()) -> LocalOperator:
+        """The same from another source: a new one, which makes a plan of its own."""
+        at = summed(self.valid)
+        return self.local.operator(source, self.target, source_positions=at, target_positions=at, taps=taps)
+
+    @property
+    def value_bytes(self) -> int:
+        """About what the nodes hold: as much as the values between the blocks, views aside."""
+        graph = self.local.graph
+        kept = [step for step, node in graph.nodes.items() if not node.view and any(t.flops for t in node.terms)]
+        return sum(graph.shapes[step].numel() for step in kept) * graph.dtype.itemsize
+
+    @property
+    def plan_bytes(self) -> int:
+        """About what a plan from the first source holds: weights packed for both directions, and tables."""
+        nodes = self.local.graph.nodes.values()
+        return 4 * sum(node.fully_connected.weight.nbytes for node in nodes if node.fully_connected is not None)
+
+
+class Linearizer:
+    """Makes the linear map of each prompt.
+
+    A capture serves all prompts of its length, unless the model reads token ids behind the first source block.
+    """
+
+    def __init__(self, decoder: Decoder, layers: list[int], skip_first: int, gates: Gates = "tangent",
+                 max_memory: int | None = None) -> None:
+        self.decoder, self.layers, self.skip_first = decoder, layers, skip_first
+        self.options = {"gates": gates, "max_memory": max_memory}
+        self._kept: dict[int, Captured] = {}
+
+    def at(self, ids: Tensor) -> Linearised:
+        """The map at token ids (1, T)."""
+        tokens = ids.shape[1]
+        x = self.decoder.residuals(ids, self.layers[:1])[self.layers[0]][None]
+        captured = self._kept.pop(tokens, None)
+        if captured is None:
+            module = self.decoder.between(ids, self.layers[0], len(self.decoder) - 1)
+            captured = capture(module, x, verify=False)
+            local = captured.linearize(x, verify=True, **self.options)
+            if _reads_ids(module, x, ids):
+                return self._found(local, tokens)
+        else:
+            local = captured.linearize(x, **self.options)
+        self._kept[tokens] = captured
+        while len(self._kept) > KEPT:
+            self._kept.pop(next(iter(self._kept)))
+        return self._found(local, tokens)
+
+    def _found(self, local: Local, tokens: int) -> Linearised:
+        program, module = local.captured.program, local.captured.model
+        steps = [program.input]
+        for layer in self.layers[1:]:
+            name = module.layer(layer)
+            found = [program.layers[part] for part in program.parts.get(name, ())]
+            streams = [step for step in found if local.graph.shapes[step] == local.graph.shapes[program.input]]
+            if not streams or any("#" in part for part in program.parts[name]):
+                raise LayerError(f"layer {layer} ({name.removeprefix('model.')}) has no residual stream of the first "
+                                 "one's shape, or is called several times: a lens needs one (1, T, d) a block")
+            steps.append(streams[0])
+        return Linearised(local, tuple(steps), program.output, valid_positions(tokens, self.skip_first))
+
+
+@torch.no_grad()
+def _reads_ids(module: Between, x: Tensor, ids: Tensor) -> bool:
+    """Do token ids reach the blocks by another way than the residual stream?  Yes where all ids are alike."""
+    other = ids.roll(1, 1)
+    if torch.equal(other, ids):
+        return True
+    value = module(x)
+    return (module.with_ids(other)(x) - value).norm() > 100 * torch.finfo(x.dtype).eps * value.norm()

@@ -1,0 +1,253 @@
+"""The lens is the reference's, matrix by matrix; halves merge to the whole, and a fit that was killed goes on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import specxai
+from small import BLOCKS, CONTEXT, WIDTH, reference_lens, relative, small_gpt, some_prompts
+from specxai.errors import FileError, LayerError
+from specxai.lens.decoder import Decoder
+from specxai.lens.linear import Linearizer
+from specxai.lens.sweep import in_bfloat16, rough_of, sweep, unit_rows
+from specxai.zoo.gpt import GPT, Block
+
+LENGTHS = (20, 20, 31, 20, 12)
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("layers", [None, [1], [-2, 0]])
+def test_it_is_the_reference_estimator(dtype, bound, layers):
+    model, prompts = small_gpt(dtype), some_prompts(LENGTHS)
+    L = specxai.lens.fit(model, prompts, layers=layers, skip_first=5)
+    chosen = {None: [0, 1, 2], (1,): [1], (-2, 0): [0, 2]}[tuple(layers) if layers else None]
+    wanted = reference_lens(model, model.blocks, prompts, chosen, skip_first=5)
+    assert L.source_layers == chosen
+    assert L.n_prompts == len(LENGTHS)
+    for layer in chosen:
+        assert L.J[layer].shape == (WIDTH, WIDTH)
+        assert L.J[layer].dtype == dtype
+        assert relative(L.J[layer], wanted[layer]) <= bound
+
+
+def test_a_block_of_few_columns_gives_the_same(gpt):
+    prompts = some_prompts((20,))
+    whole = specxai.lens.fit(gpt, prompts, skip_first=5)
+    narrow = specxai.lens.fit(gpt, prompts, skip_first=5, max_memory=300_000)
+    assert relative(narrow.J[0], whole.J[0]) <= 1e-6
+
+
+def test_prompts_are_cut_and_short_ones_left_out(gpt):
+    prompts = some_prompts((30, 6, 20))
+    with pytest.warns(UserWarning, match="prompt 1 is left out: it has 6 tokens"):
+        L = specxai.lens.fit(gpt, iter(prompts), skip_first=5, max_length=18)
+    wanted = reference_lens(gpt, gpt.blocks, [prompts[0], prompts[2]], [0], skip_first=5, max_length=18)
+    assert L.n_prompts == 2
+    assert relative(L.J[0], wanted[0]) <= 1e-4
+
+
+def test_strings_are_read_by_the_tokenizer(gpt):
+    def tokenizer(text):
+        return {"input_ids": [ord(letter) % 40 for letter in text]}
+
+    text = "a lens for a sentence"
+    L = specxai.lens.fit(gpt, [text], skip_first=5, tokenizer=tokenizer)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    assert relative(L.J[1], specxai.lens.fit(gpt, [ids], skip_first=5).J[1]) == 0
+
+
+def test_halves_merge_to_the_whole(gpt):
+    prompts = some_prompts(LENGTHS)
+    whole = specxai.lens.fit(gpt, prompts, skip_first=5)
+    first, second = (specxai.lens.fit(gpt, part, skip_first=5) for part in (prompts[:2], prompts[2:]))
+    merged = first.merge(second)
+    assert merged.n_prompts == 5
+    for layer in whole.J:
+        assert relative(merged.J[layer], whole.J[layer]) <= 1e-6
+    with pytest.raises(ValueError, match="different skip_first cannot be merged: 5 and 4"):
+        first.merge(specxai.lens.fit(gpt, prompts[2:], skip_first=4))
+
+
+@pytest.mark.parametrize("killed", [1, 3, 4])
+def test_a_killed_fit_goes_on(gpt, tmp_path, killed):
+    prompts = some_prompts(LENGTHS)
+    whole = specxai.lens.fit(gpt, prompts, skip_first=5)
+
+    def until_killed():
+        for number, prompt in enumerate(prompts):
+            if number == killed:
+                raise KeyboardInterrupt
+            yield prompt
+
+    file = tmp_path / "fit.pt"
+    with pytest.raises(KeyboardInterrupt):
+        specxai.lens.fit(gpt, until_killed(), skip_first=5, checkpoint=file, every=2)
+    assert file.exists() == (killed > 1)
+    resumed = specxai.lens.fit(gpt, prompts, skip_first=5, checkpoint=file)
+    assert resumed.n_prompts == 5
+    for layer in whole.J:
+        assert torch.equal(resumed.J[layer], whole.J[layer])
+    content = torch.load(file, weights_only=True)
+    assert (content["n_done"], content["next_idx"], content["target_layer"], content["skip_first"]) == (5, 5, 3, 5)
+    assert torch.equal(content["jacobian_sum"][1] / 5, whole.J[1])
+    assert torch.equal(specxai.lens.load(file).J[1], whole.J[1])
+    with pytest.raises(FileError, match="skip_first is 5 there and 4 here"):
+        specxai.lens.fit(gpt, prompts, skip_first=4, checkpoint=file)
+    with pytest.raises(FileError, match=r"layers is \[0, 1, 2\] there and \[1\] here"):
+        specxai.lens.fit(gpt, prompts, layers=[1], skip_first=5, checkpoint=file)
+
+
+def test_a_policy_of_held_factors_is_another_lens(gpt):
+    prompts = some_prompts((20,))
+    held = specxai.lens.fit(gpt, prompts, skip_first=5, gates={"base": "tangent", "softmax": "held"})
+    assert relative(held.J[0], specxai.lens.fit(gpt, prompts, skip_first=5).J[0]) > 1e-3
+    assert held.metadata["gates"] == "softmax=held norm=tangent activation=tangent product=tangent"
+
+
+def test_rough_products_say_how_far_off_they_are(gpt):
+    prompts = some_prompts((20, 20))
+    whole = specxai.lens.fit(gpt, prompts, skip_first=5)
+    rough = specxai.lens.fit(gpt, prompts, skip_first=5, products="rough")
+    error = max(relative(rough.J[layer], whole.J[layer]) for layer in whole.J)
+    assert error <= max(2 * rough.metadata["rough_error"], 1e-6)
+    assert rough.metadata["rough_error"] < 0.03
+    with pytest.raises(ValueError, match="different products cannot be merged: None and 'rough'"):
+        whole.merge(rough)
+
+
+def test_rough_products_in_either_way():
+    """Wide enough that the compiled kernels round; by whole values, in bfloat16."""
+    torch.manual_seed(0)
+    make = Linearizer(Decoder(GPT(vocabulary=60, width=256, heads=4, blocks=2, context=24).eval()), [0], 5)
+    found = make.at(some_prompts((20,))[0])
+    rows = unit_rows(found, 0, 64)
+    exact = sweep(found, rows)
+    errors = {kind: relative(sweep(found, rows, rough), exact) for rough, kind in (
+        rough_of(found), (in_bfloat16(found.local.graph), "weights in bfloat16"))}
+    for kind, error in errors.items():
+        assert 1e-6 < error < {"16-bit factors": 2e-3, "weights in bfloat16": 0.02}[kind], errors
+
+
+class Tuples(nn.Module):
+    """A block that returns its residual stream with something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block(WIDTH, 3)
+
+    def forward(self, x):
+        return self.inner(x), x.mean()
+
+
+class Unlike(nn.Module):
+    """Embeds, and adds to the middle of the stack what it looks up again; several lists, tuples and one last logit."""
+
+    def __init__(self, again: bool):
+        super().__init__()
+        self.again = nn.Embedding(40, WIDTH) if again else None
+        self.tokens = nn.Embedding(40, WIDTH)
+        self.stack, self.other = (nn.ModuleList(Tuples() for _ in range(n)) for n in (4, 3))
+        self.head = nn.Linear(WIDTH, 40)
+
+    def forward(self, ids, use_cache=True):
+        assert not use_cache
+        x = self.tokens(ids)
+        for number, block in enumerate(self.stack):
+            x = block(x)[0]
+            x = x + self.again(ids) if self.again is not None and number == 1 else x
+        return {"logits": self.head(x[:, -1:])}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_tuples_and_ids_that_are_read_twice(again):
+    torch.manual_seed(0)
+    model, prompts = Unlike(again).eval(), some_prompts((20, 20, 20))
+    L = specxai.lens.fit(model, prompts, skip_first=5, stack="stack")
+    wanted = reference_lens(model, model.stack, prompts, [0, 1, 2], skip_first=5, use_cache=False)
+    for layer in wanted:
+        assert relative(L.J[layer], wanted[layer]) <= 1e-4
+    h = torch.randn(3, WIDTH)
+    assert relative(L.readout(h, 1), model.head(h @ L.J[1].T)) <= 1e-6
+
+
+def test_readout_is_the_models_end(gpt):
+    L = specxai.lens.fit(gpt, some_prompts((20,)), skip_first=5)
+    h = torch.randn(2, 35, WIDTH)
+    wanted = gpt.head(gpt.norm(h @ L.J[1].T))
+    assert relative(L.readout(h, 1), wanted) <= 1e-6
+    assert relative(L.readout(h[0, 0], 1), wanted[0, 0]) <= 1e-6
+    ids = some_prompts((CONTEXT,))[0]
+    found = specxai.lens.residuals(gpt, ids)
+    assert sorted(found) == list(range(BLOCKS))
+    assert relative(L.readout(found[BLOCKS - 1], BLOCKS - 1), gpt(ids)[0]) <= 1e-6
+
+
+@pytest.mark.parametrize("options, error, says", [
+    ({"layers": [3]}, LayerError, "layer 3 is no source of a lens: the model has 4 blocks, sources are 0 to 2"),
+    ({"layers": []}, LayerError, "list is empty"),
+    ({"stack": "block"}, LayerError, "GPT has no list of two or more blocks 'block'; its lists are: blocks"),
+    ({"kwargs": {"use_cache": True}}, ValueError, "use_cache is True"),
+    ({"max_length": 6}, ValueError, "max_length 6 leaves no valid position with skip_first 5: it must be at least 7"),
+    ({"rank": 0}, ValueError, "rank must be a whole number, at least 1; got 0"),
+    ({"skip_first": 2.5}, ValueError, "skip_first must be a whole number"),
+    ({"rank": 3, "checkpoint": "x.pt"}, ValueError, "leave one of the two out"),
+    ({"gates": "tangents"}, ValueError, "unknown gate policy"),
+])
+def test_bad_options_are_one_line(gpt, options, error, says):
+    with pytest.raises(error, match=says.replace("(", r"\(")) as caught:
+        specxai.lens.fit(gpt, some_prompts((20,)), **{"skip_first": 5, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompts, error, says", [
+    ([torch.zeros(1, 20, WIDTH)], TypeError, "holds torch.float32, and a lens reads token ids"),
+    ([torch.zeros(2, 20, dtype=torch.long)], ValueError, "give one prompt"),
+    (["text"], TypeError, "tokenizer="),
+    ([[1, 2, 3]], TypeError, "is a list"),
+    ([torch.full((1, 20), 40)], ValueError, "the largest id 40"),
+    ([torch.zeros(1, CONTEXT + 1, dtype=torch.long)], ValueError, "41 tokens"),
+    ([torch.zeros(1, 5, dtype=torch.long)], ValueError, "no prompt is long enough .* needs 7 tokens"),
+    ([], ValueError, "no prompt is long enough"),
+])
+@pytest.mark.filterwarnings("ignore:prompt 0 is left out")
+@pytest.mark.parametrize("rank", [None, 2])
+def test_bad_prompts_are_one_line(gpt, prompts, error, says, rank):
+    with pytest.raises(error, match=says) as caught:
+        specxai.lens.fit(gpt, prompts, skip_first=5, rank=rank)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_models_are_one_line(gpt):
+    prompts = some_prompts((20,))
+    with pytest.raises(ValueError, match="training mode"):
+        specxai.lens.fit(gpt.train(), prompts, skip_first=5)
+    with pytest.raises(LayerError, match="no stack of blocks with a residual stream"):
+        specxai.lens.fit(nn.Sequential(nn.Embedding(40, 8)).eval(), prompts, skip_first=5)
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.blocks = nn.Embedding(40, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, ids):
+            x = self.tokens(ids).mean(1)
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    with pytest.raises(LayerError, match=r"layer 0 \(blocks.0\) has no residual stream: it returns \(1, 8\)"):
+        specxai.lens.fit(Flat().eval(), prompts, skip_first=5, stack="blocks")
+
+
+def test_readout_says_what_it_wants(gpt):
+    L = specxai.lens.fit(gpt, some_prompts((20,)), layers=[1], skip_first=5)
+    with pytest.raises(TypeError, match="not token ids"):
+        L.readout(torch.zeros(1, 5, dtype=torch.long), 1)
+    with pytest.raises(ValueError, match=r"\(\*, 24\)"):
+        L.readout(torch.zeros(5, 8), 1)
+    with pytest.raises(KeyError, match="layer 0 is not in this lens, which has 1"):
+        L.readout(torch.zeros(5, WIDTH), 0)
+    with pytest.raises(ValueError, match="has no model to read with"):
+        specxai.lens.Lens(L.J, 1, WIDTH).readout(torch.zeros(5, WIDTH), 1)
