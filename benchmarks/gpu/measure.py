@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
+import decoders
 import questions
 import rates
 import torch
@@ -203,6 +204,7 @@ def main() -> None:
         keep("cases", Measured(case, clock, options.dry, roof).rows())
     keep("cases", questions.rows(clock, options.dry))
     keep("kernels", rates.layers(clock, options.dry, roof))
+    keep("cases", decoders.rows(clock, options.dry))  # last: whatever they take, the rest is there
     print(f"wrote {out / 'result.json'} and {out / 'result.md'}")
 
 

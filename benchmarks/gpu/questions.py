@@ -4,7 +4,6 @@ asked yet, each with the reason.  The first peer of a question is what others ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import torch
 from timing import Clock, tf32
@@ -119,8 +118,6 @@ def _projection(clock: Clock, dry: bool) -> Iterator[dict]:
 
 
 def _not_yet() -> Iterator[dict]:
-    for case, module, what in (("Llama 1 B, bfloat16, 128 tokens", "specxai.lens", "lens fit of one prompt"),
-                               ("Llama 1 B, 427 tokens", "specxai.tokens", "detached Jacobian of the last position"),
-                               ("1,000 digits", "specxai.dataset", "explained together, against one at a time")):
-        why = "no case is written here for it" if find_spec(module) else f"there is no {module} in this version"
-        yield {"case": case, "question": what, "peer": "all", "left_out": f"not yet: {why}"}
+    why = "no call of this version explains many inputs at once"
+    yield {"case": "1,000 digits", "question": "explained together, against one at a time", "peer": "all",
+           "left_out": f"not yet: {why}"}
