@@ -11,9 +11,9 @@ folder=$1
 arch=${ARCH:-$("$PYTHON" -c "import torch; print('%d%d' % torch.cuda.get_device_capability())")}
 [ "$arch" = 90 ] && arch=90a
 headers=$("$PYTHON" -c "
-import importlib.util as u, pathlib
-found = u.find_spec('pybind11')
-print(pathlib.Path(found.origin).parent / 'include' if found else pathlib.Path(u.find_spec('torch').origin).parent / 'include')")
+from importlib.util import find_spec
+from pathlib import Path
+print(Path((find_spec('pybind11') or find_spec('torch')).origin).parent / 'include')")
 python_headers=$("$PYTHON" -c "import sysconfig; print(sysconfig.get_path('include'))")
 suffix=$("$PYTHON" -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 made=build/gpu/objects
