@@ -75,9 +75,9 @@ def assert_fits(built, capability: int) -> None:
 
 
 def assert_wide_copies(built, tile, probes: int, precision: str, indices: int) -> None:
-    """Rows of weights and of probes come sixteen bytes at a time, asynchronously, for a stage before the loop and one in
-    it; those of few probes eight.  What is copied four bytes at a time is indices: so many tables of them, once for each
-    of the pipeline's stages and once in the loop, which Triton 3.6 spreads over more threads."""
+    """Rows of weights and of probes come sixteen bytes at a time, asynchronously, for a stage before the loop and one
+    in it; those of few probes eight.  What is copied four bytes at a time is indices: so many tables of them, once for
+    each of the pipeline's stages and once in the loop, which Triton 3.6 spreads over more threads."""
     lines = 32 * (8 if precision == "fp64" else 4) // 16  # of a chunk of 32 rows, for one number each
     wide = tile.out + (tile.probes if probes >= 16 else 0)
     assert built.copies[16] >= 2 * lines * wide // (32 * tile.warps), built.copies
