@@ -30,6 +30,7 @@ _EXPORTS = {
     "tokens": "specxai.spectral",
     "Tokens": "specxai.spectral",
     "pullback": "specxai.spectral",
+    "lipschitz": "specxai.spectral",
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages

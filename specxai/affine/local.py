@@ -111,6 +111,8 @@ class Local:
             self._dtype = torch.promote_types(x.dtype, torch.float32)  # of operators
             self.backend = choose(backend, x.device, dtype)
             nodes = linear_nodes(captured, values, self.policy, dtype)
+            if backend == "auto" and any(node.narrow for node in nodes.values()):
+                self.backend = "reference"  # a plan would keep the weights in full
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)
             self._backend = make(self.backend, self.graph, PLAN_FROM if backend == "auto" else 0, self.max_memory)

@@ -60,7 +60,9 @@ class Snapshot:
         full      everything is read; else small tensors whole, samples of the others, and parts of those in turn
         seconds   that the work before which this is asked takes: the parts are read in a fiftieth of it
         """
-        if full and not getattr(self._inside, "depth", 0):
+        if getattr(self._inside, "depth", 0):
+            return  # everything is read at the end
+        if full:
             for watched in self._watched:
                 watched.check_place()
             found = [np.empty_like(watched.sums) for watched in self._watched]
@@ -79,7 +81,10 @@ class Snapshot:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Everything is read before and after, and not again by what runs inside in this thread."""
+        """Everything is read before and after, and nothing by what runs inside in this thread; a change raises then.
+
+        A solver makes hundreds of products of a millisecond, of which looking at every weight would be a large part.
+        """
         self.check(full=True)
         self._inside.depth = getattr(self._inside, "depth", 0) + 1
         try:

@@ -10,13 +10,14 @@ from specxai.spectral.decompose import decompose, fix_signs
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explain import explain
 from specxai.spectral.explanation import Explanation
+from specxai.spectral.lipschitz import Norms, lipschitz
 from specxai.spectral.pullback import pullback
 from specxai.spectral.reduction import Reduction, reduce_alphas
 from specxai.spectral.surgery import Surgery
 from specxai.spectral.symbolic import Symbolic
 from specxai.spectral.tokens import Contributions, Tokens, tokens
 
-__all__ = ["Contributions", "Decomposition", "Explanation", "Reduction", "Surgery", "Symbolic", "Tokens", "contract",
-           "decompose", "explain", "fix_signs", "load", "pullback", "reduce_alphas", "tokens"]
+__all__ = ["Contributions", "Decomposition", "Explanation", "Norms", "Reduction", "Surgery", "Symbolic", "Tokens",
+           "contract", "decompose", "explain", "fix_signs", "lipschitz", "load", "pullback", "reduce_alphas", "tokens"]
 
 load = Explanation.load

@@ -37,11 +37,12 @@ def tokens(local, position: int | slice | Sequence[int] = -1, rank: int = 8, *, 
     method      "exact": as many adjoint products as y has numbers, or the narrowest live cut has units, give every
                 token's block at once; "range": a shared range of left vectors, grown until the tolerance holds, which
                 needs fewer where T d_out is much larger than the rank; "auto": the cheaper by counted columns
-    max_memory  bytes of the blocks that are held at once, and of a product; by default the Local's
+    max_memory  bytes of all that is held at once, half of them for a product; by default the Local's.  Blocks that do
+                not fit are made in groups of tokens, each by all the products again
     progress    as for `specxai.svd`
 
     Raises ValueError for an input or output that is no sequence of tokens, IndexError for a position that does not
-    exist, MemoryError where one token's block does not fit.
+    exist, MemoryError where the results and one token's block do not fit.
 
     >>> import torch, specxai
     >>> net = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
@@ -53,9 +54,10 @@ def tokens(local, position: int | slice | Sequence[int] = -1, rank: int = 8, *, 
     rank, memory = _checked(local, rank, method, max_memory)
     count, d = local.input.shape[1:]
     positions = _positions(local.output, position)
-    J = _jacobian(local, positions, memory)
+    J = _jacobian(local, positions, memory // 2)
+    rest = memory - max(memory // 2, J.product_bytes)
     with local.checked(), full_precision(local.input.device):
-        found = block_svds(J, count, rank, tol=tol, method=method, seed=seed, max_memory=memory, progress=progress)
+        found = block_svds(J, count, rank, tol=tol, method=method, seed=seed, max_memory=rest, progress=progress)
         x = local.input.reshape(count, d)
         U, V = _signed(found.U, found.V, x)
         return Tokens(
@@ -269,13 +271,11 @@ def _count(output: Tensor) -> int:
 
 
 def _jacobian(local, positions: tuple[int, ...], max_memory: int | None = None) -> LinearOperator:
-    """∂y/∂x of the output at the positions; one of its own where it is to take less memory."""
-    if positions == tuple(range(_count(local.output))):
-        if max_memory is None or max_memory >= local.max_memory:
-            return local.jacobian
-        J = local.operator()
-    else:
-        J = local.operator(target_positions=list(positions))
+    """∂y/∂x of the output at the positions, one of its own where its products are to take so many bytes."""
+    whole = positions == tuple(range(_count(local.output)))
+    if whole and max_memory is None:
+        return local.jacobian
+    J = local.operator(target_positions=None if whole else list(positions))
     J.max_memory = local.max_memory if max_memory is None else max_memory
     return J
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specxai._blocks import identity_blocks
-from specxai.operators import ComposedOperator, DenseOperator, LinearOperator
+from specxai.operators import ComposedOperator, Cut, DenseOperator, LinearOperator
 from specxai.precision import full_precision
 from specxai.svd.auto import A_COLUMN, A_TRIPLET, FIRST
 from specxai.svd.certify import FAILURE, HELD_OUT, rounding_floor, safety_factor
@@ -76,7 +76,8 @@ def block_svds(operator: LinearOperator, blocks: int, rank: int, *, tol: float =
 
     tol         of a residual relative to the block's σ₁, for a range; exact blocks are exact
     method      "exact", "range", or "auto", by counted columns
-    max_memory  bytes of the blocks that are held at once; exact ones are made in groups where they do not fit
+    max_memory  bytes of all that is held beside the operator's own products: exact blocks are made in groups where they
+                do not fit, each by all the columns again
 
     Raises ValueError for an argument out of range, MemoryError where not even one block fits.
 
@@ -106,9 +107,11 @@ class _Solver:
                  max_memory: int | None) -> None:
         self.operator, self.T, self.d = operator, blocks, operator.shape[1] // blocks
         self.tol, self.seed, self.max_memory = tol, seed, max_memory
-        self.outer, self.inner = _through_cut(operator)
-        self.width = self.inner.shape[0]
+        cut = useful_cut(operator)
+        self.width = min(operator.shape[0], cut.width) if cut else operator.shape[0]
         self.k = min(rank, self.width, self.d)
+        self.room = self._room(cut is not None)
+        self.outer, self.inner = (None, operator) if cut is None else _through(operator, cut)
         self.generator = generator_of(seed)
         probes = gaussian(self.width, WEIGHING + HELD_OUT, self.generator, operator)
         image = self.inner.rmatmat(probes)
@@ -135,7 +138,7 @@ class _Solver:
         parts = []
         for group in self._groups():
             B = torch.empty(len(group), self.d, self.width, dtype=self.operator.dtype, device=self.operator.device)
-            for start, stop, block in identity_blocks(self.width, B.dtype, B.device, COLUMNS):
+            for start, stop, block in identity_blocks(self.width, B.dtype, B.device, self._columns()):
                 rows = self.inner.rmatmat(block).reshape(self.T, self.d, stop - start)
                 B[..., start:stop] = rows[group.start:group.stop]
             parts.append(self._triplets(B, None, group))
@@ -146,6 +149,8 @@ class _Solver:
         Q = torch.empty(self.width, 0, dtype=operator.dtype, device=operator.device)
         B = torch.empty(self.T * self.d, 0, dtype=operator.dtype, device=operator.device)
         floor, limit = rounding_floor(math.sqrt(self.T), operator.dtype), self.width // 2
+        if self.room is not None:  # a basis that grows is there twice for a moment
+            limit = min(limit, self.room // (2 * self._column))
         probes = scale * gaussian(len(B), KRYLOV_BLOCK, self.generator, operator) / math.sqrt(len(B))
         due = self.k + KRYLOV_BLOCK
         while True:
@@ -158,7 +163,7 @@ class _Solver:
                 if len(self._groups()) > 1:
                     return self._exact()
                 new = _complement(Q)
-            image = torch.cat([self.inner.rmatmat(part) for part in new.split(COLUMNS, 1)], 1)
+            image = torch.cat([self.inner.rmatmat(part) for part in new.split(self._columns(), 1)], 1)
             Q, B = torch.cat([Q, new], 1), torch.cat([B, image], 1)
             if everything or Q.shape[1] >= due:
                 found = self._triplets(B.reshape(self.T, self.d, -1), Q, range(self.T))
@@ -172,18 +177,35 @@ class _Solver:
         allowed = torch.maximum(self.tol * S[:, :1].double(), 4 * self.floors[:, None])
         return bool((residuals <= allowed).all())
 
+    @property
+    def _column(self) -> int:
+        """Bytes of a column over all blocks."""
+        return self.T * self.d * self.operator.dtype.itemsize
+
+    def _room(self, through_cut: bool) -> int | None:
+        """Bytes for blocks and products, None for any: without the results, the left factor and the probes' images."""
+        if self.max_memory is None:
+            return None
+        m, item = self.operator.shape[0], self.operator.dtype.itemsize
+        fixed = item * self.k * self.T * (m + self.d) + 2 * item * m * self.width * through_cut
+        room = self.max_memory - fixed - 2 * self._column * (WEIGHING + HELD_OUT)
+        needed = item * self.d * self.width + 2 * self._column
+        if room < needed:
+            raise MemoryError(f"{self.k} triplets of each of {self.T} tokens need at least "
+                              f"{(self.max_memory - room + needed) / 2**20:,.1f} MiB beside products, and max_memory "
+                              f"leaves {self.max_memory / 2**20:,.1f}; give more, or a smaller rank")
+        return room
+
+    def _columns(self) -> int:
+        """Columns of one adjoint product: a quarter of the room for its result."""
+        return COLUMNS if self.room is None else max(1, min(COLUMNS, self.room // (4 * self._column)))
+
     def _groups(self) -> list[range]:
         """Blocks that are held at once."""
-        if self.max_memory is None:
+        if self.room is None:
             return [range(self.T)]
-        # The product that fills them holds all blocks, whatever the group.
-        item = self.operator.dtype.itemsize
-        product = self.T * self.d * min(self.width, COLUMNS) * item
-        one = self.d * self.width * item
-        most = (self.max_memory - product) // one
-        if most < 1:
-            raise MemoryError(f"the blocks of one token need {(one + product) / 2**20:,.1f} MiB, and max_memory is "
-                              f"{self.max_memory / 2**20:,.1f}; give at least that")
+        one = self.d * self.width * self.operator.dtype.itemsize
+        most = max(1, (self.room - 2 * self._column * self._columns()) // one)
         return [range(start, min(start + most, self.T)) for start in range(0, self.T, most)]
 
     def _triplets(self, B: Tensor, Q: Tensor | None, group: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -253,11 +275,8 @@ def _top_eigenvectors(G: Tensor, k: int) -> Tensor:
     return torch.from_numpy(vectors.copy()).flip(1)
 
 
-def _through_cut(operator: Counted) -> tuple[Tensor | None, LinearOperator]:
-    """outer (m, w), orthonormal, and inner (w, n) with J = outer @ inner; None where there is no narrower cut."""
-    cut = useful_cut(operator)
-    if cut is None:
-        return None, operator
+def _through(operator: Counted, cut: Cut) -> tuple[Tensor, LinearOperator]:
+    """outer (m, w), orthonormal, and inner (w, n) with J = outer @ inner."""
     dense = torch.empty(cut.left.shape, dtype=operator.dtype, device=operator.device)
     for start, stop, block in identity_blocks(cut.width, operator.dtype, operator.device):
         dense[:, start:stop] = cut.left.matmat(block)

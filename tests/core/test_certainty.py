@@ -28,9 +28,9 @@ class Confident(nn.Module):
 @pytest.mark.parametrize("times", [30, 90, 110, 200])
 @pytest.mark.parametrize("fault", [None, 1.3, -1.0])
 def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
-    from specxai.affine import local as local_module
+    from specxai.affine import nodes as nodes_module
 
-    made = local_module.linear_node
+    made = nodes_module.linear_node
 
     def linear_node(call):
         node = made(call)
@@ -38,7 +38,7 @@ def test_a_fault_behind_a_confident_softmax(times, fault, monkeypatch):
             return node
         return _scaled(node, fault)
 
-    monkeypatch.setattr(local_module, "linear_node", linear_node)
+    monkeypatch.setattr(nodes_module, "linear_node", linear_node)
     for seed in range(3):
         torch.manual_seed(seed)
         model, x = Confident(times).eval(), torch.randn(1, 8)
@@ -171,7 +171,7 @@ def test_threads_leave_attention_settings_alone():
 def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
     from dataclasses import replace
 
-    from specxai.affine import local as local_module
+    from specxai.affine import nodes as nodes_module
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -183,7 +183,7 @@ def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
 
     model, x = Scaled().double().eval(), torch.randn(1, 6, dtype=torch.float64)
     assert specxai.linearize(model, x).agreement < 1e-12
-    made = local_module.linear_node
+    made = nodes_module.linear_node
 
     def linear_node(call):
         node = made(call)
@@ -191,7 +191,7 @@ def test_a_fault_is_seen_at_any_scale_in_float64(scale, sides, monkeypatch):
             return node
         return replace(node, terms=tuple(replace(t, **{sides: _wrong(getattr(t, sides))}) for t in node.terms))
 
-    monkeypatch.setattr(local_module, "linear_node", linear_node)
+    monkeypatch.setattr(nodes_module, "linear_node", linear_node)
     with pytest.raises(CaptureError):
         specxai.linearize(model, x)
 

@@ -102,3 +102,11 @@ def test_frozen_gates_and_what_else_a_local_does(dtype):
     local = specxai.linearize(plain, x[:, :4])
     assert local.first_flip(torch.randn(1, 4)) > 0
     assert local.same_region(x[:, :4])
+
+
+def test_large_narrow_weights_stay_with_the_reference():
+    """A plan would hold them once more, in float32."""
+    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4)).bfloat16().eval()
+    x = torch.randn(1, 256).bfloat16()
+    assert specxai.linearize(net, x).backend == "reference"
+    assert specxai.linearize(net.float(), x.float()).backend == specxai.backends.choose("auto", x.device, torch.float32)

@@ -12,6 +12,7 @@ import torch
 import specxai
 import specxai.affine.local
 from random_nets import random_net
+from specxai.affine import nodes
 from specxai.affine.witness import relative
 from specxai.errors import CaptureError
 from specxai.rules import LinearNode, Term
@@ -86,7 +87,8 @@ def dense(local: specxai.affine.local.Local) -> torch.Tensor:
 @pytest.fixture
 def plant(monkeypatch):
     """plant(step, fault): every linearisation from now on has the fault at that step."""
-    original = specxai.affine.local.linear_node
+    original = nodes.linear_node
+    monkeypatch.setattr(nodes, "_is_fixed", lambda *given: False)  # or sound nodes would stand in for faulty ones
 
     def planted(step, fault):
         def faulty(call):
@@ -95,7 +97,7 @@ def plant(monkeypatch):
             changed = fault(node, call) if fault is not None and at == step else None
             return node if changed is None else changed
 
-        monkeypatch.setattr(specxai.affine.local, "linear_node", faulty)
+        monkeypatch.setattr(nodes, "linear_node", faulty)
 
     return planted
 

@@ -139,11 +139,10 @@ def test_contributions_to_one_of_several_positions(model, x):
 def test_less_memory_gives_the_same(model, x):
     local = specxai.linearize(model, x, gates="frozen")
     whole = specxai.tokens(local, rank=2)
-    least = local.operator(target_positions=-1).product_bytes
-    few = specxai.tokens(local, rank=2, max_memory=max(least, 2000 + 3 * 8 * 5 * 8))
+    few = specxai.tokens(local, rank=2, max_memory=2 * 8 * (2 * T * (5 + D) + 2 * T * D * 41 + D * 8 * 3))
     assert few.products > whole.products
     assert torch.allclose(few.S, whole.S, rtol=1e-12, atol=1e-14)
-    with pytest.raises(MemoryError, match="one token need"):
+    with pytest.raises(MemoryError, match="2 triplets of each of 6 tokens need at least"):
         specxai.tokens(local, rank=2, max_memory=1000)
 
 

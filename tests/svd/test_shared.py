@@ -94,14 +94,15 @@ def test_a_narrow_cut_is_decomposed_in_its_place(dtype):
 
 
 def test_blocks_that_do_not_fit_are_made_in_groups():
-    J, item = blocks(24, torch.float64), 8
-    one, product = D * 24 * item, T * D * 24 * item
-    whole, grouped = (block_svds(side_by_side(J), T, 3, max_memory=memory) for memory in (None, product + 2 * one))
+    J, item, column = blocks(24, torch.float64), 8, T * D * 8
+    least = item * 3 * T * (24 + D) + 2 * column * 40 + item * D * 24 + 2 * column
+    whole, grouped = (block_svds(side_by_side(J), T, 3, max_memory=memory)
+                      for memory in (None, least + 3 * item * D * 24))
     check(grouped, J, 3)
     assert torch.allclose(grouped.S, whole.S, rtol=1e-13)
     assert grouped.products == whole.products + 2 * (24 + 16)
-    with pytest.raises(MemoryError, match="one token need"):
-        block_svds(side_by_side(J), T, 3, max_memory=product)
+    with pytest.raises(MemoryError, match=rf"at least {least / 2**20:.1f} MiB"):
+        block_svds(side_by_side(J), T, 3, max_memory=least - 1)
 
 
 def test_blocks_of_zeros_and_of_low_rank_are_filled_with_zeros(dtype):
