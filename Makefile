@@ -20,7 +20,7 @@ demo: $(VENV)/.stamp-demo
 
 # `pytest`, not `python -m pytest`: the checkout stays off sys.path, so that the installed package is what is tested.
 test: $(VENV)/.stamp-test
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q -n 2 --dist loadfile tests
 
 # The GPU kernels without a GPU, in a few minutes: values in Triton's interpreter and in the emulation of the CUDA
 # kernels, code generated for sm_80 and sm_90.
