@@ -115,6 +115,17 @@ def test_a_wide_vocabulary_goes_through_the_narrowest_cut(x):
     assert ((J.mT @ t.U) - t.V * t.S[:, None]).abs().max() <= 1e-10 * t.S.max()
 
 
+@pytest.mark.parametrize("method", ["auto", "exact", "range"])
+def test_an_output_behind_closed_gates_has_no_triplets(x, method):
+    closed = nn.Sequential(nn.Linear(D, D), nn.Threshold(1e3, 0.0), nn.Linear(D, 5)).double().eval()
+    t = specxai.tokens(specxai.linearize(closed, x), rank=3, method=method)
+    assert t.S.shape == (T, 3)
+    for zeros in (t.S, t.U, t.V, t.residuals, t.norms):
+        assert not zeros.any()
+    assert t.worst_residual == 0
+    assert t.contributions(0).completeness <= 1e-15
+
+
 @pytest.mark.parametrize("target", [None, 3, (2,), torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0])])
 def test_contributions_add_up_to_the_target(model, x, target):
     t = specxai.tokens(specxai.linearize(model, x, gates="frozen"), rank=2)
