@@ -172,6 +172,41 @@ def test_tuples_and_ids_that_are_read_twice(again):
     assert relative(L.readout(h, 1), model.head(h @ L.J[1].T)) <= 1e-6
 
 
+class Padded(nn.Module):
+    """Attention that does not look at the positions of token 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(40, WIDTH)
+        self.stack = nn.ModuleList(Looks() for _ in range(3))
+
+    def forward(self, ids):
+        x = self.tokens(ids)
+        for block in self.stack:
+            x = block(x, ids == 0)
+        return x
+
+
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, padding):
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return x + (x @ x.mT).masked_fill(later | padding[:, None], -1e9).softmax(-1) @ self.inner(x)
+
+
+def test_prompts_with_other_padding_are_captured_anew():
+    torch.manual_seed(0)
+    model, prompts = Padded().double().eval(), [ids.clamp_min(1) for ids in some_prompts((20, 20, 20))]
+    prompts[1][0, 7:11] = 0
+    L = specxai.lens.fit(model, prompts, skip_first=5, stack="stack")
+    wanted = reference_lens(model, model.stack, prompts, [0, 1], skip_first=5)
+    for layer in wanted:
+        assert relative(L.J[layer], wanted[layer]) <= 1e-10
+
+
 def test_readout_is_the_models_end(gpt):
     L = specxai.lens.fit(gpt, some_prompts((20,)), skip_first=5)
     h = torch.randn(2, 35, WIDTH)
