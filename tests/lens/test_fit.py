@@ -222,6 +222,9 @@ def test_readout_is_the_models_end(gpt):
 @pytest.mark.parametrize("options, error, says", [
     ({"layers": [3]}, LayerError, "layer 3 is no source of a lens: the model has 4 blocks, sources are 0 to 2"),
     ({"layers": []}, LayerError, "list is empty"),
+    ({"layers": 1}, TypeError, "layers=1: give the numbers of blocks, as in"),
+    ({"layers": "01"}, TypeError, "layers='01': give the numbers of blocks"),
+    ({"layers": [True]}, TypeError, "give the numbers of blocks"),
     ({"stack": "block"}, LayerError, "GPT has no list of two or more blocks 'block'; its lists are: blocks"),
     ({"kwargs": {"use_cache": True}}, ValueError, "use_cache is True"),
     ({"max_length": 6}, ValueError, "max_length 6 leaves no valid position with skip_first 5: it must be at least 7"),
@@ -251,6 +254,28 @@ def test_bad_options_are_one_line(gpt, options, error, says):
 def test_bad_prompts_are_one_line(gpt, prompts, error, says, rank):
     with pytest.raises(error, match=says) as caught:
         specxai.lens.fit(gpt, prompts, skip_first=5, rank=rank)
+    assert "\n" not in str(caught.value)
+
+
+def test_residuals_of_chosen_blocks(gpt):
+    ids = some_prompts((CONTEXT,))[0]
+    every, some = specxai.lens.residuals(gpt, ids), specxai.lens.residuals(gpt, ids[0], [-1, 0])
+    assert list(some) == [-1, 0]
+    assert torch.equal(some[-1], every[BLOCKS - 1])
+    assert torch.equal(some[0], every[0])
+
+
+@pytest.mark.parametrize("ids, layers, error, says", [
+    (torch.zeros(1, 8), None, TypeError, "ids holds torch.float32, and a lens reads token ids"),
+    (torch.zeros(2, 8, dtype=torch.long), None, ValueError, "give one prompt"),
+    ([1, 2], None, TypeError, "ids is a list"),
+    (torch.zeros(1, 8, dtype=torch.long), [7], LayerError, "layer 7 is no block: the model has 4, 0 to 3"),
+    (torch.zeros(1, 8, dtype=torch.long), [], LayerError, "list is empty"),
+    (torch.zeros(1, 8, dtype=torch.long), [0.5], TypeError, "give the numbers of blocks"),
+])
+def test_bad_residuals_are_one_line(gpt, ids, layers, error, says):
+    with pytest.raises(error, match=says) as caught:
+        specxai.lens.residuals(gpt, ids, layers)
     assert "\n" not in str(caught.value)
 
 
