@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specxai.capture.program import Ref, Step, references
-from specxai.rules.policy import Policy, behind_weights, strongest
+from specxai.rules.policy import STOPPED, Policy, behind_weights, strongest
 
 Block = Callable[[Tensor], Tensor]
 
@@ -206,6 +206,8 @@ class LinearNode:
     def factor_kind(self, kinds: Mapping[int, str]) -> str:
         """What its value is as a factor, given what its inputs are."""
         given = strongest(kinds.get(term.input, "") for term in self.terms)
+        if STOPPED in (self.kind, given):
+            return STOPPED
         if self.resets:
             return behind_weights(given)
         return strongest([self.kind, given]) if self.kind else given

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from specxai.rules.base import Call, LinearNode, Term, expand_to, one, rule, sum_to, unchanged
+from specxai.rules.policy import STOPPED
 
 
 def diagonal(call: Call, scale: Tensor, offset: Tensor | None, *, position: int = 0, **node) -> LinearNode:
@@ -93,7 +94,7 @@ def identity(call: Call) -> LinearNode | None:
 @rule("detach.default")
 def stop_gradient(call: Call) -> LinearNode:
     """A frozen factor: no term, the value is a constant offset."""
-    return LinearNode((), offset=call.value.detach(), curved=True)
+    return LinearNode((), offset=call.value.detach(), curved=True, kind=STOPPED)
 
 
 def constant(call: Call, position: int) -> Tensor | float:

@@ -18,6 +18,7 @@ KINDS = {"softmax": ("tangent", "held"), "norm": ("tangent", "held"), "activatio
          "product": ("tangent", "held", "half")}
 BASES = {"tangent": "tangent", "frozen": "held"}
 MIXED = "mixed"  # a softmax pattern behind weights
+STOPPED = "stopped"  # what the model itself detached: constant under every policy
 _RANK = {"": 0, "activation": 1, MIXED: 2, "softmax": 3, "norm": 4}
 
 
@@ -95,6 +96,8 @@ class Policy:
         return self._rank(kind) > 0
 
     def _rank(self, kind: str) -> int:
+        if kind == STOPPED:
+            return len(_RANK)
         held = {"": False, "activation": self.product == "held", MIXED: self.softmax == "held",
                 "softmax": self.softmax == "held", "norm": self.norm == "held"}[kind]
         return _RANK[kind] if held else 0
@@ -107,14 +110,17 @@ def strongest(kinds: Iterable[str]) -> str:
     ('activation', '')
     """
     kinds = list(kinds)
-    if set(kinds) != {MIXED}:
-        kinds = [kind for kind in kinds if kind != MIXED]
+    for alone in (STOPPED, MIXED):
+        if set(kinds) != {alone}:
+            kinds = [kind for kind in kinds if kind != alone]
+    if set(kinds) == {STOPPED}:
+        return STOPPED
     return max(kinds, key=_RANK.__getitem__, default="")
 
 
 def behind_weights(kind: str) -> str:
     """What a factor still is behind a weighted layer."""
-    return MIXED if kind == "softmax" else ""
+    return {"softmax": MIXED, STOPPED: STOPPED}.get(kind, "")
 
 
 Gates = str | Mapping[str, str] | Policy

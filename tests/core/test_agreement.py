@@ -297,3 +297,22 @@ def test_layers_without_units():
         assert not local.jacobian.to_dense().any()
         assert not (local.jacobian @ torch.randn(6, 20)).any()
         assert torch.equal(local.bias, model[2].bias.detach()[None])
+
+
+@pytest.mark.parametrize("gates", ["tangent", "frozen", {"product": "half"}, {"softmax": "held"}])
+@pytest.mark.parametrize("function", [
+    lambda x: x * x.detach(),
+    lambda x: x / (1 + x.square()).detach(),
+    lambda x: x.detach().relu() * x,
+    lambda x: x.softmax(-1) * (2 * x.detach() + 1),
+    lambda x: x @ (x.detach() @ x.detach().mT),
+    lambda x: (x + x.detach()) * x.sin(),
+], ids=["product", "quotient", "activated", "pattern", "matrices", "sum"])
+def test_what_the_model_detached_is_constant_under_every_policy(function, gates):
+    class Detaches(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    local = specxai.linearize(Detaches().eval(), torch.randn(1, 4, 4, dtype=torch.float64), gates=gates)
+    assert local.agreement < 1e-14
+    assert local.exactness < 1e-14
