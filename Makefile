@@ -20,11 +20,13 @@ demo: $(VENV)/.stamp-demo
 
 # `pytest`, not `python -m pytest`: the checkout stays off sys.path, so that the installed package is what is tested.
 test: $(VENV)/.stamp-test
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q -n 2 --dist loadfile tests
 
-# The GPU kernels without a GPU: values in Triton's interpreter, code generated for sm_80 and sm_90, in a few minutes.
+# The GPU kernels without a GPU, in a few minutes: values in Triton's interpreter and in the emulation of the CUDA
+# kernels, code generated for sm_80 and sm_90.
 test-kernels: $(VENV)/.stamp-test
 	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels
+	$(BIN)/pytest -q tests/native/test_cuda.py tests/native/test_cuda_compiled.py
 	$(BIN)/pytest -q tests/native/test_triton.py tests/native/test_triton_gemm.py --deselect \
 		tests/native/test_triton.py::test_products_in_the_interpreter
 

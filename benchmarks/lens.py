@@ -104,7 +104,7 @@ def row_seconds(loop: Loop) -> float:
 def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: bool, skip_first: int) -> float:
     """MB beside the model of a few blocks of rows, in a fresh process."""
     done = subprocess.run([sys.executable, __file__, "--side", side, "--batch", str(batch), "--tokens", str(tokens),
-                           "--stack", str(blocks), "--width", str(width), "--skip-first", str(skip_first),
+                           "--blocks", str(blocks), "--width", str(width), "--skip-first", str(skip_first),
                            *(["--plain"] if plain else [])], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
 

@@ -24,6 +24,8 @@ from specxai.zoo.gpt import GPT, checkpoint_info, load_gpt, texts
 from specxai.zoo.words import Words
 
 TOP = 8  # tokens that a cell knows
+TEXT = ("Return a list of the names of the files in the directory given by path. If the file does not exist, an error "
+        "is raised. The default is None, which means that the value is not set.")
 MODES = {"lens": "Jacobian lens", "logit": "logit lens"}
 
 
@@ -81,16 +83,15 @@ def curve(shares: list[float], box: tuple[int, int, int, int]) -> str:
                     for number, share in enumerate(shares))
 
 
-def main(out: Path = Path("lens.html"), lens: Path | None = None, text: str | None = None, prompts: int = 60,
-         length: int = 40, skip_first: int = 16) -> None:
+def main(out: Path = Path("lens.html"), lens: Path | None = None, text: str = TEXT, prompts: int = 60,
+         skip_first: int = 16) -> None:
     """Fit a lens on the GPT that ships with the library, or read one, and write the page.
 
     Args:
         out: the page.
         lens: a lens file; fitted here where there is none.
-        text: what the GPT reads; by default a piece of text that it was not trained on.
+        text: what the GPT reads, up to 128 tokens.
         prompts: windows of 128 tokens that the lens is fitted on.
-        length: tokens of the page's text.
         skip_first: positions at the beginning that do not count.
     """
     model, words = load_gpt()
@@ -98,7 +99,7 @@ def main(out: Path = Path("lens.html"), lens: Path | None = None, text: str | No
         fitted = specxai.lens.fit(model, windows(words, 128, prompts), skip_first=skip_first)
     else:
         fitted = specxai.lens.load(lens, model)
-    ids = windows(words, length, 7)[3] if text is None else torch.tensor([words.encode(text)[:128]])
+    ids = torch.tensor([words.encode(text)[:128]])
     shown = logits_by_layer(fitted, model, ids)
     shares = agreement(fitted, model, windows(words, 128, 24), skip_first)
     box = (46, 14, 610, 190)

@@ -11,7 +11,7 @@ them a site has one list over all taps instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -22,6 +22,8 @@ from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
 from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_by_outputs, padded_outputs
 from specxai.kernels.precision import dot_mode, multiply
+from specxai.kernels.row_sum import row_sum
+from specxai.kernels.split import folding, part_of, parts_for, workspace
 from specxai.kernels.tile import PANELS, Tile, filled, tile_for
 
 
@@ -45,6 +47,7 @@ def gather_gemm_kernel(
     out_units,
     MODE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    SPLIT: tl.constexpr,
     PROBES_FIRST: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -62,6 +65,7 @@ def gather_gemm_kernel(
     outside        (sites · groups, n_panels · BLOCK_OUT) rows of out, -1 for none
     *_units        in multiples of UNIT, which tells the compiler how addresses are aligned
     PROBES_FIRST   probes are the first axis of the product, outputs the second; else the other way round
+    SPLIT          a part of the sum, to a workspace (kernels/split.py)
     """
     tile = tl.load(tiles + tl.program_id(0))
     site, panel = tile // n_panels, tile % n_panels
@@ -71,7 +75,8 @@ def gather_gemm_kernel(
     p_live = p < probe_units * UNIT
     depth = (site % n_groups) * group_depth
     total = zeros(BLOCK_OUT, BLOCK_PROBES, PROBES_FIRST, out.dtype.element_ty)
-    for i in range(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1)):
+    first, last = part_of(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1), SPLIT)
+    for i in range(first, last):
         at = tl.load(chunk_at + i) * BLOCK_IN + k
         z = fetch(block, tl.load(rows + at), p, p_live, in_units * UNIT, PROBES_FIRST)
         w_row = (depth + tl.load(chunk_weight + i) + tl.load(channel + at)).to(tl.int64) * (n_panels * BLOCK_OUT)
@@ -79,7 +84,10 @@ def gather_gemm_kernel(
             total = multiply(z, tl.load(weight + w_row[:, None] + o[None, :]), total, MODE)
         else:
             total = multiply(tl.load(weight + w_row[None, :] + o[:, None]), z, total, MODE)
-    to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
+    if SPLIT:
+        to = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    else:
+        to = tl.load(outside + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o)
     put(total, out, to, p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
 
 
@@ -98,7 +106,10 @@ def depth_for(counts: Tensor) -> int:
 
 @dataclass(frozen=True)
 class ByInputs:
-    """Tables of this dataflow on the device; see `gather_gemm_kernel`."""
+    """Tables of this dataflow on the device; see `gather_gemm_kernel`.
+
+    chunks   of a site and group, on average
+    """
 
     tiles: dict[int, Tensor]
     chunk_begin: Tensor
@@ -111,15 +122,24 @@ class ByInputs:
     groups: int
     group_depth: int
     depth: int
+    chunks: int
 
-    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile: Tile, unit: int) -> None:
+    def programs(self, size: int) -> int:
+        return len(self.tiles[size])
+
+    def rows_of(self, size: int) -> Tensor:
+        """Rows of out of each program's outputs, -1 for none."""
+        return self.outside.reshape(-1, size)[self.tiles[size].long()].flatten()
+
+    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile: Tile, unit: int, parts: int) -> None:
         programs, k = self.tiles[tile.out], block.shape[1]
-        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes))](
+        gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes), parts)](
             programs, self.chunk_begin, self.chunk_at, self.chunk_weight, self.rows, self.channel, self.weight,
             self.outside, block, out, self.weight.shape[1] // tile.out, self.groups, self.group_depth,
             k // unit, block.stride(0) // unit, out.stride(0) // unit,
-            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
-            BLOCK_PROBES=tile.probes, BLOCK_IN=self.depth, num_warps=tile.warps, num_stages=tile.stages)
+            MODE=mode, ACCUMULATE=accumulate, SPLIT=parts > 1, PROBES_FIRST=tile.probes_first, UNIT=unit,
+            BLOCK_OUT=tile.out, BLOCK_PROBES=tile.probes, BLOCK_IN=self.depth, num_warps=tile.warps,
+            num_stages=tile.stages)
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,7 @@ class Gathering:
     outputs         of a group
     read, written   rows of block and of out that there must be
     entries         multiply-adds of one probe, live outputs times live inputs
+    folds           (outputs of a tile, parts) -> tables of the sum of so many parts
     """
 
     flow: ByInputs | ByOutputs
@@ -138,6 +159,7 @@ class Gathering:
     read: int
     written: int
     entries: int
+    folds: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
     @property
     def most(self) -> int:
@@ -201,7 +223,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
              for size in PANELS if width % size == 0}
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
     flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
-                    taps * inputs, depth)
+                    taps * inputs, depth, int(each.sum()) // max(1, int(some.sum())))
     return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries)
 
 
@@ -244,13 +266,13 @@ def _whole(counts: Tensor, depth: int) -> Tensor:
 
 
 def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool = False, precision: str = "fp32",
-                tile: Tile | None = None) -> None:
+                tile: Tile | None = None, parts: int | None = None) -> None:
     """Write (or add to) the tables' rows of `out` from their rows of `block`.
 
     Args:
         block: (rows, k) of the weights' dtype, probes contiguous; out: likewise, other rows or other memory.
         precision: one of `PRECISIONS`; "fp64" for float64.
-        tile: how it is cut; by size if None.
+        tile, parts: how it is cut, and into how many sums over inputs; by size if None.
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes that do not fit, with the values found.
@@ -260,9 +282,18 @@ def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool 
     mode, k = dot_mode(precision, block.dtype), block.shape[1]
     if tables.written == 0 or k == 0:
         return
-    unit = unit_of(k, block.stride(0), out.stride(0))
+    tile = tile or tile_for(tables.most, k, precision)
+    programs = tables.flow.programs(tile.out)
+    parts = parts or parts_for(programs * triton.cdiv(k, tile.probes), tables.flow.chunks)
+    to = out if parts == 1 else workspace(out, parts, programs * tile.out)
+    unit = unit_of(k, block.stride(0), to.stride(0))
     with torch.cuda.device_of(block):
-        tables.flow.run(block, out, accumulate, mode, tile or tile_for(tables.most, k, precision), unit)
+        tables.flow.run(block, to, accumulate and parts == 1, mode, tile, unit, parts)
+        if parts > 1:
+            key = tile.out, parts
+            if key not in tables.folds:
+                tables.folds[key] = folding(tables.flow.rows_of(tile.out), parts)
+            row_sum(*tables.folds[key], to, out, accumulate)
 
 
 def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[int, int, int]:

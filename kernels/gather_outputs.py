@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.precision import multiply
+from specxai.kernels.split import part_of
 from specxai.kernels.tile import PANELS
 
 DEPTH = 32  # inputs of a chunk
@@ -38,8 +39,8 @@ def gather_outputs_kernel(
     probe_units,
     in_units,
     out_units,
-    MODE: tl.constexpr, ACCUMULATE: tl.constexpr, PROBES_FIRST: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_PROBES: tl.constexpr, BLOCK_IN: tl.constexpr,
+    MODE: tl.constexpr, ACCUMULATE: tl.constexpr, SPLIT: tl.constexpr, PROBES_FIRST: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_PROBES: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):
     """A tile of BLOCK_OUT live outputs and BLOCK_PROBES probes of one site.
 
@@ -51,6 +52,7 @@ def gather_outputs_kernel(
     rows           (entries,) rows of block, -1 for a dead input
     weight         (groups · n_outputs, weight_units · 16)
     *_units        of blocks: in multiples of UNIT, which tells the compiler how addresses are aligned
+    SPLIT          a part of the sum, to a workspace (kernels/split.py)
     """
     site = tl.load(sites + tl.program_id(0))
     slot = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -59,7 +61,8 @@ def gather_outputs_kernel(
     p_live = p < probe_units * UNIT
     w_row = ((site % n_groups) * n_outputs + tl.load(channel + slot)).to(tl.int64) * (weight_units * 16)
     total = zeros(BLOCK_OUT, BLOCK_PROBES, PROBES_FIRST, out.dtype.element_ty)
-    for i in range(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1)):
+    first, last = part_of(tl.load(chunk_begin + site), tl.load(chunk_begin + site + 1), SPLIT)
+    for i in range(first, last):
         at = tl.load(chunk_at + i) * BLOCK_IN + k
         z = fetch(block, tl.load(rows + at), p, p_live, in_units * UNIT, PROBES_FIRST)
         c = tl.load(chunk_weight + i) * BLOCK_IN + k
@@ -67,7 +70,11 @@ def gather_outputs_kernel(
             total = multiply(z, tl.load(weight + w_row[None, :] + c[:, None]), total, MODE)
         else:
             total = multiply(tl.load(weight + w_row[:, None] + c[None, :]), z, total, MODE)
-    put(total, out, tl.load(to + slot), p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
+    if SPLIT:
+        row = tl.program_id(2) * (tl.num_programs(0) * BLOCK_OUT) + slot
+    else:
+        row = tl.load(to + slot)
+    put(total, out, row, p, p_live, out_units * UNIT, ACCUMULATE, PROBES_FIRST)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class ByOutputs:
 
     live     (sites · groups, outputs) rows of out, -1 for none
     most     live outputs of a site
+    chunks   of a site and group, on average
     panels   outputs of a program -> sites, channel, to
     """
 
@@ -87,6 +95,7 @@ class ByOutputs:
     live: Tensor
     groups: int
     most: int
+    chunks: int
     panels: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def panel(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,15 +113,22 @@ class ByOutputs:
             self.panels[size] = sites, channels, to
         return self.panels[size]
 
-    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile, unit: int) -> None:
+    def programs(self, size: int) -> int:
+        return len(self.panel(size)[0])
+
+    def rows_of(self, size: int) -> Tensor:
+        """Rows of out of each program's outputs, -1 for none."""
+        return self.panel(size)[2]
+
+    def run(self, block: Tensor, out: Tensor, accumulate: bool, mode: str, tile, unit: int, parts: int) -> None:
         sites, channel, to = self.panel(tile.out)
         k = block.shape[1]
-        gather_outputs_kernel[(len(sites), triton.cdiv(k, tile.probes))](
+        gather_outputs_kernel[(len(sites), triton.cdiv(k, tile.probes), parts)](
             sites, channel, to, self.chunk_begin, self.chunk_at, self.chunk_weight, self.rows, self.weight, block, out,
             self.groups, self.live.shape[1], self.weight.shape[1] // 16,
             k // unit, block.stride(0) // unit, out.stride(0) // unit,
-            MODE=mode, ACCUMULATE=accumulate, PROBES_FIRST=tile.probes_first, UNIT=unit, BLOCK_OUT=tile.out,
-            BLOCK_PROBES=tile.probes, BLOCK_IN=DEPTH, num_warps=tile.warps, num_stages=tile.stages)
+            MODE=mode, ACCUMULATE=accumulate, SPLIT=parts > 1, PROBES_FIRST=tile.probes_first, UNIT=unit,
+            BLOCK_OUT=tile.out, BLOCK_PROBES=tile.probes, BLOCK_IN=DEPTH, num_warps=tile.warps, num_stages=tile.stages)
 
 
 def chunks_by_outputs(inside: Tensor, neighbours: Tensor, some: Tensor, groups: int):
@@ -141,7 +157,7 @@ def by_outputs(inside: Tensor, live: Tensor, neighbours: Tensor, weight: Tensor,
     full[:, :, :inputs] = weight
     most = int((live >= 0).sum(1).max()) if live.numel() else 0
     return ByOutputs(begin.int(), at.int(), (tap * blocks + chunk).int(), rows, full.flatten(1).to(live.device), live,
-                     groups, most)
+                     groups, most, len(at) // max(1, int((each > 0).sum())))
 
 
 def padded_outputs(live: Tensor) -> Tensor:

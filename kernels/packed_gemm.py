@@ -20,11 +20,10 @@ from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, reach, require_distinct, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
-from specxai.kernels.tile import PANELS, Tile, filled, tile_for
+from specxai.kernels.split import folding, parts_for, workspace
+from specxai.kernels.tile import Tile, filled, tile_for
 
 DEPTH = 32  # inputs that a program multiplies at once
-PROGRAMS = 264  # two for each multiprocessor of an H100
-LEAST_CHUNKS = 8  # of a part of a split sum
 
 
 @triton.jit
@@ -181,7 +180,7 @@ def packed_gemm(layer: Packed, block: Tensor, out: Tensor, accumulate: bool = Fa
     each = triton.cdiv(chunks, parts)
     to, rows = out, len(layer.to)
     if parts > 1:
-        to = out.new_empty(parts * rows, -(-k // 4) * 4)[:, :k]
+        to = workspace(out, parts, rows)
     unit = unit_of(k, block.stride(0), to.stride(0))
     with torch.cuda.device_of(block):
         packed_gemm_kernel[(*grid, parts)](
@@ -191,28 +190,9 @@ def packed_gemm(layer: Packed, block: Tensor, out: Tensor, accumulate: bool = Fa
             SPLIT=parts > 1, TRANSPOSED=layer.transposed, PROBES_FIRST=tile.probes_first, UNIT=unit,
             BLOCK_OUT=tile.out, BLOCK_PROBES=tile.probes, BLOCK_IN=DEPTH, num_warps=tile.warps, num_stages=tile.stages)
         if parts > 1:
-            row_sum(*_fold(layer, parts), to, out, accumulate)
-
-
-def parts_for(programs: int, chunks: int) -> int:
-    """Parts of a sum of so many chunks that fill a card, each with enough of them."""
-    return max(1, min(PROGRAMS // max(1, programs), chunks // LEAST_CHUNKS))
-
-
-def _fold(layer: Packed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """begin, to, source and scale of the sum of the parts."""
-    if parts not in layer.folds:
-        at = (layer.to >= 0).nonzero().flatten()
-        rows = torch.arange(parts, device=at.device) * len(layer.to)
-        begin = torch.arange(len(at) + 1, dtype=torch.int32, device=at.device) * parts
-        scale = None if layer.scale is None else layer.scale[at].repeat_interleave(parts)
-        layer.folds[parts] = begin, layer.to[at], (at[:, None] + rows).flatten().int(), scale
-    return layer.folds[parts]
-
-
-def most_part_rows() -> int:
-    """Rows that the parts of a split sum take at most."""
-    return PROGRAMS * PANELS[-1]
+            if parts not in layer.folds:
+                layer.folds[parts] = folding(layer.to, parts, layer.scale)
+            row_sum(*layer.folds[parts], to, out, accumulate)
 
 
 def _check_rows(name: str, rows: Tensor, size: int) -> None:

@@ -1,17 +1,24 @@
-"""Every test starts from the same seed, on two threads, with uninitialised CPU memory poisoned by NaN."""
+"""Every test starts from the same seed, on two threads, with uninitialised CPU memory poisoned by NaN.
+
+Where pytest-xdist runs tests side by side each has one thread.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 
 from tolerances import RELATIVE
 
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+
 
 @pytest.fixture(autouse=True)
 def _same_start(monkeypatch):
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
+import decoders
+import questions
 import rates
 import torch
 from report import markdown
@@ -25,6 +27,7 @@ from torch import nn
 
 import specxai
 from specxai._files import replacing
+from specxai.backends.cuda.engine import PRECISION
 from specxai.bench.cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case, vision
 from specxai.bench.operators import TorchFunc
 from specxai.bench.peers import Subject
@@ -80,8 +83,8 @@ def settings(question: str, dry: bool) -> dict:
 class Measured:
     """One case on the device: its peers' operators, made once."""
 
-    def __init__(self, case: Case, clock: Clock, dry: bool) -> None:
-        self.clock, self.dry = clock, dry
+    def __init__(self, case: Case, clock: Clock, dry: bool, roof: dict[str, float]) -> None:
+        self.clock, self.dry, self.roof = clock, dry, roof
         self.columns, self.seconds = (COLUMNS_DRY, 0.01) if dry else (COLUMNS, 1.0)
         self.subject = Subject(case, chunk=self.columns)
         self.subject.model, self.subject.x = self.subject.model.to(clock.device), self.subject.x.to(clock.device)
@@ -117,7 +120,7 @@ class Measured:
             told = self.clock.of(lambda product=product, block=block: product(block), self.seconds, most=10)
             gflop = reference.flops if peer in (FP32, TF32) else operator.flops
             yield {"case": name, "peer": peer, "question": question, "gflop": gflop * self.columns / 1e9,
-                   "error": float((got - want).norm() / want.norm()), **told}
+                   "error": float((got - want).norm() / want.norm()), **self._bound(peer, operator, told), **told}
         for question, work in (("equal", self._equal(operator)), ("default", self._default(peer))):
             if self.clock.left < 0:
                 yield {"case": name, "peer": peer, "question": question, "left_out": "no time was left"}
@@ -127,6 +130,16 @@ class Measured:
             answer = self.subject.answer(result)
             yield {"case": name, "peer": peer, "question": question, "error": answer.residual, "captured": answer.error,
                    "products": answer.products, "converged": answer.converged, "method": answer.method, **told}
+
+    def _bound(self, peer: str, operator: LinearOperator, told: dict) -> dict:
+        """Which roof a pass of the engine hits first, and the share of it that is reached."""
+        if peer != CUDA:
+            return {}
+        unit, products = rates.PRODUCTS[PRECISION]
+        least = {"copy": operator.bytes_moved(self.columns) / self.roof["copy"],
+                 unit: operator.flops * self.columns * products / self.roof[unit]}
+        roof = max(least, key=least.get)
+        return {"roof": roof, "of_roof": least[roof] / told["seconds"]}
 
     def _equal(self, operator: LinearOperator) -> Callable[[], object]:
         return lambda: specxai.svd(operator, seed=SOLVER_SEED, progress=False, **settings("equal", self.dry))
@@ -188,8 +201,10 @@ def main() -> None:
 
     roof = {row["what"]: row["rate"] for row in keep("roofs", rates.roofs(clock, options.dry))}
     for case in cases(options.dry):
-        keep("cases", Measured(case, clock, options.dry).rows())
+        keep("cases", Measured(case, clock, options.dry, roof).rows())
+    keep("cases", questions.rows(clock, options.dry))
     keep("kernels", rates.layers(clock, options.dry, roof))
+    keep("cases", decoders.rows(clock, options.dry))  # last: whatever they take, the rest is there
     print(f"wrote {out / 'result.json'} and {out / 'result.md'}")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from timing import Clock, tf32
 
+from specxai.native import cuda
+
 # TF32's rate is a third of a TF32x3 product's roof, and so on: products of tensor cores for each of a precision.
 PRODUCTS = {"fp32": ("fp32", 1), "tf32": ("tf32", 1), "tf32x3": ("tf32", 3), "bf16": ("bf16", 1),
             "bf16x3": ("bf16", 3), "bf16x6": ("bf16", 6)}
@@ -68,8 +70,19 @@ def _gather(clock: Clock, dry: bool, precision: str, roof: dict[str, float]) -> 
                    told, roof, tile, tile == chosen)
 
 
+    if precision == "fp32" and cuda.runs_on(clock.device):
+        tensors = {"inside": inside, "outside": outside, "neighbours": table(geometry), "weight": weight}
+        stage = cuda.GatherGemm(**{name: t.to(clock.device) for name, t in tensors.items()})
+        out.fill_(torch.nan)
+        stage.run(block, out)
+        error = float((out[:, :4].cpu().double() - want).norm() / want.norm())
+        yield _row(f"gather-GEMM {channels}x{channels} at {side}x{side}", precision, 2 * tables.entries * probes, error,
+                   clock.of(lambda: stage.run(block, out), 0.1), roof, "csrc/cuda", False)
+
+
 def _packed(clock: Clock, dry: bool, precision: str, roof: dict[str, float]) -> Iterator[dict]:
-    from specxai.kernels.packed_gemm import packed, packed_gemm, parts_for
+    from specxai.kernels.packed_gemm import packed, packed_gemm
+    from specxai.kernels.split import parts_for
     from specxai.kernels.tile import tile_for
 
     n, probes = (64, 8) if dry else (4096, 256)

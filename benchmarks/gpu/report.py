@@ -16,9 +16,10 @@ def markdown(found: dict) -> str:
     lines += ["", "## Networks", "",
               "Passes are of 64 columns: their error is the difference from the reference's float32 products. Equal "
               "products and the default `explain(rank=50)`, capture and certificates included: the largest residual, "
-              "relative to λ₁. Ratios are to torch.func in fp32.", "",
-              "| case | question | peer | time | IQR | ratio | GFLOP/s | error | products |",
-              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+              "relative to λ₁. Ratios are to the first peer of a question. A pass is held against the roof that binds "
+              "it: the copied bytes of its rows, or its operations at the rate of the instruction.", "",
+              "| case | question | peer | time | IQR | ratio | GFLOP/s | of the roof | error | products |",
+              "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     lines += [_case(row, found["cases"]) for row in found.get("cases", [])]
     lines += ["", "## Kernels", "",
               "Operations of live units, against the measured roof of the instruction over the products that a "
@@ -34,13 +35,13 @@ def markdown(found: dict) -> str:
 def _case(row: dict, rows: list[dict]) -> str:
     question = row.get("question", "all")
     if "left_out" in row:
-        return f"| {row['case']} | {question} | {row['peer']} | left out: {row['left_out']} | | | | | |"
-    base = next((other["seconds"] for other in rows if other["case"] == row["case"] and "seconds" in other
-                 and other["question"] == question and other["peer"] == "torch.func fp32"), None)
-    ratio = "" if base is None else f"{base / row['seconds']:.2f}"
+        return f"| {row['case']} | {question} | {row['peer']} | left out: {row['left_out']} | | | | | | |"
+    first = next(other for other in rows if other["case"] == row["case"] and other.get("question") == question)
+    ratio = f"{first['seconds'] / row['seconds']:.2f}" if "seconds" in first else ""
     rate = f"{row['gflop'] / row['seconds']:.4g}" if "gflop" in row else ""
+    roof = f"{row['of_roof']:.0%} ({row['roof']})" if "roof" in row else ""
     return (f"| {row['case']} | {question} | {row['peer']} | {_time(row['seconds'])} | {_time(row['iqr'])} | {ratio} | "
-            f"{rate} | {row['error']:.1e} | {row.get('products', '')} |")
+            f"{rate} | {roof} | {row['error']:.1e} | {row.get('products', '')} |")
 
 
 def _time(seconds: float) -> str:

@@ -32,6 +32,15 @@ cp -r kernels "$place/specxai/kernels"
 export PYTHONPATH="$PWD/$place"
 export PYTHONDONTWRITEBYTECODE=1
 
+# The compiled CUDA kernels come along where they were built; else they are built here, where nvcc is.
+if [ -z "$dry" ] && ! "$PYTHON" -c "import specxai._cuda" 2> /dev/null; then
+    if command -v nvcc > /dev/null; then
+        PYTHON="$PYTHON" step "CUDA kernels" 60 benchmarks/gpu/build.sh "$place/specxai"
+    else
+        echo "== nvcc is not here: the CUDA kernels are left out"
+    fi
+fi
+
 needs="scipy safetensors tqdm triton torchvision timm pytest"
 missing=$("$PYTHON" -c "from importlib.util import find_spec as f; print(*(n for n in '$needs'.split() if not f(n)))")
 if [ -n "$missing" ] && [ -n "${WHEELS:-}" ]; then
@@ -45,16 +54,20 @@ if [ -n "$dry" ]; then
     export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
     step "measurements" 110 "$PYTHON" benchmarks/gpu/measure.py --dry --seconds 90
     step "tests of the card, skipped" 60 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/core/test_cuda.py \
-        tests/native/test_triton_gpu.py
+        tests/native/test_triton_gpu.py tests/native/test_cuda_gpu.py
 else
-    step "tests" 90 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/native/test_triton_gpu.py \
-        tests/core/test_cuda.py
+    step "tests" 80 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/native/test_cuda_gpu.py \
+        tests/native/test_triton_gpu.py tests/core/test_cuda.py
     if command -v compute-sanitizer > /dev/null; then
         # Without torch's cache each tensor is an allocation of its own, so that reads beyond it are seen.
         for tool in memcheck racecheck; do
-            PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 40 compute-sanitizer --tool $tool \
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 30 compute-sanitizer --tool $tool \
                 --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/native/test_triton_gpu.py \
                 -k "small and (tf32x3 or bf16x3) and (8 or 64)"
+            # Without graphs, whose memory is never an allocation of its own.
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 SPECXAI_TEST_GRAPHS=0 step "compute-sanitizer $tool, CUDA" 20 \
+                compute-sanitizer --tool $tool --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider \
+                tests/native/test_cuda_gpu.py -k small
         done
     else
         echo "== compute-sanitizer is not installed: left out"

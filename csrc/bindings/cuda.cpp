@@ -1,6 +1,6 @@
 // specxai._cuda: device pointers, sizes, device and stream as integers, so that one build serves every torch.
-// specxai/native/cuda.py, the only caller, has checked what is behind the pointers.  Built with SPECXAI_CUDA_EMULATED it
-// is the same module on the CPU's memory, for tests (cuda/block.cuh).
+// specxai/native/cuda.py, the only caller, has checked what is behind the pointers.  Built with SPECXAI_CUDA_EMULATED
+// it is the same module on the CPU's memory, for tests (cuda/block.cuh).
 #include <pybind11/pybind11.h>
 
 #include <string>

@@ -7,8 +7,8 @@
 //   static constexpr const char* name; struct Shared;
 //   template <class Block> void operator()(Block& block, Shared& shared) const;
 //
-// and goes from barrier to barrier by phases: block.phase([&](int thread) { ... }).  What a thread keeps from one to the
-// next is an Each<T, threads>, what threads exchange is in `shared`.  Between phases all threads agree.
+// and goes from barrier to barrier by phases: block.phase([&](int thread) { ... }).  What a thread keeps from one to
+// the next is an Each<T, threads>, what threads exchange is in `shared`.  Between phases all threads agree.
 #pragma once
 
 #include <cstdint>

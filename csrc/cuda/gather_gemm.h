@@ -1,5 +1,5 @@
-// Gather-GEMM in full precision, the meaning of cpu/gather_gemm.h: live inputs and live outputs are gathered, so that no
-// operation is spent on a dead one.
+// Gather-GEMM in full precision, the meaning of cpu/gather_gemm.h: live inputs and live outputs are gathered, so that
+// no operation is spent on a dead one.
 #pragma once
 
 #include <cstdint>

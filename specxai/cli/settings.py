@@ -234,8 +234,7 @@ class LensFitSettings:
     tol: float | None = None
     """of the residuals with --rank, relative to the largest singular value; default 1e-3"""
     products: str = "full"
-    """full: the model's precision; bfloat16: faster products by weights where the processor can, their error is in the
-    file"""
+    """full: the model's precision; rough: faster ones in 16 bits, whose error is measured and in the file"""
     gates: str = "tangent"
     """tangent: the lens; frozen, or kinds such as "softmax=held norm=held activation=tangent product=tangent": one of
     held factors"""

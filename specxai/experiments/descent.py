@@ -50,8 +50,7 @@ def descend(groups: Sequence[dict[str, Any]], epochs: int, steps: int, batches: 
     progress  is called with 1 after each epoch
     warm      share of all steps in which the rate rises
 
-    Same start, same batches, same machine and thread count: same parameters.  Raises ValueError for fewer than 3 steps
-    in all, which are no cycle.
+    Same start, same batches, same machine and thread count: same parameters.
 
     >>> x, net = torch.tensor([[0.0], [1.0]]), nn.Linear(1, 1)
     >>> losses = descend(by_parameter(net, 0.5, 0.0), 200, 1, lambda: [x], lambda b: (net(b) - 3 * b).square().mean())
@@ -59,10 +58,8 @@ def descend(groups: Sequence[dict[str, Any]], epochs: int, steps: int, batches: 
     (200, True)
     """
     total = epochs * steps
-    if total < 3:
-        raise ValueError(f"{epochs} epochs of {steps} batches are {total} steps; a cycle of the rate needs 3: take "
-                         "more epochs or smaller batches")
-    warm = max(warm, min(0.5, 1.5 / total))  # torch divides by the steps of the rise less one
+    if round(warm * total, 6) == 1:  # torch divides by the steps of the rise less one
+        warm = 1.5 / total
     optimiser = torch.optim.AdamW(groups, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups],
                                                    total_steps=total, pct_start=warm)

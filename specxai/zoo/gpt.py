@@ -6,6 +6,7 @@ import ast
 import inspect
 import sysconfig
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -64,6 +65,7 @@ class GPT(nn.Module):
         return self.head(self.norm(x))
 
 
+@cache
 def texts() -> tuple[list[str], list[str]]:
     """(trained on, held out): the texts that this Python ships about itself, the topics of its `help()` and, module by
     module of the standard library, the docstrings.
@@ -107,7 +109,10 @@ def checkpoint_info(path: Path = CHECKPOINT) -> dict:
 def load_gpt(path: Path = CHECKPOINT) -> tuple[GPT, Words]:
     """(the trained net in eval mode and float32, its pieces); the shipped one unless another checkpoint is given.
 
-    Raises ValueError for a checkpoint whose sizes are not this module's.
+    Raises ValueError for a checkpoint whose sizes are not this module's, FileNotFoundError where there is none.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: train the GPT with python examples/train_gpt.py, which takes "
+                                "three minutes of one core")
     sizes = {"width": WIDTH, "heads": HEADS, "blocks": BLOCKS, "context": CONTEXT, "vocabulary": BYTES + MERGES}
     return loaded(GPT(), path, sizes), Words(header(path)["merges"])

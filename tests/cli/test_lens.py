@@ -77,7 +77,7 @@ def test_text_is_read(net, prompts, count):
 def test_rank_layers_and_products(net):
     assert fit(net, "--rank", "2", "--layers", "1") == 0
     assert load(net / "lens.pt").factors[1].S.shape == (2,)
-    assert fit(net, "--products", "bfloat16") == 0
+    assert fit(net, "--products", "rough") == 0
     assert 0 < load(net / "lens.pt").metadata["rough_error"] < 0.05
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_one_line(net, capsys, options, says):
 @pytest.mark.parametrize("more, says", [
     (["--count", "0"], "--count 0 is out of range"), (["--layers", "2"], "layer 2 is no source"),
     (["--skip-first", "19"], "no prompt is long enough"), (["--stack", "x"], "no list of two or more blocks 'x'"),
-    (["--products", "int8"], "products is 'int8': choose full or bfloat16"),
+    (["--products", "int8"], "products is 'int8': choose full or rough"),
 ])
 @pytest.mark.filterwarnings("ignore:prompt")
 def test_options_out_of_range_are_one_line(net, capsys, more, says):

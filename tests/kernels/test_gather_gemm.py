@@ -8,6 +8,7 @@ import torch
 from rounding import factors
 from specxai.kernels.gather_gemm import gather_gemm, gathering
 from specxai.kernels.precision import PRECISIONS
+from specxai.kernels.split import parts_for
 from specxai.kernels.tile import Tile, tile_for
 from test_stages import random_stage, rows
 from tolerances import assert_close
@@ -19,25 +20,27 @@ def tables_of(arguments: dict, prefer: str | None = "inputs"):
     return gathering(**arguments, device="cpu", prefer=prefer)
 
 
-def check(arguments: dict, dense, probes: int, precision: str, tile: Tile | None = None) -> None:
+def check(arguments: dict, dense, probes: int, precision: str, tile: Tile | None = None,
+          parts: int | None = None) -> None:
     """Overwrites what it writes, touches nothing else, adds where told, and repeats its bits."""
     for flow in FLOWS:
-        check_flow(tables_of(arguments, flow), arguments, dense, probes, precision, tile)
+        check_flow(tables_of(arguments, flow), arguments, dense, probes, precision, tile, parts)
 
 
-def check_flow(tables, arguments: dict, dense, probes: int, precision: str, tile: Tile | None) -> None:
+def check_flow(tables, arguments: dict, dense, probes: int, precision: str, tile: Tile | None = None,
+               parts: int | None = None) -> None:
     Z = torch.randn(dense.shape[1], probes, dtype=dense.dtype)
     written = rows(arguments["outside"])
     want = (factors(dense, precision) @ factors(Z, precision))[written]
     got = torch.full((len(dense), probes), torch.nan, dtype=dense.dtype)  # a site without inputs writes zeros
     again = got.clone()
-    gather_gemm(tables, Z, got, precision=precision, tile=tile)
-    gather_gemm(tables, Z, again, precision=precision, tile=tile)
+    gather_gemm(tables, Z, got, precision=precision, tile=tile, parts=parts)
+    gather_gemm(tables, Z, again, precision=precision, tile=tile, parts=parts)
     left = torch.ones(len(dense), dtype=torch.bool).index_fill_(0, written, False)
     assert got[left].isnan().all()
     assert torch.equal(got[written], again[written])
     assert_close(got[written], want, factor=4)
-    gather_gemm(tables, Z, got, accumulate=True, precision=precision, tile=tile)
+    gather_gemm(tables, Z, got, accumulate=True, precision=precision, tile=tile, parts=parts)
     assert_close(got[written], 2 * want, factor=4)
 
 
@@ -46,6 +49,22 @@ def check_flow(tables, arguments: dict, dense, probes: int, precision: str, tile
 def test_any_number_of_probes(dtype, probes, groups):
     arguments, dense = random_stage(8, dtype, groups)
     check(arguments, dense, probes, "fp64" if dtype is torch.float64 else "fp32")
+
+
+@pytest.mark.parametrize("groups, probes, parts", [(1, 1, 2), (3, 7, 5), (1, 64, 3)])
+def test_sums_in_parts(dtype, groups, probes, parts):
+    """Also parts without a chunk; and equal bits, as they are added in order."""
+    arguments, dense = random_stage(3, dtype, groups, depth=40, made=20)
+    check(arguments, dense, probes, "fp64" if dtype is torch.float64 else "fp32", parts=parts)
+
+
+def test_few_programs_are_split():
+    arguments, _ = random_stage(2, torch.float32, depth=600)
+    chunks = tables_of(arguments).flow.chunks
+    assert chunks >= 16
+    assert parts_for(2, chunks) == chunks // 8
+    few, many = (parts_for(programs, 64) for programs in (40, 400))
+    assert (few, many) == (6, 1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

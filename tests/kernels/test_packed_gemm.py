@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from rounding import factors
-from specxai.kernels.packed_gemm import packed, packed_gemm, parts_for
+from specxai.kernels.packed_gemm import packed, packed_gemm
 from specxai.kernels.precision import PRECISIONS
+from specxai.kernels.split import parts_for
 from specxai.kernels.tile import Tile
 from tolerances import assert_close
 

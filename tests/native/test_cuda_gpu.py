@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -23,13 +25,14 @@ def twice(run, *arguments):
         again = run(*arguments)
     stream.synchronize()
     assert torch.equal(found, again)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(*arguments)
-    captured.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(found, captured)
+    if os.environ.get("SPECXAI_TEST_GRAPHS") != "0":  # as under compute-sanitizer
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(*arguments)
+        captured.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(found, captured)
     return found.cpu()
 
 

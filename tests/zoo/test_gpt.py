@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from specxai.zoo.gpt import CHECKPOINT, CONTEXT, checkpoint_info, load_gpt, texts
 from specxai.zoo.words import Words
+
+trained = pytest.mark.skipif(not CHECKPOINT.is_file(),
+                             reason="the checkpoint is not there: python examples/train_gpt.py makes it")
 
 
 def test_pieces_are_exact_both_ways():
@@ -17,12 +21,19 @@ def test_pieces_are_exact_both_ways():
     assert words.decode(words.encode("∂")[:1]) == "�"
 
 
+def test_without_a_checkpoint_it_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gpt.safetensors: train the GPT with python examples"):
+        load_gpt(tmp_path / "gpt.safetensors")
+
+
+@trained
 def test_the_checkpoint_is_small_and_says_what_it_is():
     assert CHECKPOINT.stat().st_size < 5 << 20
     info = checkpoint_info()
     assert info["vocabulary"] == 256 + len(info["merges"]) == 2048
 
 
+@trained
 def test_it_has_learned():
     model, words = load_gpt()
     held = torch.tensor(words.encode("\n\n".join(texts()[1])))

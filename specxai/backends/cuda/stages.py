@@ -143,6 +143,11 @@ class GatherWork(_Weighted):
     """Convolutions, and layers at several positions, by gather-GEMM: in full precision by the compiled kernel where
     it is there, which spends no operation on a dead unit, else by Triton's."""
 
+    def scratch(self, stride: int) -> int:
+        from specxai.kernels.split import most_part_rows
+
+        return most_part_rows() * stride
+
     @once
     def _exact(self) -> bool:
         return cuda.available()[0] and cuda.runs_on(self._device) and self._stage.sites.taps <= cuda.MOST_TAPS
@@ -204,7 +209,7 @@ class PackedWork(_Weighted):
     """Fully connected layers of one position: one copy of their live weights for both directions."""
 
     def scratch(self, stride: int) -> int:
-        from specxai.kernels.packed_gemm import most_part_rows
+        from specxai.kernels.split import most_part_rows
 
         return most_part_rows() * stride
 
