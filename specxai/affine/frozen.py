@@ -161,6 +161,8 @@ class _Replay:
             return lambda z, *args, **kwargs: _secant(lambda y: target(y, *args, **kwargs), z, name in CLIPPED)
         if policy.norm == "held" and name in _NORMS:
             return lambda *args, **kwargs: _NORMS[name](target, *args, **kwargs)
+        if name == "as_strided_scatter":
+            return _written
         if name == "glu":
             return lambda z, dim=-1: self._glu(z, dim, given)
         if policy.product != "tangent" and name in ("var", "var_mean"):
@@ -196,6 +198,13 @@ def _standard(z: Tensor, dims: list[int], eps: float, centred: bool = True) -> T
     if centred:
         wide = wide - wide.mean(dims, keepdim=True)
     return (wide / torch.sqrt(wide.detach().square().mean(dims, keepdim=True) + eps)).to(z.dtype)
+
+
+def _written(z: Tensor, source: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Tensor:
+    """z with the source written to a part of its memory; torch's own derivative keeps what is overwritten instead."""
+    flat = z.reshape(-1)
+    at = torch.arange(flat.numel(), device=z.device).as_strided(size, stride, offset or 0).reshape(-1)
+    return flat.index_copy(0, at, source.reshape(-1)).reshape(z.shape)
 
 
 def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from specxai.capture.checks import first_line
 from specxai.errors import CaptureError
 
-# model -> (name of its embedding, the module), as a run of the model is needed to find it.
-_FOUND: WeakKeyDictionary[nn.Module, tuple[str, ref]] = WeakKeyDictionary()
+# model -> place of the ids -> (name of the embedding, the module), as a run of the model is needed to find it.
+_FOUND: WeakKeyDictionary[nn.Module, dict[int | str, tuple[str, ref]]] = WeakKeyDictionary()
 
 
 def is_ids(x: Any) -> bool:
@@ -24,14 +24,17 @@ def is_ids(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
 
 
-def embedding_of(model: nn.Module, ids: Tensor, run: Callable[[], Any]) -> str:
+def embedding_of(model: nn.Module, ids: Tensor, run: Callable[[], Any], place: int | str = 0) -> str:
     """Dotted name of the module that makes vectors of the ids in a run of the model: it gets them, and returns a
     floating-point tensor (*ids.shape, d).  Of several, what `get_input_embeddings()` says, else the first.
 
+    place   of the ids among the model's arguments: an encoder's and a decoder's may have embeddings of their own
+
     Raises TypeError where there is none, CaptureError where the model itself fails.
     """
-    if model in _FOUND and dict(model.named_modules()).get(_FOUND[model][0]) is _FOUND[model][1]():
-        return _FOUND[model][0]
+    known = _FOUND.setdefault(model, {})
+    if place in known and dict(model.named_modules()).get(known[place][0]) is known[place][1]():
+        return known[place][0]
     same: list[str] = []  # reads the ids' own memory
     alike: list[str] = []
     thread = threading.get_ident()
@@ -62,7 +65,7 @@ def embedding_of(model: nn.Module, ids: Tensor, run: Callable[[], Any]) -> str:
     except (AttributeError, NotImplementedError):
         said = None
     name = next((name for name in found if model.get_submodule(name) is said), found[0])
-    _FOUND[model] = name, ref(model.get_submodule(name))
+    known[place] = name, ref(model.get_submodule(name))
     return name
 
 

@@ -95,8 +95,9 @@ class Feed:
     def with_ids(self, model: nn.Module, ids: Tensor) -> tuple[Self, Tensor]:
         """(with these token ids, their embeddings).  Raises TypeError where no module reads them."""
         own = plain(model)
+        ids = ids.clone()  # what else the model gets may be the same tensor
         feed = self.with_all(ids)
-        name = self.embedding or embedding_of(own, ids, lambda: own(*feed.args, **feed.kwargs))
+        name = self.embedding or embedding_of(own, ids, lambda: own(*feed.args, **feed.kwargs), self.places[0])
         return replace(feed, embedding=name), embedded(own, name, ids)
 
     def _leaves(self) -> tuple[list, Any]:

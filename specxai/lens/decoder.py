@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from specxai._blocks import as_integer
 from specxai.capture.checks import check_model, unwrap
 from specxai.capture.feed import Feed
 from specxai.capture.outputs import leaves
 from specxai.capture.program import Program
 from specxai.capture.recording import Recording
 from specxai.errors import LayerError, SpecXAIError
+from specxai.lens.prompts import as_ids
 from specxai.transformers import from_hf
 
 READ_ROWS = 32  # positions that the norm and the unembedding take at once
@@ -56,12 +58,12 @@ class Decoder:
     def layers(self, wanted: list[int] | None) -> list[int]:
         """The source layers, ascending: all below the last for None; negative ones count from the end.
 
-        Raises LayerError for one that is not below the last.
+        Raises LayerError for one that is not below the last, TypeError for what are no numbers.
         """
         count = len(self.blocks)
         if wanted is None:
             return list(range(count - 1))
-        found = sorted({layer + count if layer < 0 else layer for layer in wanted})
+        found = sorted({layer + count if layer < 0 else layer for layer in _whole(wanted)})
         wrong = [layer for layer in found if not 0 <= layer < count - 1]
         if wrong or not found:
             raise LayerError(f"layer {wrong[0] if wrong else 'list is empty, which'} is no source of a lens: the model "
@@ -161,17 +163,34 @@ class Decoder:
 
 def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None, *, stack: str | None = None,
               kwargs: Mapping[str, Any] | None = None) -> dict[int, Tensor]:
-    """{layer: block's output (T, d)} of a model at token ids (1, T): what a lens reads; all blocks for None.
+    """{layer: block's output (T, d)} of a model at token ids (1, T): what a lens reads; all blocks for None, negative
+    ones count from the end.
 
-    Errors as of `Decoder`.
+    Raises LayerError for a block that is not there, TypeError or ValueError for what are no ids of one prompt, and what
+    `Decoder` raises.
 
     >>> from specxai.zoo.gpt import GPT
     >>> model = GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval()
     >>> sorted(residuals(model, torch.zeros(1, 5, dtype=torch.long)))
     [0, 1, 2]
     """
-    decoder = Decoder(model, stack, kwargs)
-    return decoder.residuals(ids, list(range(len(decoder)) if layers is None else layers))
+    decoder, ids = Decoder(model, stack, kwargs), as_ids(ids, None, "ids")
+    count = len(decoder)
+    chosen = list(range(count)) if layers is None else _whole(layers)
+    wrong = [layer for layer in chosen if not -count <= layer < count]
+    if wrong or not chosen:
+        raise LayerError(f"layer {wrong[0] if wrong else 'list is empty, which'} is no block: the model has {count}, 0 "
+                         f"to {count - 1}")
+    found = decoder.residuals(ids, [layer % count for layer in chosen])
+    return {layer: found[layer % count] for layer in chosen}
+
+
+def _whole(layers: Sequence[int]) -> list[int]:
+    """Raises TypeError for what is no list of numbers of blocks."""
+    found = [as_integer(layer) for layer in layers] if isinstance(layers, Iterable) else [None]
+    if None in found:
+        raise TypeError(f"layers={layers!r}: give the numbers of blocks, as in [0, 4, -2]")
+    return found
 
 
 class Between(nn.Module):

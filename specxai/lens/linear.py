@@ -71,7 +71,8 @@ class Linearised:
 class Linearizer:
     """Makes the linear map of each prompt.
 
-    A capture serves all prompts of its length, unless the model reads token ids behind the first source block.
+    A capture serves all prompts of its length at which it gives the last block's output; further ones, such as where
+    ids are padding that a mask hides, are captured by themselves.
     """
 
     def __init__(self, decoder: Decoder, layers: list[int], skip_first: int, gates: Gates = "tangent",
@@ -82,20 +83,22 @@ class Linearizer:
 
     def at(self, ids: Tensor) -> Linearised:
         """The map at token ids (1, T)."""
-        tokens = ids.shape[1]
-        x = self.decoder.residuals(ids, self.layers[:1])[self.layers[0]][None]
-        captured = self._kept.pop(tokens, None)
-        if captured is None:
-            module = self.decoder.between(ids, self.layers[0], len(self.decoder) - 1)
-            captured = capture(module, x, verify=False)
-            local = captured.linearize(x, verify=True, **self.options)
-            if _reads_ids(module, x, ids):
+        tokens, last = ids.shape[1], len(self.decoder) - 1
+        if tokens in self._kept:
+            captured = self._kept.pop(tokens)
+            self._kept[tokens] = captured  # the last used is the last to go
+            streams = self.decoder.residuals(ids, [self.layers[0], last])
+            local = captured.linearize(streams[self.layers[0]][None], **self.options)
+            if _agree(local.output[0], streams[last]):
                 return self._found(local, tokens)
-        else:
-            local = captured.linearize(x, **self.options)
-        self._kept[tokens] = captured
-        while len(self._kept) > KEPT:
-            self._kept.pop(next(iter(self._kept)))
+        x = self.decoder.residuals(ids, self.layers[:1])[self.layers[0]][None]
+        module = self.decoder.between(ids, self.layers[0], last)
+        captured = capture(module, x, verify=False)
+        local = captured.linearize(x, verify=True, **self.options)
+        if not _reads_ids(module, x, ids):
+            self._kept[tokens] = captured
+            while len(self._kept) > KEPT:
+                self._kept.pop(next(iter(self._kept)))
         return self._found(local, tokens)
 
     def _found(self, local: Local, tokens: int) -> Linearised:
@@ -118,5 +121,8 @@ def _reads_ids(module: Between, x: Tensor, ids: Tensor) -> bool:
     other = ids.roll(1, 1)
     if torch.equal(other, ids):
         return True
-    value = module(x)
-    return (module.with_ids(other)(x) - value).norm() > 100 * torch.finfo(x.dtype).eps * value.norm()
+    return not _agree(module.with_ids(other)(x), module(x))
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= 100 * torch.finfo(one.dtype).eps * other.norm())

@@ -18,7 +18,7 @@ def token_ids(prompts: Iterable[Tensor | str], tokenizer: Callable | None, skip_
     for number, prompt in enumerate([prompts] if isinstance(prompts, (str, Tensor)) else prompts):
         if number < start:
             continue
-        ids = _ids(prompt, tokenizer, number)[:, :max_length]
+        ids = as_ids(prompt, tokenizer, f"prompt {number}")[:, :max_length]
         if ids.shape[1] < skip_first + 2:
             warnings.warn(f"prompt {number} is left out: it has {ids.shape[1]} tokens, and a lens with skip_first="
                           f"{skip_first} needs {skip_first + 2}", stacklevel=5)  # whoever called fit
@@ -32,20 +32,21 @@ def valid_positions(tokens: int, skip_first: int) -> slice:
     return slice(skip_first, tokens - 1)
 
 
-def _ids(prompt: Tensor | str, tokenizer: Callable | None, number: int) -> Tensor:
+def as_ids(prompt: Tensor | str, tokenizer: Callable | None, what: str) -> Tensor:
+    """(1, T) int64; `what` names the prompt in errors."""
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise TypeError(f"prompt {number} is a string: give fit(..., tokenizer=) to read it, or token ids (1, T)")
+            raise TypeError(f"{what} is a string: give fit(..., tokenizer=) to read it, or token ids (1, T)")
         found = tokenizer(prompt)
         found = getattr(found, "input_ids", None) if hasattr(found, "input_ids") else found["input_ids"]
         prompt = torch.as_tensor(found)
     if not isinstance(prompt, Tensor):
-        raise TypeError(f"prompt {number} is a {type(prompt).__name__}: give a string or token ids (1, T)")
+        raise TypeError(f"{what} is a {type(prompt).__name__}: give a string or token ids (1, T)")
     if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
-        raise TypeError(f"prompt {number} holds {prompt.dtype}, and a lens reads token ids: give the ids, not their "
+        raise TypeError(f"{what} holds {prompt.dtype}, and a lens reads token ids: give the ids, not their "
                         "embeddings")
     if prompt.ndim == 1:
         prompt = prompt[None]
     if prompt.ndim != 2 or prompt.shape[0] != 1:
-        raise ValueError(f"prompt {number} has shape {tuple(prompt.shape)}: give one prompt (1, T) at a time")
+        raise ValueError(f"{what} has shape {tuple(prompt.shape)}: give one prompt (1, T) at a time")
     return prompt.long()

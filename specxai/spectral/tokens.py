@@ -51,7 +51,7 @@ def tokens(local, position: int | slice | Sequence[int] = -1, rank: int = 8, *, 
     >>> t.S.shape, t.U.shape, t.V.shape, t.jacobian[2].shape
     (torch.Size([5, 3]), torch.Size([5, 8, 3]), torch.Size([5, 8, 3]), torch.Size([8, 8]))
     """
-    rank, memory = _checked(local, rank, method, max_memory)
+    rank, memory = _checked(local, rank, tol, method, seed, max_memory)
     count, d = local.input.shape[1:]
     positions = _positions(local.output, position)
     J = _jacobian(local, positions, memory // 2)
@@ -226,7 +226,7 @@ class Tokens(Stored):
                 f"{self.method}, worst residual {self.worst_residual:.1e} σ₁, {self.products} products)")
 
 
-def _checked(local, rank, method: str, max_memory: int | None) -> tuple[int, int]:
+def _checked(local, rank, tol: float, method: str, seed: int, max_memory: int | None) -> tuple[int, int]:
     """rank, and the memory; raises for what is out of range."""
     if not hasattr(local, "jacobian") or not hasattr(local, "split"):
         raise TypeError(f"tokens needs a Local, got {type(local).__name__}: pass specxai.linearize(model, embeddings)")
@@ -236,6 +236,10 @@ def _checked(local, rank, method: str, max_memory: int | None) -> tuple[int, int
     number = as_integer(rank)
     if number is None or number < 1:
         raise ValueError(f"rank={rank!r} is out of range: give a positive integer")
+    if not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+        raise ValueError(f"tol is relative and must lie in [0, 1); got {tol!r}")
+    if as_integer(seed) is None or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if max_memory is not None and (as_integer(max_memory) is None or max_memory < 1):

@@ -108,6 +108,7 @@ class _Solver:
         self.operator, self.T, self.d = operator, blocks, operator.shape[1] // blocks
         self.tol, self.seed, self.max_memory = tol, seed, max_memory
         cut = useful_cut(operator)
+        cut = cut if cut and cut.width else None  # through no units goes the zero map, whose triplets are zeros
         self.width = min(operator.shape[0], cut.width) if cut else operator.shape[0]
         self.k = min(rank, self.width, self.d)
         self.room = self._room(cut is not None)

@@ -223,6 +223,28 @@ def test_ids_as_a_keyword():
         assert local.input.shape == (1, 3, 4)
 
 
+class Both(nn.Module):
+    """An encoder and a decoder, each with token ids and an embedding of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.mix = nn.Embedding(9, 4), nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids, decoder_input_ids):
+        return self.mix(self.first(input_ids)).tanh().mean(1, keepdim=True) * self.second(decoder_input_ids)
+
+
+@pytest.mark.parametrize("order", [("input_ids", "decoder_input_ids"), ("decoder_input_ids", "input_ids")])
+@pytest.mark.parametrize("theirs", [torch.tensor([[4, 5]]), IDS, IDS.clone()], ids=["others", "same", "equal"])
+def test_each_place_has_the_embedding_that_reads_it(order, theirs):
+    model = make(Both)
+    for wrt in order:
+        local = specxai.linearize(model, kwargs={"input_ids": IDS, "decoder_input_ids": theirs}, wrt=wrt)
+        wanted = model.first(IDS) if wrt == "input_ids" else model.second(theirs)
+        assert torch.equal(local.input, wanted.detach())
+        close(local.output, model(IDS, theirs).detach())
+
+
 # Which inputs are analysed
 
 

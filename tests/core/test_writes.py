@@ -230,3 +230,16 @@ def test_random_programs_of_views_and_writes(seed):
         J = torch.stack([(model(point + step) - model(point - step))[0] / 2e-6 for step in steps], 1)
         assert (local.jacobian.to_dense() - J).norm() <= 1e-6 * max(1.0, J.norm().item())
         assert local.exactness <= 1e-10
+
+
+@pytest.mark.parametrize("gates", ["frozen", {"softmax": "held"}])
+def test_a_written_slice_agrees_with_the_witness_of_held_factors(gates):
+    class Writes(nn.Module):
+        def forward(self, x):
+            z = x.sin()
+            z[:, 1] = x[:, 0] * x[:, 2].sigmoid()
+            z[:, 2, ::2] = 0
+            return 2 * z
+
+    local = specxai.linearize(Writes().eval(), torch.randn(1, 3, 4, dtype=torch.float64), gates=gates)
+    assert local.agreement < 1e-14

@@ -172,6 +172,41 @@ def test_tuples_and_ids_that_are_read_twice(again):
     assert relative(L.readout(h, 1), model.head(h @ L.J[1].T)) <= 1e-6
 
 
+class Padded(nn.Module):
+    """Attention that does not look at the positions of token 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(40, WIDTH)
+        self.stack = nn.ModuleList(Looks() for _ in range(3))
+
+    def forward(self, ids):
+        x = self.tokens(ids)
+        for block in self.stack:
+            x = block(x, ids == 0)
+        return x
+
+
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, padding):
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return x + (x @ x.mT).masked_fill(later | padding[:, None], -1e9).softmax(-1) @ self.inner(x)
+
+
+def test_prompts_with_other_padding_are_captured_anew():
+    torch.manual_seed(0)
+    model, prompts = Padded().double().eval(), [ids.clamp_min(1) for ids in some_prompts((20, 20, 20))]
+    prompts[1][0, 7:11] = 0
+    L = specxai.lens.fit(model, prompts, skip_first=5, stack="stack")
+    wanted = reference_lens(model, model.stack, prompts, [0, 1], skip_first=5)
+    for layer in wanted:
+        assert relative(L.J[layer], wanted[layer]) <= 1e-10
+
+
 def test_readout_is_the_models_end(gpt):
     L = specxai.lens.fit(gpt, some_prompts((20,)), skip_first=5)
     h = torch.randn(2, 35, WIDTH)
@@ -187,6 +222,9 @@ def test_readout_is_the_models_end(gpt):
 @pytest.mark.parametrize("options, error, says", [
     ({"layers": [3]}, LayerError, "layer 3 is no source of a lens: the model has 4 blocks, sources are 0 to 2"),
     ({"layers": []}, LayerError, "list is empty"),
+    ({"layers": 1}, TypeError, "layers=1: give the numbers of blocks, as in"),
+    ({"layers": "01"}, TypeError, "layers='01': give the numbers of blocks"),
+    ({"layers": [True]}, TypeError, "give the numbers of blocks"),
     ({"stack": "block"}, LayerError, "GPT has no list of two or more blocks 'block'; its lists are: blocks"),
     ({"kwargs": {"use_cache": True}}, ValueError, "use_cache is True"),
     ({"max_length": 6}, ValueError, "max_length 6 leaves no valid position with skip_first 5: it must be at least 7"),
@@ -216,6 +254,28 @@ def test_bad_options_are_one_line(gpt, options, error, says):
 def test_bad_prompts_are_one_line(gpt, prompts, error, says, rank):
     with pytest.raises(error, match=says) as caught:
         specxai.lens.fit(gpt, prompts, skip_first=5, rank=rank)
+    assert "\n" not in str(caught.value)
+
+
+def test_residuals_of_chosen_blocks(gpt):
+    ids = some_prompts((CONTEXT,))[0]
+    every, some = specxai.lens.residuals(gpt, ids), specxai.lens.residuals(gpt, ids[0], [-1, 0])
+    assert list(some) == [-1, 0]
+    assert torch.equal(some[-1], every[BLOCKS - 1])
+    assert torch.equal(some[0], every[0])
+
+
+@pytest.mark.parametrize("ids, layers, error, says", [
+    (torch.zeros(1, 8), None, TypeError, "ids holds torch.float32, and a lens reads token ids"),
+    (torch.zeros(2, 8, dtype=torch.long), None, ValueError, "give one prompt"),
+    ([1, 2], None, TypeError, "ids is a list"),
+    (torch.zeros(1, 8, dtype=torch.long), [7], LayerError, "layer 7 is no block: the model has 4, 0 to 3"),
+    (torch.zeros(1, 8, dtype=torch.long), [], LayerError, "list is empty"),
+    (torch.zeros(1, 8, dtype=torch.long), [0.5], TypeError, "give the numbers of blocks"),
+])
+def test_bad_residuals_are_one_line(gpt, ids, layers, error, says):
+    with pytest.raises(error, match=says) as caught:
+        specxai.lens.residuals(gpt, ids, layers)
     assert "\n" not in str(caught.value)
 
 

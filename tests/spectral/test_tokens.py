@@ -115,6 +115,17 @@ def test_a_wide_vocabulary_goes_through_the_narrowest_cut(x):
     assert ((J.mT @ t.U) - t.V * t.S[:, None]).abs().max() <= 1e-10 * t.S.max()
 
 
+@pytest.mark.parametrize("method", ["auto", "exact", "range"])
+def test_an_output_behind_closed_gates_has_no_triplets(x, method):
+    closed = nn.Sequential(nn.Linear(D, D), nn.Threshold(1e3, 0.0), nn.Linear(D, 5)).double().eval()
+    t = specxai.tokens(specxai.linearize(closed, x), rank=3, method=method)
+    assert t.S.shape == (T, 3)
+    for zeros in (t.S, t.U, t.V, t.residuals, t.norms):
+        assert not zeros.any()
+    assert t.worst_residual == 0
+    assert t.contributions(0).completeness <= 1e-15
+
+
 @pytest.mark.parametrize("target", [None, 3, (2,), torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0])])
 def test_contributions_add_up_to_the_target(model, x, target):
     t = specxai.tokens(specxai.linearize(model, x, gates="frozen"), rank=2)
@@ -197,6 +208,9 @@ def test_contributions_without_terms():
     (ValueError, lambda local, model: specxai.tokens(local, rank=0), "rank=0"),
     (ValueError, lambda local, model: specxai.tokens(local, method="krylov"), "auto, exact, range"),
     (ValueError, lambda local, model: specxai.tokens(local, max_memory=-1), "max_memory"),
+    (ValueError, lambda local, model: specxai.tokens(local, tol="a"), "tol is relative"),
+    (ValueError, lambda local, model: specxai.tokens(local, tol=-1), "tol is relative"),
+    (ValueError, lambda local, model: specxai.tokens(local, seed="a"), "seed must be an integer"),
     (IndexError, lambda local, model: specxai.tokens(local, 6), "position 6 does not exist"),
     (ValueError, lambda local, model: specxai.tokens(local, [0, -6]), "names a position twice"),
     (ValueError, lambda local, model: specxai.tokens(local, slice(3, 3)), "names no position"),
