@@ -117,7 +117,7 @@ def run_unet(given: argparse.Namespace) -> None:
     print(f"generic nodes {p.local.generic_nodes or 'none'}, agreement {p.agreement:.0e}, worst residual "
           f"{p.worst_residual:.0e} λ₁; λ {[round(float(s), 4) for s in p.S]}, power method "
           f"{[round(float(s), 4) for s in S]}")
-    angles = ["not asked", "not asked"]
+    angles = ["not asked", f"{angle(V, torch.linalg.qr(p.V.double())[0]):.1e} to the line above"]
     if not given.no_dense:
         with sdpa_kernel(SDPBackend.MATH):
             W = dense_triplets(encoder(model.double(), "mid_block", 3), x.double(), given.rank)

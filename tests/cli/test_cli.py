@@ -163,10 +163,10 @@ def test_errors_name_the_remedy(net, tmp_path, capsys, change, remedy):
     (["explain", "--colour", "red"], "Unrecognized options: --colour, red; run specxai --help"),
     (["explain", "--rank", "many"], "Error parsing --rank"),
     (["explain", "--backend", "tpu"], "invalid choice 'tpu' for argument '--backend'"),
-    (["explian"], "Available subcommands: explain, info, reproduce, bench"),
+    (["explian"], "Available subcommands: explain, lens, info, reproduce, bench"),
     (["reproduce", "circles", "--out", "o"], "Expected one of ('imagenet', 'cars', 'turbines', 'squares', "),
     (["reproduce", "squares"], "--out"),
-    ([], "Expected one of {explain, info, reproduce, bench}"),
+    ([], "Expected one of {explain, lens, info, reproduce, bench}"),
 ])
 def test_a_command_that_cannot_be_read(capsys, argv, cause):
     with pytest.raises(SystemExit) as exit_:

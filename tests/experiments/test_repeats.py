@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load
 
-from specxai.experiments import EXPERIMENTS, Progress, Study
-from specxai.experiments import load as experiment
+from specxai.experiments import EXPERIMENTS
 
 TINY = {
     "squares": {"epochs": 3, "train": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)},
@@ -33,15 +31,21 @@ context = multiprocessing.get_context("forkserver")  # a server that has importe
 context.set_forkserver_preload(["specxai.experiments", "matplotlib.figure", *(EXPERIMENTS[name] for name in TINY)])
 
 
-def whole_run(name: str, out: str) -> None:
-    torch.set_num_threads(1)
-    study = Study(Path(out), name, quick=True, seed=5, progress=Progress(False))
-    experiment(name).run(study, **TINY[name])
-    study.finish("summary")
+# As text: another process cannot import a test.
+WHOLE_RUN = """
+from pathlib import Path
+import torch
+from specxai.experiments import Progress, Study, load
+
+torch.set_num_threads(1)
+study = Study(Path(out), name, quick=True, seed=5, progress=Progress(False))
+load(name).run(study, **settings)
+study.finish("summary")
+"""
 
 
 def started(name: str, out: Path):
-    process = context.Process(target=whole_run, args=(name, str(out)))
+    process = context.Process(target=exec, args=(WHOLE_RUN, {"name": name, "out": str(out), "settings": TINY[name]}))
     process.start()
     return process
 

@@ -42,6 +42,12 @@ def truth(matrix: Tensor, result) -> SimpleNamespace:
     )
 
 
+def is_rank(rank: int, values: Tensor, floor: float) -> bool:
+    """Is it how many of the true values lie above the floor?  LAPACK knows those to a few roundings of the largest."""
+    slack = 8 * torch.finfo(values.dtype).eps * float(values[0])
+    return int((values > floor + slack).sum()) <= rank <= int((values > floor - slack).sum())
+
+
 def check(matrix: Tensor, result) -> SimpleNamespace:
     """Everything that any result must keep to: shapes, order, orthonormality, and certificates that bound the truth."""
     m, n = matrix.shape
@@ -87,7 +93,7 @@ class CountingOperator(LinearOperator):
 def kit() -> SimpleNamespace:
     return SimpleNamespace(
         spectra=SPECTRA, prescribed=prescribed, orthonormal=orthonormal, check=check, truth=truth,
-        CountingOperator=CountingOperator,
+        is_rank=is_rank, CountingOperator=CountingOperator,
     )  # fmt: skip
 
 
