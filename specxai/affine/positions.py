@@ -124,6 +124,7 @@ def between(backend: Backend, program: Program, source: tuple[End, Positions], t
     graph = backend.graph
     starts, first = _steps(program, source[0], program.input, "the input")
     stops, last = _steps(program, target[0], program.output, "the output")
+    held, taps = ([ends] if isinstance(ends, (str, nn.Module)) else ends for ends in (held, taps))
     kept = [step for end in held for step in _steps(program, end, program.input, "")[0]]
     settings["taps"] = [step for end in taps for step in _steps(program, end, program.input, "")[0]]
     by_name = any(isinstance(end, (str, nn.Module)) for end, _ in (source, target))

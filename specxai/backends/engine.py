@@ -165,7 +165,7 @@ class Backend(Protocol):
 
         columns, rows   (units,) the only ones of the sources and targets, numbered one step after the other; None for
                         all
-        taps            steps between whose cotangents `rmatmat` passes on; a plan has them at live units, else 0
+        taps            steps whose cotangents `rmatmat` passes on, where they lie between; of live units in a plan
         """
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],

@@ -50,8 +50,9 @@ class WholeValues:
                  columns: Tensor | None, rows: Tensor | None, taps: Sequence[int] = ()) -> None:
         check_ends(graph, sources, targets, held, columns, rows, taps)
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
-        self._columns, self._rows, self._taps = columns, rows, list(taps)
+        self._columns, self._rows = columns, rows
         path = graph.between(sources, targets, held)
+        self._taps = [step for step in taps if step in path]
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.opaque: list[int] = []  # there is no plan

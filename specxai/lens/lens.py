@@ -55,8 +55,9 @@ class Lens:
 
         Raises KeyError for a layer that was not fitted, TypeError for token ids, ValueError for another width.
         """
-        if not h.is_floating_point():
-            raise TypeError(f"h is {h.dtype}: a lens reads residuals (*, {self.d_model}), not token ids; take them "
+        if not isinstance(h, Tensor) or not h.is_floating_point():
+            got = h.dtype if isinstance(h, Tensor) else type(h).__name__
+            raise TypeError(f"h is {got}: a lens reads residuals (*, {self.d_model}), not token ids; take them "
                             "with specxai.lens.residuals(model, ids)")
         if h.shape[-1:] != (self.d_model,):
             raise ValueError(f"h has shape {tuple(h.shape)}: the lens reads residuals (*, {self.d_model})")
@@ -90,10 +91,12 @@ class Lens:
 
         A mean weighted by `n_prompts`; low-rank lenses become dense ones.
 
-        Raises ValueError where layers, widths or settings differ.
+        Raises ValueError where layers, widths or settings differ, TypeError for what is no lens.
         """
         lenses = (self, *others)
         for other in others:
+            if not isinstance(other, Lens):
+                raise TypeError(f"merge takes lenses, got {type(other).__name__}; read a file by specxai.lens.load")
             for what, mine, theirs in (("layers", self.source_layers, other.source_layers),
                                        ("d_model", self.d_model, other.d_model),
                                        *((key, self.metadata.get(key), other.metadata.get(key))

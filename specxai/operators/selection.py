@@ -16,7 +16,7 @@ class SelectionOperator(LinearOperator):
     `R @ S.T @ S` is R with all columns but the chosen ones zero, and knows that it is no wider than these.
 
     indices   (p,) distinct places in 0 .. n−1
-    Errors: ValueError for indices that are out of range or come twice.
+    Errors: TypeError for indices that are no tensor of integers, ValueError where they are out of range or come twice.
 
     Example:
         >>> import torch
@@ -28,6 +28,9 @@ class SelectionOperator(LinearOperator):
 
     def __init__(self, indices: Tensor, n: int, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu") -> None:
+        if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
+            got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"indices is a tensor of integers, got {got}; take .nonzero().flatten() of a mask")
         chosen = indices.detach().long().flatten()
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= n):
             raise ValueError(f"indices lie between {int(chosen.min())} and {int(chosen.max())}, and a vector of {n} "

@@ -41,8 +41,7 @@ def hstack(operators: Sequence[LinearOperator]) -> LinearOperator:
         tensor([[1., 0., 1.],
                 [0., 1., 1.]])
     """
-    for one in operators:
-        _check_operator(one)
+    operators = _operators(operators)
     return StackedOperator([one.T for one in operators]).T
 
 
@@ -59,11 +58,9 @@ class StackedOperator(LinearOperator):
     """
 
     def __init__(self, parts: Sequence[LinearOperator], *, block_size: int | None = None) -> None:
-        self.parts = list(parts)
+        self.parts = _operators(parts)
         if not self.parts:
             raise ValueError("nothing to stack: give at least one operator")
-        for one in self.parts:
-            _check_operator(one)
         first = self.parts[0]
         for number, one in enumerate(self.parts):
             for what, theirs, ours in (("columns", one.shape[1], first.shape[1]), ("dtype", one.dtype, first.dtype),
@@ -115,6 +112,12 @@ class StackedOperator(LinearOperator):
         return all(one.is_zero for one in self.parts)
 
 
-def _check_operator(one: object) -> None:
-    if not isinstance(one, LinearOperator):
-        raise TypeError(f"operators are stacked, got {type(one).__name__}; wrap a matrix as DenseOperator(matrix)")
+def _operators(given: Sequence[LinearOperator]) -> list[LinearOperator]:
+    try:
+        found = list(given)
+    except TypeError:
+        raise TypeError(f"operators are given as a list, got {type(given).__name__}") from None
+    for one in found:
+        if not isinstance(one, LinearOperator):
+            raise TypeError(f"operators are stacked, got {type(one).__name__}; wrap a matrix as DenseOperator(matrix)")
+    return found

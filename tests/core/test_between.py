@@ -215,3 +215,21 @@ def test_a_block_to_pull_back_must_fit():
     op.block_size = 2
     with pytest.raises(ValueError, match="give them in blocks of block_size"):
         op.pull_back(torch.ones(4, 3), print)
+
+
+def test_one_layer_to_hold_or_to_pass_is_a_list_of_one():
+    local = specxai.linearize(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(1, 3))
+    step = local.captured.program.layer("1")[1]
+    found = {}
+    local.operator(taps="1").pull_back(torch.eye(2), lambda at, block: found.setdefault(at, block.clone()))
+    assert list(found) == [step]
+    assert not local.operator(held="1").to_dense().any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_tap_that_lies_elsewhere_is_left_out(backend):
+    local = specxai.linearize(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).eval(), torch.ones(1, 3),
+                              backend=backend)
+    found = []
+    local.operator("1", "2", taps=["0"]).pull_back(torch.eye(3), lambda at, block: found.append(at))
+    assert found == []

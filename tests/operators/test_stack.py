@@ -97,3 +97,16 @@ def test_selections(dtype, check_operator):
 def test_selections_of_what_is_not_there(places, words):
     with pytest.raises(ValueError, match=words):
         SelectionOperator(torch.tensor(places), 6)
+
+
+@pytest.mark.parametrize(("given", "words"), [(torch.tensor([0.5]), r"got torch\.float32"), ([0, 1], "got list"),
+                                              (torch.tensor([True]), r"\.nonzero\(\)\.flatten\(\) of a mask")])
+def test_what_is_selected_is_named_by_integers(given, words):
+    with pytest.raises(TypeError, match=words):
+        SelectionOperator(given, 3)
+
+
+def test_a_generator_of_operators_is_stacked():
+    assert hstack(DenseOperator(torch.eye(2)) for _ in range(2)).shape == (2, 4)
+    with pytest.raises(TypeError, match="given as a list, got NoneType"):
+        vstack(None)
