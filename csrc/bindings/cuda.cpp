@@ -70,37 +70,40 @@ void bind_compact(py::module_& m) {
 void bind_tables(py::module_& m) {
   m.def(
       "map_rows",
-      [](const py::tuple& rows, int64_t n_rows, const py::tuple& map, const py::tuple& mapped, int device,
-         uintptr_t stream) {
-        map_rows(required<const int32_t>(rows, n_rows, "rows"), n_rows, required<const int32_t>(map, 0, "map"),
-                 required<int32_t>(mapped, n_rows, "mapped"), {device, stream});
+      [](const py::tuple& rows, int64_t n_rows, const py::tuple& map, int64_t n_map, const py::tuple& mapped,
+         int device, uintptr_t stream) {
+        map_rows(required<const int32_t>(rows, n_rows, "rows"), n_rows, required<const int32_t>(map, n_map, "map"),
+                 n_map, required<int32_t>(mapped, n_rows, "mapped"), {device, stream});
       },
-      py::kw_only(), py::arg("rows"), py::arg("n_rows"), py::arg("map"), py::arg("mapped"), py::arg("device"),
-      py::arg("stream"));
+      py::kw_only(), py::arg("rows"), py::arg("n_rows"), py::arg("map"), py::arg("n_map"), py::arg("mapped"),
+      py::arg("device"), py::arg("stream"));
   m.def(
       "any_neighbour",
-      [](const py::tuple& cells, int64_t groups, const py::tuple& neighbours, int64_t n_outside, int64_t taps,
+      [](const py::tuple& cells, int64_t n_inside, int64_t groups, const py::tuple& neighbours, int64_t n_outside, int64_t taps,
          const py::tuple& seen, int device, uintptr_t stream) {
         const int64_t n_near = checked_area(n_outside, taps, "neighbours");
-        any_neighbour(required<const std::uint8_t>(cells, 0, "cells"), groups,
+        any_neighbour(required<const std::uint8_t>(cells, checked_area(n_inside, groups, "cells"), "cells"), n_inside,
+                      groups,
                       required<const int32_t>(neighbours, n_near, "neighbours"), n_outside, taps,
                       required<std::uint8_t>(seen, checked_area(n_outside, groups, "seen"), "seen"),
                       {device, stream});
       },
-      py::kw_only(), py::arg("cells"), py::arg("groups"), py::arg("neighbours"), py::arg("n_outside"), py::arg("taps"),
-      py::arg("seen"), py::arg("device"), py::arg("stream"));
+      py::kw_only(), py::arg("cells"), py::arg("n_inside"), py::arg("groups"), py::arg("neighbours"),
+      py::arg("n_outside"), py::arg("taps"), py::arg("seen"), py::arg("device"), py::arg("stream"));
   m.def(
       "tap_rows",
-      [](const py::tuple& inside, int64_t groups, int64_t depth, const py::tuple& neighbours, int64_t n_outside,
-         int64_t taps, const py::tuple& rows, int device, uintptr_t stream) {
+      [](const py::tuple& inside, int64_t n_inside, int64_t groups, int64_t depth, const py::tuple& neighbours,
+         int64_t n_outside, int64_t taps, const py::tuple& rows, int device, uintptr_t stream) {
         const int64_t n_near = checked_area(n_outside, taps, "neighbours");
-        const int64_t n = checked_area(n_near, checked_area(groups, depth, "inside"), "rows");
-        tap_rows(required<const int32_t>(inside, 0, "inside"), groups, depth,
+        const int64_t width = checked_area(groups, depth, "inside");
+        const int64_t n = checked_area(n_near, width, "rows");
+        tap_rows(required<const int32_t>(inside, checked_area(n_inside, width, "inside"), "inside"), n_inside, groups,
+                 depth,
                  required<const int32_t>(neighbours, n_near, "neighbours"), n_outside, taps,
                  required<int32_t>(rows, n, "rows"), {device, stream});
       },
-      py::kw_only(), py::arg("inside"), py::arg("groups"), py::arg("depth"), py::arg("neighbours"),
-      py::arg("n_outside"), py::arg("taps"), py::arg("rows"), py::arg("device"), py::arg("stream"));
+      py::kw_only(), py::arg("inside"), py::arg("n_inside"), py::arg("groups"), py::arg("depth"),
+      py::arg("neighbours"), py::arg("n_outside"), py::arg("taps"), py::arg("rows"), py::arg("device"), py::arg("stream"));
 }
 
 template <class T>

@@ -84,6 +84,9 @@ def linearize(model: nn.Module | Captured, x: Tensor | None = None, gates: Gates
     output       which tensor is explained where the model returns several; see `specxai.capture`
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
                  capture was made, which is True
+    args, kwargs further arguments of the model, positional behind x and by name; tensors among them are constants
+    wrt          where x goes: the name of a keyword input, or a position; a list of them for several analysed inputs,
+                 whose units are then x (1, N), one after the other.  By default the first positional input
 
     Raises CaptureError where J disagrees with the model's own derivative by more than rounding explains, ValueError for
     an input or an option that is out of range, TypeError for `output=` of what was captured.

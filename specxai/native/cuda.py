@@ -111,25 +111,26 @@ def _compact(source: Tensor, table: bool, width: int, **wanted: Tensor) -> None:
 
 
 def map_rows(rows: Tensor, table: Tensor) -> Tensor:
-    """table[rows] with -1 kept, in a new tensor; the table must have every row, which is not checked."""
+    """table[rows] with -1 kept, in a new tensor; a row that the table does not have counts as -1."""
     _require("rows", rows, torch.int32)
     _require("table", table, torch.int32, 1, rows)
     mapped = torch.empty_like(rows)
-    compiled().map_rows(rows=_array(rows), n_rows=rows.numel(), map=_array(table), mapped=_array(mapped),
-                        **_place(rows))
+    compiled().map_rows(rows=_array(rows), n_rows=rows.numel(), map=_array(table), n_map=len(table),
+                        mapped=_array(mapped), **_place(rows))
     return mapped
 
 
 def any_neighbour(cells: Tensor, neighbours: Tensor) -> Tensor:
     """Is a cell set at any neighbour?  cells (n, groups) bool, neighbours (m, taps) int32: (m, groups) bool.
 
-    That neighbours are below n is not checked.
+    A neighbour beyond the cells counts as none.
     """
     _require("cells", cells, torch.bool, 2)
     _require("neighbours", neighbours, torch.int32, 2, cells)
     seen = torch.empty(len(neighbours), cells.shape[1], dtype=torch.bool, device=cells.device)
-    compiled().any_neighbour(cells=_array(cells), groups=cells.shape[1], neighbours=_array(neighbours),
-                             n_outside=len(neighbours), taps=neighbours.shape[1], seen=_array(seen), **_place(cells))
+    compiled().any_neighbour(cells=_array(cells), n_inside=len(cells), groups=cells.shape[1],
+                             neighbours=_array(neighbours), n_outside=len(neighbours), taps=neighbours.shape[1],
+                             seen=_array(seen), **_place(cells))
     return seen
 
 
@@ -138,7 +139,7 @@ def tap_rows(inside: Tensor, neighbours: Tensor, groups: int) -> Tensor:
 
     Args:
         inside: (positions, groups · depth) int32.
-        neighbours: (sites, taps) int32 positions below `positions`, which is not checked, -1 for none.
+        neighbours: (sites, taps) int32 positions, -1 for none, as any counts that `inside` does not have.
 
     Returns (sites, groups, taps, depth) int32.
     """
@@ -148,8 +149,9 @@ def tap_rows(inside: Tensor, neighbours: Tensor, groups: int) -> Tensor:
     rows = inside.new_empty(len(neighbours), groups, neighbours.shape[1], depth)
     if rows.numel() > INDICES:
         raise ValueError(f"{rows.numel():,} entries, more than 32-bit indices reach")
-    compiled().tap_rows(inside=_array(inside), groups=groups, depth=depth, neighbours=_array(neighbours),
-                        n_outside=len(neighbours), taps=neighbours.shape[1], rows=_array(rows), **_place(inside))
+    compiled().tap_rows(inside=_array(inside), n_inside=len(inside), groups=groups, depth=depth,
+                        neighbours=_array(neighbours), n_outside=len(neighbours), taps=neighbours.shape[1],
+                        rows=_array(rows), **_place(inside))
     return rows
 
 
@@ -171,7 +173,7 @@ class GatherGemm:
         suffix(self.dtype)
         _require("weight", weight, self.dtype, 3, inside)
         (made, taps, depth), sites = weight.shape, len(outside)
-        if made % groups or made != outside.shape[1] or inside.shape[1] != groups * depth:
+        if groups < 1 or made % groups or made != outside.shape[1] or inside.shape[1] != groups * depth:
             raise ValueError(f"weight has shape {tuple(weight.shape)} in {groups} groups, but inside is "
                              f"{tuple(inside.shape)} and outside {tuple(outside.shape)}")
         if neighbours.shape != (sites, taps):

@@ -187,19 +187,20 @@ void tables() {
   const Index positions = 7, groups = 3, depth = 5, sites = 90, taps = 4;
   const Indices inside = random_table(positions, groups * depth);
   Indices neighbours(sites * taps), rows(sites * groups * taps * depth), mapped(sites * taps);
-  for (std::int32_t& q : neighbours) q = static_cast<std::int32_t>(below(positions + 1)) - 1;
+  for (std::int32_t& q : neighbours) q = static_cast<std::int32_t>(below(positions + 2)) - 1;
   std::vector<std::uint8_t> cells(positions * groups), seen(sites * groups);
   for (std::uint8_t& cell : cells) cell = below(4) == 0;
   const Indices map = random_table(positions, 1);
-  specxai::cuda::tap_rows(inside.data(), groups, depth, neighbours.data(), sites, taps, rows.data(), Place{});
-  specxai::cuda::any_neighbour(cells.data(), groups, neighbours.data(), sites, taps, seen.data(), Place{});
-  specxai::cuda::map_rows(neighbours.data(), sites * taps, map.data(), mapped.data(), Place{});
+  specxai::cuda::tap_rows(inside.data(), positions, groups, depth, neighbours.data(), sites, taps, rows.data(), Place{});
+  specxai::cuda::any_neighbour(cells.data(), positions, groups, neighbours.data(), sites, taps, seen.data(), Place{});
+  specxai::cuda::map_rows(neighbours.data(), sites * taps, map.data(), positions, mapped.data(), Place{});
   bool ok = true;
   for (Index s = 0; s < sites; ++s) {
     for (Index g = 0; g < groups; ++g) {
       bool any = false;
       for (Index t = 0; t < taps; ++t) {
-        const Index q = neighbours[s * taps + t];
+        Index q = neighbours[s * taps + t];
+        q = q < positions ? q : -1;  // beyond the table is none
         any |= q >= 0 && cells[q * groups + g];
         ok &= mapped[s * taps + t] == (q < 0 ? -1 : map[q]);
         for (Index c = 0; c < depth; ++c) {

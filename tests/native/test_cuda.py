@@ -66,6 +66,13 @@ def test_neighbours(inside, outside, taps, groups):
     assert torch.equal(got, padded[neighbours.long()].transpose(1, 2).reshape(outside, groups, taps, 5))
 
 
+def test_places_that_a_table_does_not_have_are_none():
+    far = torch.tensor([[0, 5, 2**31 - 1, -(2**31)]], dtype=torch.int32)
+    assert cuda.map_rows(far, i32([7, 8])).tolist() == [[7, -1, -1, -1]]
+    assert cuda.any_neighbour(torch.tensor([[False]]), far).tolist() == [[False]]
+    assert cuda.tap_rows(i32([[3]]), far, 1).flatten().tolist() == [3, -1, -1, -1]
+
+
 SHAPES = {
     "ragged": {"sites": 8, "groups": 3},
     "wide": {"sites": 20, "depth": 70, "made": 150},
