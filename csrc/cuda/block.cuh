@@ -25,6 +25,8 @@
 
 namespace specxai::cuda {
 
+struct Nothing {};  // the shared memory of a kernel that has none
+
 using Index = std::int64_t;
 
 #ifdef SPECXAI_CUDA_EMULATED

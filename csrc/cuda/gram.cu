@@ -101,8 +101,6 @@ struct Part {
   }
 };
 
-struct Nothing {};
-
 // Adds the parts in order; below the diagonal of a symmetric product are the numbers above it.
 struct Fold {
   static constexpr int threads = 128, blocks = 4;

@@ -133,8 +133,6 @@ struct Pass {
   }
 };
 
-struct Nothing {};
-
 struct Fold {
   static constexpr int threads = 128, blocks = 4;
   static constexpr const char* name = "span: fold";

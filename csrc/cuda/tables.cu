@@ -7,8 +7,6 @@ namespace {
 
 constexpr int n_threads = 256;
 
-struct Nothing {};
-
 // One thread an element.
 template <class Element>
 struct Map {
