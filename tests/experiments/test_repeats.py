@@ -18,10 +18,19 @@ TINY = {
     "squares": {"epochs": 3, "train": 64, "test": 5, "batch": 16, "size": 16, "side": 8, "widths": (24, 16, 8)},
     "turbines": {"count": 4, "train": 120, "validation": 12, "test": 12, "epochs": 2, "head_epochs": 2},
 }
+
+
+def is_writing(out: Path) -> bool:
+    try:
+        return any(out.glob("steps/.part-*/*"))
+    except FileNotFoundError:  # a draft's folder that was gone between the listing and the look into it
+        return False
+
+
 # When a run is killed: what then lies in its folder.
 MOMENTS = {
     "after a step": lambda out: any(out.glob("steps/*.safetensors")),
-    "in a write": lambda out: any(out.glob("steps/.part-*/*")),
+    "in a write": is_writing,
     "in the figures": lambda out: any(out.glob("*.png")),
     "before anything": lambda out: out.exists(),
 }
