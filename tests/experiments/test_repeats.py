@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -20,21 +18,14 @@ TINY = {
 }
 
 
-def is_writing(out: Path) -> bool:
-    try:
-        return any(out.glob("steps/.part-*/*"))
-    except FileNotFoundError:  # a draft's folder that was gone between the listing and the look into it
-        return False
-
-
-# When a run is killed: what then lies in its folder.
+# Moments at which a run kills itself: the how-manieth event of Python's audit, of what kind, at which path.
 MOMENTS = {
-    "after a step": lambda out: any(out.glob("steps/*.safetensors")),
-    "in a write": is_writing,
-    "in the figures": lambda out: any(out.glob("*.png")),
-    "before anything": lambda out: out.exists(),
+    "before anything": (1, "tempfile.mkdtemp", r""),
+    "in a write": (2, "open", r"/steps/\.part-.*\.safetensors$"),
+    "before a result has its name": (2, "os.rename", r"/steps/\.part-.*\.safetensors$"),
+    "in the figures": (2, "os.rename", r"\.png$"),
 }
-SECONDS = 120  # until a run must have come to its moment
+SECONDS = 120  # until a run must have ended
 
 context = multiprocessing.get_context("forkserver")  # a server that has imported everything, and does nothing else
 context.set_forkserver_preload(["specxai.experiments", "matplotlib.figure", *(EXPERIMENTS[name] for name in TINY)])
@@ -42,10 +33,20 @@ context.set_forkserver_preload(["specxai.experiments", "matplotlib.figure", *(EX
 
 # As text: another process cannot import a test.
 WHOLE_RUN = """
+import os, re, signal, sys
 from pathlib import Path
 import torch
 from specxai.experiments import Progress, Study, load
 
+def kill_at(event, args):
+    global left
+    if event == kind and re.search(path, str(args[0])):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+left, kind, path = moment
+sys.addaudithook(kill_at)
 torch.set_num_threads(1)
 study = Study(Path(out), name, quick=True, seed=5, progress=Progress(False))
 load(name).run(study, **settings)
@@ -53,16 +54,13 @@ study.finish("summary")
 """
 
 
-def started(name: str, out: Path):
-    process = context.Process(target=exec, args=(WHOLE_RUN, {"name": name, "out": str(out), "settings": TINY[name]}))
+def finished(name: str, out: Path, moment: tuple[int, str, str] = (0, "", "")) -> int | None:
+    """The exit code of a run, which ends by itself or kills itself at a moment."""
+    given = {"name": name, "out": str(out), "settings": TINY[name], "moment": moment}
+    process = context.Process(target=exec, args=(WHOLE_RUN, given))
     process.start()
-    return process
-
-
-def finished(name: str, out: Path) -> None:
-    process = started(name, out)
     process.join(SECONDS)
-    assert process.exitcode == 0
+    return process.exitcode
 
 
 def written(out: Path) -> dict[str, bytes]:
@@ -94,7 +92,7 @@ def runs(tmp_path_factory):
     def of(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name) / "whole"
-            finished(name, made[name])
+            assert finished(name, made[name]) == 0
         return made[name]
 
     return of
@@ -102,7 +100,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_same_seed_gives_the_same_files_in_another_process(name, runs, tmp_path):
-    finished(name, tmp_path / "again")
+    assert finished(name, tmp_path / "again") == 0
     one, other = written(runs(name)), written(tmp_path / "again")
     assert list(one) == list(other)
     assert {"numbers.json", "index.html"} < set(one)
@@ -113,18 +111,11 @@ def test_the_same_seed_gives_the_same_files_in_another_process(name, runs, tmp_p
 @pytest.mark.parametrize("name, moment", [("squares", moment) for moment in MOMENTS] + [("turbines", "in a write")])
 def test_a_run_that_is_killed_leaves_whole_files_and_goes_on(name, moment, runs, tmp_path):
     out, expected = tmp_path / "out", written(runs(name))
-    process, there = started(name, out), MOMENTS[moment]
-    end = time.monotonic() + SECONDS
-    while process.is_alive() and not there(out):
-        assert time.monotonic() < end, "the run did not come so far"
-        time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    if process.exitcode == 0:
-        pytest.fail("the run was over before it could be killed: make it larger")
+    assert finished(name, out, MOMENTS[moment]) == -signal.SIGKILL
     check_whole(out)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("steps/*.safetensors")}
-    finished(name, out)
+    assert kept or moment == "before anything"
+    assert finished(name, out) == 0
     assert {name: (out / "steps" / name).stat().st_mtime_ns for name in kept} == kept  # read, not made again
     found = {path: data for path, data in written(out).items() if ".part-" not in path}
     assert found == expected
