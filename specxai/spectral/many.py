@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from specxai._blocks import as_integer, identity_blocks
+from specxai._processes import spread
 from specxai.affine.batch import Batch, MixedBatch
 from specxai.affine.captured import linearize
 from specxai.affine.target import resolve_target
@@ -35,8 +37,8 @@ MOST = 256  # inputs of a batch
 def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None, target=None, *,
                  targets: Sequence | None = None, rank="auto", tol: float | None = None, method: str = "auto",
                  seed: int = 0, gates=None, backend: str | None = None, output=None, kwargs=None,
-                 batch_size: int | None = None, max_memory: int | None = None,
-                 progress: bool | None = None) -> Iterator[Explanation]:
+                 batch_size: int | None = None, devices: Sequence[str | torch.device] | None = None,
+                 max_memory: int | None = None, progress: bool | None = None) -> Iterator[Explanation]:
     """The explanation of each of many inputs, one after the other: `explain` for a data set.
 
     Where the layer or the input has at most 1,024 units, a whole batch is linearised at once, and a product is one with
@@ -50,6 +52,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     targets    instead of it, one for each input: the labels of a data set
     rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are those of one input
     batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of
+    devices    one process each, as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]; the model and the options must be such as
+               can be pickled, and a script needs `if __name__ == "__main__":`
     max_memory bytes that one product may hold
     progress   True or False forces the bar; None shows it on terminals, on runs longer than two seconds
 
@@ -92,27 +96,71 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     m, n = split.right.shape
     most = min(MOST, MATRICES // max(1, m * n * split.right.dtype.itemsize)) if size is None else size
     narrow = 0 < min(m, n) <= WIDEST and request.method in ("auto", "exact")
-    run = _Run(model, layer, request, asked, options, first)
-    return run.explanations(inputs, chosen, max(1, most) if narrow else 1, progress)
+    together = max(1, most) if narrow else 1
+    if devices is None:
+        return _Run(model, layer, request, asked, options, first).explanations(inputs, chosen, together, progress)
+    shared = model, split.layer, {**asked, **options, "batch_size": together}
+    return _spread(shared, _devices(devices), inputs, chosen, together, progress)
 
 
 def _stacked(inputs: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(inputs, Tensor):
         if inputs.ndim < 2:
             raise ValueError(f"inputs has shape {tuple(inputs.shape)}: give (N, *input_shape), N inputs of one shape")
-        return inputs
+        return _finite(inputs)
     found = list(inputs) if isinstance(inputs, Sequence) else None
     if found is None or not all(isinstance(one, Tensor) and one.ndim and one.shape[0] == 1 for one in found):
         raise TypeError("inputs must be one tensor (N, *input_shape), or a list of tensors (1, *input_shape)")
     if len({(one.shape, one.dtype, one.device) for one in found}) > 1:
         raise ValueError("inputs differ in shape, dtype or device: explain those that are alike together")
-    return torch.cat(found) if found else torch.empty(0, 1)
+    return _finite(torch.cat(found)) if found else torch.empty(0, 1)
+
+
+def _finite(inputs: Tensor) -> Tensor:
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        bad = [i for i, one in enumerate(inputs) if not bool(torch.isfinite(one).all())]
+        raise ValueError(f"input {bad[0]} holds NaN or infinity, where there is no affine map"
+                         + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "") + "; give finite ones")
+    return inputs
 
 
 def _target(one: Any) -> Any:
     """A label as an int: an entry of a tensor of labels is a tensor."""
     number = as_integer(one)
     return one if number is None else number
+
+
+def _devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
+    if isinstance(devices, (str, torch.device)) or not len(devices):
+        raise ValueError(f"devices={devices!r}: give a list, as ['cuda:0', 'cuda:1']")
+    found = [torch.device(one) for one in devices]
+    for one in found:
+        if one.type == "cuda" and (one.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"devices: there is no {one}; this machine has {torch.cuda.device_count()} of CUDA's")
+    return found
+
+
+def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, targets: list, size: int,
+            progress: bool | None) -> Iterator[Explanation]:
+    # Neither so small that a process begins again and again, nor so large that one is left with all of the work.
+    size = max(size, min(16, -(-len(inputs) // (4 * len(devices)))))
+    tasks = ((inputs[at:at + size].cpu(), targets[at:at + size]) for at in range(0, len(inputs), size))
+    bar = ProgressBar(progress, "explain", " inputs", len(inputs))
+    try:
+        for found in spread(_explained, shared, devices, tasks):
+            for e in found:
+                bar.update(1)
+                yield e
+    finally:
+        bar.close()
+
+
+def _explained(shared: tuple, device: torch.device, task: tuple) -> list[Explanation]:
+    """What a process of `devices` does."""
+    (model, layer, options), (inputs, targets) = shared, task
+    options = tree_map_only(Tensor, lambda tensor: tensor.to(device), options)
+    targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets)
+    return list(explain_many(model.to(device), inputs.to(device), layer, targets=targets, progress=False, **options))
 
 
 @dataclass(frozen=True)

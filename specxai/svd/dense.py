@@ -71,14 +71,15 @@ def dense_svds(R: Tensor, rank: int | None = None, tol: float | None = None,
     # ‖R − UΣVᵀ‖² of the first 0, 1, … triplets: their residuals, and what is left out.
     left_out = torch.cat([S.square(), beyond.clamp_min(0)[:, None]], 1).flip(1).cumsum(1).flip(1)
     known = (left_out + F.pad(forward.square().cumsum(1), (1, 0))).sqrt()
-    slack = torch.maximum(FLOORS * floors, torch.as_tensor(rounding, dtype=torch.float64, device=R.device))
+    apart = torch.as_tensor(rounding, dtype=torch.float64, device=R.device)
+    slack = torch.maximum(FLOORS * floors, apart)
     counts = (floors[:, None] < S).sum(1)
     if rank is None and tol is not None:
         enough = (known + slack[:, None] <= torch.maximum(tol * norms, slack)[:, None]).double()
         needed = torch.where(enough.any(1), enough.argmax(1), S.shape[1])
         counts = torch.minimum(counts, needed)
     errors = known.gather(1, counts[:, None])[:, 0] + slack
-    residuals = torch.maximum(forward, adjoint) + torch.maximum(floors, slack - FLOORS * floors + floors)[:, None]
+    residuals = torch.maximum(forward, adjoint) + torch.maximum(floors, apart)[:, None]
     U, V = (Y, X) if turned else (X, Y)
     return DenseSVDs(U, S, V, residuals, errors, norms, floors, counts)
 
