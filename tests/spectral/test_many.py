@@ -52,7 +52,9 @@ CASES = {name: case for name, *case in nets()}
 
 
 def assert_alike(a, b):
-    assert len(a) == len(b) and a.target_label == b.target_label and a.layer == b.layer
+    assert len(a) == len(b)
+    assert a.target_label == b.target_label
+    assert a.layer == b.layer
     for name in ("S", "alpha", "psi", "projections"):
         one, other = getattr(a, name), getattr(b, name)
         assert (one - other).abs().max() <= 1e-4 * other.abs().max(), name
@@ -63,12 +65,15 @@ def assert_alike(a, b):
     for name in ("output", "bias", "bypass", "remainder"):
         assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4 * size), name
     assert a.bias_contributions == pytest.approx(b.bias_contributions, abs=1e-4 * size)
-    assert a.right_vectors.shape == b.right_vectors.shape and a.left_vectors.shape == b.left_vectors.shape
+    assert a.right_vectors.shape == b.right_vectors.shape
+    assert a.left_vectors.shape == b.left_vectors.shape
     products = torch.einsum("k...,k...->k", a.right_vectors.double(), b.right_vectors.double())
     apart = b.S[:-1] - b.S[1:] > 1e-2 * b.S[0]
     alone = torch.cat([apart[:1], apart[:-1] & apart[1:], apart[-1:]]) if len(apart) else torch.ones(len(b)).bool()
     assert (products[alone] - 1).abs().max() <= 1e-3 if alone.any() else True
-    assert a.completeness < 1e-5 and a.exactness < 1e-5 and a.agreement < 1e-4
+    assert a.completeness < 1e-5
+    assert a.exactness < 1e-5
+    assert a.agreement < 1e-4
 
 
 @pytest.mark.parametrize("name, rank", [(name, rank) for name in CASES for rank in (None, 3)
@@ -81,7 +86,8 @@ def test_the_same_as_one_at_a_time(name, rank):
     together = name not in ("mixes", "a wide layer")
     for i, e in enumerate(found):
         assert_alike(e, specxai.explain(net, X[i:i + 1], layer, rank=rank))
-        assert e.local is None and ("batch" in e.settings["svd"]) == (together and len(X) > 1)
+        assert e.local is None
+        assert ("batch" in e.settings["svd"]) == (together and len(X) > 1)
 
 
 def test_each_input_has_its_own_target_and_residuals_hold():

@@ -35,7 +35,8 @@ def test_every_spectrum_at_once(kit, shape, rank, dtype):
 
 
 def test_a_tolerance_alone_takes_as_many_as_it_needs(kit):
-    R = torch.stack([kit.prescribed(kit.spectra[name], 60, 80, torch.float64) for name in ("flat", "steep", "deficient")])
+    spectra = [kit.spectra[name] for name in ("flat", "steep", "deficient")]
+    R = torch.stack([kit.prescribed(spectrum, 60, 80, torch.float64) for spectrum in spectra])
     found = dense_svds(R, tol=0.1)
     for i, matrix in enumerate(R):
         k, tails = int(found.counts[i]), torch.linalg.svdvals(matrix).square().flip(0).cumsum(0).flip(0).sqrt()
@@ -46,7 +47,8 @@ def test_what_a_matrix_stands_for_widens_its_bounds():
     R = torch.randn(2, 5, 8, dtype=torch.float64)
     plain, loose = dense_svds(R, 3), dense_svds(R, 3, rounding=torch.tensor([0.0, 0.5], dtype=torch.float64))
     assert torch.equal(plain.residuals[0], loose.residuals[0])
-    assert (loose.residuals[1] >= 0.5).all() and loose.errors[1] == pytest.approx(float(plain.errors[1]) + 0.5)
+    assert (loose.residuals[1] >= 0.5).all()
+    assert loose.errors[1] == pytest.approx(float(plain.errors[1]) + 0.5)
 
 
 @pytest.mark.parametrize("size, k", [(40, 3), (40, 30), (5, 5)])
