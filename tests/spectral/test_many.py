@@ -60,7 +60,8 @@ def assert_alike(a, b):
         assert (one - other).abs().max() <= 1e-4 * other.abs().max(), name
     for name in ("gradient", "bypass_gradient", "x"):
         one, other = getattr(a, name), getattr(b, name)
-        assert one.shape == other.shape and (one - other).norm() <= 1e-5 * (1e-6 + other.norm()), name
+        assert one.shape == other.shape, name
+        assert (one - other).norm() <= 1e-5 * (1e-6 + other.norm()), name
     size = max(abs(b.output), abs(b.bias), 1e-3)
     for name in ("output", "bias", "bypass", "remainder"):
         assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4 * size), name
