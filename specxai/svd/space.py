@@ -8,17 +8,21 @@ are from the truth.  Both solvers end in such a pair, whatever order they built 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
+from specxai.svd import orth
 from specxai.svd.certify import FLOORS, HeldOut, adjoint_residuals, distances, forward_residuals
-from specxai.svd.orth import extend, small_eigh, small_svd, tall_product
+from specxai.svd.orth import small_eigh, small_svd, tall_product
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
 
-__all__ = ["Space"]
+__all__ = ["Extend", "Space"]
+
+Extend = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]  # as `orth.extend`
 
 
 class Basis:
@@ -50,6 +54,10 @@ class Basis:
             self._buffer[: self.size] = old.T
         self._buffer[self.size : size] = block.T
         self.columns = self._buffer[:size].T
+
+    def cut(self, size: int) -> None:
+        """The first `size` columns alone."""
+        self.columns = self.columns[:, :size]
 
     def replace(self, columns: Tensor) -> None:
         """Other columns instead."""
@@ -84,10 +92,16 @@ class Space:
     def P(self) -> Tensor:
         return self._right.columns
 
-    def add(self, Q: Tensor, floor: float) -> Tensor:
-        """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
+    def add(self, Q: Tensor, floor: float, extend: Extend | None = None) -> Tensor:
+        """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r).
+
+        extend   how the right basis grows, instead of `orth.extend`
+        """
         mapped, first = self.operator.rmatmat(Q), self._keep_first and self.size == 0
-        P, H, C = extend(self.P, mapped, floor, overwrite=self.operator.own_products and not first)
+        if extend is None:
+            P, H, C = orth.extend(self.P, mapped, floor, overwrite=self.operator.own_products and not first)
+        else:
+            P, H, C = extend(self.P, mapped, floor)
         self.back = mapped if first else None
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
@@ -95,6 +109,13 @@ class Space:
         self._right.append(P)
         self.image = None
         return P
+
+    def cut(self, left: int, right: int) -> None:
+        """The space as it was when Q had `left` columns and P had `right`."""
+        self._left.cut(left)
+        self._right.cut(right)
+        self.T = self.T[:right, :left]
+        self.image = self.back = None
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """X (p, r), σ (r,), Y (q, r) with T = X Σ Yᵀ."""
