@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specxai.svd import orth
-from specxai.svd.auto import GUARD
+from specxai.svd.auto import FIRST, GUARD
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
 from specxai.svd.deferred import Steps
 from specxai.svd.orth import small_svd_cost, tall_product
@@ -36,6 +36,7 @@ CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.12
 DEFERRED_GROWTH, DEFERRED_STEPS = 1.25, 2
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
+KEPT_IMAGES = 64 << 20  # bytes of products of whole bases, which then need no others for their residuals
 SOUGHT = 1.5  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
 
 
@@ -71,7 +72,8 @@ def krylov(
         del space, X
         growth.tol, growth.max_products, growth.block = tol, max_products, max(block, start.shape[1])
         settings = {**settings, "rough_depth": growth.depth}
-    space = Space(operator, keep_first=rough)
+    image_bytes = sum(operator.shape) * operator.dtype.itemsize * (max_basis or FIRST)
+    space = Space(operator, rough, image_bytes <= KEPT_IMAGES)
     converged = growth.run(space, start)
     return space.result(
         held, floor, growth.k, method="krylov", seed=seed, converged=converged, goal=tol, wanted=rank,
@@ -139,8 +141,7 @@ class _Growth:
         right = space.add(new, self.floor, extend)
         mapped = space.operator.matmat(right)
         new, _, C = (extend or orth.extend)(space.Q, mapped, self.floor)
-        if self.depth == 1:  # all of P has then been multiplied
-            space.image = mapped
+        space.mapped(mapped, self.depth == 1)
         return right, new, C
 
     def _fresh(self, space: Space, start: Tensor | None = None) -> Tensor:
