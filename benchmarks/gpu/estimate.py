@@ -65,7 +65,7 @@ TESTS = (
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
     Tests(MAPS, "same_map", 12, 2),
-    Tests(MAPS, "not same_map", 22, 2),
+    Tests(MAPS, "not same_map", 23, 2),
 )
 
 

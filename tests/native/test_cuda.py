@@ -8,7 +8,7 @@ import torch
 from cuda_harness import both_orders, on_cpu  # noqa: F401  a fixture
 from specxai import native
 from specxai.native import cuda
-from specxai.svd import deferred, orth
+from specxai.svd import orth
 from test_stages import i32, random_stage, rows
 from tolerances import assert_close
 
@@ -224,7 +224,7 @@ def test_orthonormal_bases_stand_on_them(dtype, monkeypatch):
     assert called.count("reorthogonalise") == 3
     for columns in (4, 40):  # few, by the projection's own kernels; many, by two products
         X = torch.randn(3000, columns, dtype=dtype) + basis @ torch.randn(40, columns, dtype=dtype)
-        Q, H, C, good = deferred.extend(by_columns, X, 1e-3)
+        Q, H, C, good = orth.extend_unseen(by_columns, X, 1e-3)
         assert bool(good)
         assert (Q.double().mT @ Q.double() - torch.eye(columns)).abs().max() <= 64 * eps
         assert (basis.double().mT @ Q.double()).abs().max() <= 64 * eps
