@@ -89,7 +89,8 @@ def dense_triplets(h_of, x: Tensor, k: int) -> Tensor:
     for start in range(0, m, 16):
         rows = torch.zeros(min(16, m - start), m, dtype=x.dtype)
         rows[:, start:].fill_diagonal_(1)
-        J[start:start + 16] = torch.func.vmap(pull)(rows.reshape(-1, *h.shape))[0].detach().reshape(len(rows), -1)  # else J holds every graph
+        pulled = torch.func.vmap(pull)(rows.reshape(-1, *h.shape))[0]
+        J[start:start + 16] = pulled.detach().reshape(len(rows), -1)  # else J holds every graph
     if m <= x.numel():
         left = torch.linalg.eigh(J @ J.T)[1][:, -k:]
         return torch.linalg.qr(J.T @ left)[0].detach()
