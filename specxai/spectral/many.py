@@ -62,8 +62,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     Yields an `Explanation` for each input, in order: `list(...)` keeps them all.  Its `local` is None; for surgery give
     it one, `dataclasses.replace(e, local=specxai.linearize(model, x))`.  Arguments are checked before the first.
 
-    Raises TypeError or ValueError for an argument out of range, SpecXAIError where a process of `devices` ends, and what
-    `specxai.explain` raises.
+    Raises TypeError or ValueError for an argument out of range, SpecXAIError where a process of `devices` ends, and
+    what `specxai.explain` raises.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
