@@ -110,7 +110,10 @@ class BackwardProvider:
 
     def _linearised(self, layers: list[int]) -> Linearised:
         ids = self._ids
-        if ids is None or ids.ndim != 2 or not torch.equal(ids, ids[:1].expand_as(ids)):
+        if ids is None:
+            raise ValueError("the model's last run was given no token ids (k, T), which the linear map belongs to: call it "
+                             "with ids, not with a text or with embeddings")
+        if ids.ndim != 2 or not torch.equal(ids, ids[:1].expand_as(ids)):
             raise ValueError("the model's last run was not of one replicated prompt of token ids (k, T): its rows "
                              "differ")
         if self._found is None or self._found[1] != layers:
