@@ -27,6 +27,7 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "explain_many": "specxai.spectral",
     "tokens": "specxai.spectral",
     "Tokens": "specxai.spectral",
     "pullback": "specxai.spectral",
