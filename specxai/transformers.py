@@ -116,9 +116,9 @@ class Transformer:
 def from_hf(model: nn.Module, tokenizer: Callable | None = None, stack: str | None = None) -> Transformer:
     """What is to be known of a language model: its blocks, embedding, final norm and unembedding, found by structure.
 
-    model       of `transformers`, a bridge of TransformerLens, or any module that is called with token ids (1, T), in
-                eval mode
-    tokenizer   text -> token ids, or a mapping with "input_ids"; for a bridge, its `to_tokens`
+    model       of `transformers`, a bridge or HookedTransformer of TransformerLens, or any module that is called with
+                token ids (1, T), in eval mode
+    tokenizer   text -> token ids, or a mapping with "input_ids"; with TransformerLens the model's `to_tokens`
     stack       dotted name of the list of blocks, where the model has several, as an encoder and a decoder
 
     Raises LayerError where no blocks with a residual stream are found, ValueError for a model in training mode,
