@@ -78,7 +78,7 @@ def fit(
         max_memory: bytes that one block of columns may hold (default 2 GiB).
         progress: a bar; None: on terminals.
         seed: of the solver's probes.
-        unknown: no argument of this function is refused with the nearest name.
+        unknown: any other name is refused, with the nearest that there is.
 
     Raises LayerError for blocks or layers that are not there or pass on no residual stream (1, T, d), ValueError where
     no prompt is long enough and for options out of range, TypeError for embeddings in place of ids and for unknown
