@@ -35,7 +35,7 @@ from specxai.rules.policy import Gates, Policy
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
-KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
+KEPT_VALUES = 16 << 20  # bytes; larger values at x, and offsets, are computed again where they are asked for
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class Local:
             dtype = widest(captured.program, values)
             self._dtype = torch.promote_types(x.dtype, torch.float32)  # of operators
             self.backend = choose(backend, x.device, dtype)
-            nodes = linear_nodes(captured, values, self.policy, dtype)
+            size = sum(values[i].nbytes for i in captured.program.active if isinstance(values[i], Tensor))
+            self._kept = values if size <= KEPT_VALUES else None
+            nodes = linear_nodes(captured, values, self.policy, dtype, offsets=self._kept is not None)
             if backend == "auto" and any(node.narrow for node in nodes.values()):
                 self.backend = "reference"  # a plan would keep the weights in full
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -120,8 +122,6 @@ class Local:
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
         self._decisions = regions.decisions(captured.program, values)
-        size = sum(values[i].numel() * values[i].itemsize for i in shapes)
-        self._kept = values if size <= KEPT_VALUES else None
         # J's path holds every other operator's.
         needed = 0 if max_memory is None else self.jacobian.product_bytes
         if self.max_memory < needed:
@@ -211,9 +211,9 @@ class Local:
         weights, _ = resolve_target(target, self.output)
         taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
         with full_precision(self.input.device):
-            weights = plain(weights)
+            weights, offsets = plain(weights), self._offsets
             pull(self.graph, {self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
-        return {name: sum(float((taps[i][0][0].double() * self.graph.nodes[i].offset.double()).sum())
+        return {name: sum(float((taps[i][0][0].double() * offsets[i].double()).sum())
                           for i in ids if taps[i]) for name, ids in names.items()}
 
     def split(self, layer: str | nn.Module) -> Split:
@@ -365,11 +365,20 @@ class Local:
         with self.checked(), torch.inference_mode(False), torch.no_grad():
             return self.captured.program.run(self.input)
 
+    @once
+    def _offsets(self) -> dict[int, Tensor]:
+        """step -> its node's offset; made again with the values where those are not kept."""
+        nodes = self.graph.nodes
+        if self._kept is None:
+            with full_precision(self.input.device):
+                nodes = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
+        return {index: node.offset for index, node in nodes.items() if node.offset is not None}
+
     def _offset_layers(self) -> dict[str, list[int]]:
         names: dict[str, list[int]] = {}
         relevant = self.graph.ancestors([self.captured.program.output])
-        for index, node in self.graph.nodes.items():
-            if node.offset is not None and index in relevant:
+        for index in self._offsets:
+            if index in relevant:
                 names.setdefault(self.captured.program.steps[index].layer, []).append(index)
         return names
 
@@ -383,7 +392,7 @@ class Local:
         parts, width = [], max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
         with full_precision(self.input.device):
             for start in range(0, len(rows), width):
-                inject = {index: (row, self.graph.nodes[index].offset)
+                inject = {index: (row, self._offsets[index])
                           for row, ids in enumerate(rows[start:start + width]) for index in ids}
                 parts.append(push(self.graph, {}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
         return torch.cat(parts)
