@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from specxai.bench.fresh import measured
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearised, Linearizer
-from specxai.lens.sweep import block_columns, rough_of, sweep, unit_rows
+from specxai.lens.sweep import group_columns, rough_of, sweep, unit_rows
 from specxai.zoo.gpt import GPT
 
 VOCABULARY = 50257
@@ -62,7 +62,7 @@ class Ours:
     """One linearisation, adjoint sweeps."""
 
     def __init__(self, found: Linearised, rough: bool) -> None:
-        self.found, self.batch = found, block_columns(found)
+        self.found, self.batch = found, group_columns(found)
         self.rough = rough_of(found)[0] if rough else False
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -102,7 +102,7 @@ def row_seconds(loop: Loop) -> float:
 
 
 def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: bool, skip_first: int) -> float:
-    """MB beside the model of a few blocks of rows, in a fresh process."""
+    """MB beside the model of two blocks of rows, in a fresh process."""
     done = subprocess.run([sys.executable, __file__, "--side", side, "--batch", str(batch), "--tokens", str(tokens),
                            "--blocks", str(blocks), "--width", str(width), "--skip-first", str(skip_first),
                            *(["--plain"] if plain else [])], capture_output=True, text=True, check=True)
@@ -165,7 +165,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
     for name in sides:
         got = torch.cat(found[name], 1)
         error = ((got - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))).max()
-        print(f"{name:<17} {spent[name]:8.2f} s, ratio {spent['reference'] / spent[name]:.2f}, block of "
+        print(f"{name:<17} {spent[name]:8.2f} s, ratio {spent['reference'] / spent[name]:.2f}, rows at once "
               f"{sides[name].batch}, error {float(error):.1e}")
     if memory:
         shape = tokens, blocks, width, plain, skip_first
