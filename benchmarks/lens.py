@@ -11,6 +11,7 @@ linearisation are in its time.  Peaks of memory are of processes of their own.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+import specxai
+from clock import Clock
 from specxai.bench.fresh import measured
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearised, Linearizer
@@ -101,6 +104,21 @@ def row_seconds(loop: Loop) -> float:
     return min(clocked(lambda: loop.rows(0, loop.batch))[1] for _ in range(3)) / loop.batch
 
 
+def further_prompt(decoder: Decoder, ids: Tensor, times: int = 7) -> float:
+    """How many forward passes of the model the linearisation at another prompt of a captured length takes, in time of
+    the process: the median of turns.
+    """
+    captured, ratios = specxai.capture(decoder.model, ids, verify=False), []
+    for turn in range(times + 1):
+        other = ids.roll(turn + 1, 1)
+        with torch.no_grad(), Clock() as forward:
+            decoder.model(other, **decoder.kwargs)
+        with Clock() as ours:
+            specxai.linearize(captured, other, verify=False)
+        ratios.append(ours.cpu / forward.cpu)
+    return statistics.median(ratios[1:])
+
+
 def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: bool, skip_first: int) -> float:
     """MB beside the model of two blocks of rows, in a fresh process."""
     done = subprocess.run([sys.executable, __file__, "--side", side, "--batch", str(batch), "--tokens", str(tokens),
@@ -143,6 +161,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
         return
     print(f"{whose}, {blocks} blocks, d = {width}, {tokens} tokens, {rows} rows of {blocks - 1} layers, "
           f"{threads} threads, torch {torch.__version__}")
+    print(f"a further prompt is linearised in {further_prompt(decoder, ids):.2f} forward passes")
     speeds = {}
     for size in batches:
         speeds[size] = row_seconds(Loop(decoder, ids, size, skip_first))

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from specxai._blocks import give_back
 from specxai.affine.operator import LocalOperator
 from specxai.backends.reference import pull
 from specxai.graph import Graph
@@ -19,9 +20,9 @@ from specxai.lens.linear import Linearised
 from specxai.precision import full_precision
 from specxai.rules import LinearNode
 
-COLUMNS = 48  # of a block by a plan, whose rate more raise by a fiftieth at most
+COLUMNS = 64  # of a block by a plan, whose rate more do not raise
 ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
-HELD = 128 << 20  # bytes of cotangents between two segments
+HELD = 192 << 20  # bytes of cotangents between two segments
 
 
 Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
@@ -49,6 +50,7 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
             means = _through(rough, found, block)
             yield from ((number, start, means[source]) for number, source in enumerate(found.sources))
         return
+    give_back()
     for first, group in _pieces(rows, group_columns(found)):
         held = [(first + start, block.T.to(found.local.graph.dtype).contiguous())
                 for start, block in _pieces(group, COLUMNS)]

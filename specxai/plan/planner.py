@@ -14,7 +14,7 @@ from specxai.plan.layout import Plan, laid_out
 from specxai.plan.liveness import Structure, ends, live_units, structure_of
 from specxai.plan.residual import merged
 
-KEPT_UNITS = 1 << 20  # masks and held factors of more are found again by whoever asks once the plan is made
+KEPT_UNITS = 1 << 20  # masks of more, and structures with factors, are found again by who asks after the plan is made
 
 
 class Planner:
@@ -54,9 +54,8 @@ class Planner:
             structures = {step: self._structures[step] for step in path}
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-                for step in path:
-                    if self._structures[step].holds_factors:
-                        del self._structures[step]
+                if any(structure.holds_factors for structure in structures.values()):
+                    self._structures.clear()
         first = draft(graph, structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 

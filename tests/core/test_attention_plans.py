@@ -212,13 +212,11 @@ def test_a_planner_keeps_no_factors_of_a_large_graph(monkeypatch):
     ends = [local.graph.input], [local.captured.program.output], []
     planner = Planner(local.graph)
     wanted = planner.plan(*ends)
-    holding = sum(structure.holds_factors for structure in planner._structures.values())
-    assert holding >= 8  # of each block two products, a norm and a softmax
+    assert sum(structure.holds_factors for structure in planner._structures.values()) >= 8  # four a block
     monkeypatch.setattr("specxai.plan.planner.KEPT_UNITS", 0)
     for _ in range(2):
         plan = planner.plan(*ends)
-        assert not any(structure.holds_factors for structure in planner._structures.values())
-        assert len(planner._structures) > holding
+        assert not planner._structures
         for stage, other in zip(plan.stages, wanted.stages, strict=True):
             assert torch.equal(stage.reads, other.reads)
             assert torch.equal(stage.writes, other.writes)
