@@ -195,12 +195,12 @@ def _resumed(make: Linearizer, checkpoint, metadata: dict) -> State:
 
 
 def _add(state: State, layers: list[int], found: Linearised, rough: Rough, bar: tqdm) -> None:
-    """The prompt's matrices onto the sums, block by block of rows."""
+    """The prompt's matrices onto the sums, part by part."""
     with found.local.checked():
-        for start, rows in rows_of(found, rough):
-            for layer, part in zip(layers, rows, strict=True):
-                state.sums[layer][start:start + part.shape[0]] += part.to(state.sums[layer])
-            bar.set_postfix(rows=f"{start + rows.shape[1]}/{found.width}")
+        for number, start, part in rows_of(found, rough):
+            total, stop = state.sums[layers[number]], start + len(part)
+            total[start:stop] += part.to(total)
+            bar.set_postfix(layer=layers[number], rows=f"{stop}/{found.width}")
 
 
 def _rough_error(found: Linearised, rough: Rough) -> float:

@@ -120,6 +120,61 @@ def test_rough_products_say_how_far_off_they_are(gpt):
         whole.merge(rough)
 
 
+class Remembering(Block):
+    """Puts down what it made, or adds what another has put down to its input, as models with a shared value do."""
+
+    def __init__(self, box: list, adds: bool):
+        super().__init__(WIDTH, 3)
+        self.box, self.adds = box, adds
+
+    def forward(self, x):
+        out = super().forward(x + self.box[0] if self.adds else x)
+        if not self.adds:
+            self.box[:] = [out]
+        return out
+
+
+class Around(nn.Module):
+    """Five blocks; what the second made goes around the third, too."""
+
+    def __init__(self):
+        super().__init__()
+        box: list = []
+        self.tokens = nn.Embedding(40, WIDTH)
+        self.blocks = nn.ModuleList([Block(WIDTH, 3), Remembering(box, False), Block(WIDTH, 3), Remembering(box, True),
+                                     Block(WIDTH, 3)])
+        self.head = nn.Linear(WIDTH, 40)
+
+    def forward(self, ids):
+        h = self.tokens(ids)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h)
+
+
+def test_a_sweep_is_cut_where_nothing_goes_around():
+    torch.manual_seed(0)
+    model, prompts = Around().eval(), some_prompts((20,))
+    found = Linearizer(Decoder(model), [0, 1, 2, 3], 5).at(prompts[0])
+    if found.planned:
+        steps = found.sources
+        assert [(part.source, part.target, part.taps) for part in found.segments] == [
+            (steps[3], found.target, ()), (steps[1], steps[3], steps[2:3]), (steps[0], steps[1], ())]
+    wanted = reference_lens(model, model.blocks, prompts, [0, 1, 2, 3], skip_first=5)
+    lens = specxai.lens.fit(model, prompts, skip_first=5)
+    assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("columns", "held"), [(5, 1), (5, 12 * WIDTH * 20 * 4), (48, 1 << 30)])
+def test_blocks_and_groups_give_the_same(gpt, columns, held, monkeypatch):
+    prompts = some_prompts((20,))
+    wanted = reference_lens(gpt, gpt.blocks, prompts, [0, 2], skip_first=5)
+    monkeypatch.setattr("specxai.lens.sweep.COLUMNS", columns)
+    monkeypatch.setattr("specxai.lens.sweep.HELD", held)
+    lens = specxai.lens.fit(gpt, prompts, [0, 2], skip_first=5)
+    assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
+
+
 def test_rough_products_in_either_way():
     """Wide enough that the compiled kernels round; by whole values, in bfloat16."""
     torch.manual_seed(0)
