@@ -28,6 +28,11 @@ class Structure:
     maps: tuple[Map | None, ...]
     join: Join | None = None
 
+    @property
+    def holds_factors(self) -> bool:
+        """Does it hold copies of what the value at x holds as factors: patterns, scales, the other operand?"""
+        return any(isinstance(found, Groups) or (isinstance(found, Sites) and found.exact) for found in self.maps)
+
 
 def structure_of(graph: Graph, step: int) -> Structure:
     node, shape = graph.nodes[step], graph.shapes[step]

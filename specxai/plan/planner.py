@@ -16,7 +16,7 @@ from specxai.plan.layout import Plan, laid_out
 from specxai.plan.liveness import CPU, Structure, ends, live_units, moved, structure_of
 from specxai.plan.residual import merged
 
-KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
+KEPT_UNITS = 1 << 20  # masks of more, and structures with factors, are found again by who asks after the plan is made
 
 
 class Planner:
@@ -54,9 +54,12 @@ class Planner:
         with self._lock:
             path = self._path(sources, targets, held)
             live = self._live(path, sources, targets, held, columns, rows)
+            structures = {step: self._structures[step] for step in path}
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-        first = draft(graph, self._structures, path, live, sources, targets, rows, taps)
+                if any(structure.holds_factors for structure in structures.values()):
+                    self._structures.clear()
+        first = draft(graph, structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],

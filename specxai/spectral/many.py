@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ MOST = 256  # inputs of a batch
 def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None, target=None, *,
                  targets: Sequence | None = None, rank="auto", tol: float | None = None, method: str = "auto",
                  seed: int = 0, gates=None, backend: str | None = None, output=None, kwargs=None,
+                 each: Mapping[str, Tensor] | None = None,
                  batch_size: int | None = None, devices: Sequence[str | torch.device] | None = None,
                  max_memory: int | None = None, progress: bool | None = None) -> Iterator[Explanation]:
     """The explanation of each of many inputs, one after the other: `explain` for a data set.
@@ -50,7 +51,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     layer      as for `specxai.explain`
     target     the same for all, as for `specxai.explain`: None explains each input's largest output
     targets    instead of it, one for each input: the labels of a data set
-    rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are those of one input
+    rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are the same for all
+    each       further arguments by name of which every input has its own: tensors (N, ...), such as attention masks
     batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of
     devices    one process each, as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]; the model and the options must be such as
                can be pickled, and a script needs `if __name__ == "__main__":`
@@ -60,7 +62,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     Yields an `Explanation` for each input, in order: `list(...)` keeps them all.  Its `local` is None; for surgery give
     it one, `dataclasses.replace(e, local=specxai.linearize(model, x))`.  Arguments are checked before the first.
 
-    Raises what `specxai.explain` raises.
+    Raises TypeError or ValueError for an argument out of range, SpecXAIError where a process of `devices` ends, and
+    what `specxai.explain` raises.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
@@ -79,6 +82,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     size = None if batch_size is None else as_integer(batch_size)
     if batch_size is not None and (size is None or size < 1):
         raise ValueError(f"batch_size={batch_size!r} is out of range: give a positive integer")
+    each = _each(each, kwargs, len(inputs))
     chosen = [target] * len(inputs) if targets is None else [_target(one) for one in targets]
     options = {"gates": gates, "backend": backend, "max_memory": max_memory, "output": output, "kwargs": kwargs}
     options = {name: value for name, value in options.items() if value is not None}
@@ -87,7 +91,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     if not len(inputs):
         return iter(())
     # The first input by itself: it shows what is wrong with the arguments, and how large things are.
-    first = linearize(model, inputs[:1], **options)
+    first = linearize(model, inputs[:1], **_with(options, each, slice(0, 1)))
     if layer is None:
         raise TypeError(f"explain_many needs layer=, the name of a module or the module itself; this model has "
                         f"{', '.join(first.layers[-8:])}")
@@ -98,9 +102,10 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     narrow = 0 < min(m, n) <= WIDEST and request.method in ("auto", "exact")
     together = max(1, most) if narrow else 1
     if devices is None:
-        return _Run(model, layer, request, asked, options, first).explanations(inputs, chosen, together, progress)
+        run = _Run(model, layer, request, asked, options, first)
+        return run.explanations(inputs, each, chosen, together, progress)
     shared = model, split.layer, {**asked, **options, "batch_size": together}
-    return _spread(shared, _devices(devices), inputs, chosen, together, progress)
+    return _spread(shared, _devices(devices), inputs, each, chosen, together, progress)
 
 
 def _stacked(inputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -124,6 +129,23 @@ def _finite(inputs: Tensor) -> Tensor:
     return inputs
 
 
+def _each(each: Mapping[str, Tensor] | None, kwargs: Mapping | None, count: int) -> dict[str, Tensor]:
+    for name, tensor in (each or {}).items():
+        if not isinstance(tensor, Tensor) or not tensor.ndim or len(tensor) != count:
+            what = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"each[{name!r}] must be a tensor with one entry for each of {count} inputs; got {what}")
+        if name in (kwargs or {}):
+            raise ValueError(f"{name!r} is in kwargs and in each: give it once")
+    return dict(each or {})
+
+
+def _with(options: dict, each: dict[str, Tensor], part: slice) -> dict:
+    """The options, with what the inputs of a part have of their own."""
+    if not each:
+        return options
+    return {**options, "kwargs": {**options.get("kwargs", {}), **{name: own[part] for name, own in each.items()}}}
+
+
 def _target(one: Any) -> Any:
     """A label as an int: an entry of a tensor of labels is a tensor."""
     number = as_integer(one)
@@ -140,11 +162,13 @@ def _devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
     return found
 
 
-def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, targets: list, size: int,
-            progress: bool | None) -> Iterator[Explanation]:
+def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, each: dict[str, Tensor], targets: list,
+            size: int, progress: bool | None) -> Iterator[Explanation]:
     # Neither so small that a process begins again and again, nor so large that one is left with all of the work.
     size = max(size, min(16, -(-len(inputs) // (4 * len(devices)))))
-    tasks = ((inputs[at:at + size].cpu(), targets[at:at + size]) for at in range(0, len(inputs), size))
+    parts = [slice(at, at + size) for at in range(0, len(inputs), size)]
+    tasks = ((inputs[part].cpu(), {name: own[part].cpu() for name, own in each.items()}, targets[part])
+             for part in parts)
     bar = ProgressBar(progress, "explain", " inputs", len(inputs))
     try:
         for found in spread(_explained, shared, devices, tasks):
@@ -157,10 +181,10 @@ def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, targets:
 
 def _explained(shared: tuple, device: torch.device, task: tuple) -> list[Explanation]:
     """What a process of `devices` does."""
-    (model, layer, options), (inputs, targets) = shared, task
+    (model, layer, options), task = shared, tree_map_only(Tensor, lambda tensor: tensor.to(device), task)
+    inputs, each, targets = task
     options = tree_map_only(Tensor, lambda tensor: tensor.to(device), options)
-    targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets)
-    return list(explain_many(model.to(device), inputs.to(device), layer, targets=targets, progress=False, **options))
+    return list(explain_many(model.to(device), inputs, layer, targets=targets, each=each, progress=False, **options))
 
 
 @dataclass(frozen=True)
@@ -174,7 +198,8 @@ class _Run:
     options: dict
     first: Any
 
-    def explanations(self, inputs: Tensor, targets: list, size: int, progress: bool | None) -> Iterator[Explanation]:
+    def explanations(self, inputs: Tensor, each: dict[str, Tensor], targets: list, size: int,
+                     progress: bool | None) -> Iterator[Explanation]:
         bar = ProgressBar(progress, "explain", " inputs", len(inputs))
         try:
             start = 0
@@ -183,12 +208,13 @@ class _Run:
                 found = None
                 if size > 1:
                     try:
-                        found = self.together(inputs[part], targets[part], start == 0)
+                        found = self.together(inputs, each, targets, part)
                     except MixedBatch:
                         size = 1
                         continue
                 if found is None:
-                    found = [self.alone(inputs[part], targets[start])]
+                    part = slice(start, start + 1)
+                    found = [self.alone(inputs[part], _with(self.options, each, part), targets[start])]
                 for e in found:
                     bar.update(1)
                     yield e
@@ -196,20 +222,21 @@ class _Run:
         finally:
             bar.close()
 
-    def alone(self, x: Tensor, target) -> Explanation:
-        local = linearize(self.model, x, **self.options)
+    def alone(self, x: Tensor, options: dict, target) -> Explanation:
+        local = linearize(self.model, x, **options)
         return replace(explain(local, layer=self.layer, target=target, progress=False, **self.asked), local=None)
 
-    def together(self, X: Tensor, targets: list, begins: bool) -> list[Explanation]:
+    def together(self, inputs: Tensor, each: dict[str, Tensor], targets: list, part: slice) -> list[Explanation]:
         """Raises MixedBatch where the inputs are not apart."""
-        batch = Batch(self.model, X, **self.options)
+        batch = Batch(self.model, inputs[part], **_with(self.options, each, part))
         local = batch.local
         with local.checked(), full_precision(local.input.device):
-            if begins:
-                self.check_values(batch, X)
+            if part.start == 0:
+                last = slice(batch.count - 1, batch.count)
+                self.check_values(batch, inputs[last], _with(self.options, each, last).get("kwargs"))
             split = local.split(self.layer)
             shape = batch.per_input(split.shape, f"layer {split.layer!r}")
-            chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets)]
+            chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets[part])]
             with used() as names:
                 svds, image = _decomposed(batch, split.right, self.request)
             ran = joined(names, local)
@@ -235,11 +262,11 @@ class _Run:
                 found.append(read(d, w[i], label, terms, None, around, read_by))
             return found
 
-    def check_values(self, batch: Batch, X: Tensor) -> None:
+    def check_values(self, batch: Batch, last: Tensor, kwargs: Mapping | None) -> None:
         """The first and the last output of a batch are those of the inputs alone.  Raises MixedBatch where not."""
         with torch.no_grad():
-            last = self.first.captured.given(X[-1:])
-            alone = [self.first.output, last[0].run_model(last[1])]
+            recording, x = self.first.captured.given(last, kwargs=kwargs)
+            alone = [self.first.output, recording.run_model(x)]
         for mine, theirs in zip((batch.local.output[:1], batch.local.output[-1:]), alone, strict=True):
             gap = torch.where(torch.isfinite(theirs), mine - theirs, 0).double().norm()
             size = torch.where(torch.isfinite(theirs), theirs, 0).double().norm()

@@ -48,7 +48,7 @@ def nets():
         torch.randint(11, (5, 4)), "3"
 
 
-CASES = {name: case for name, *case in nets()}
+CASES = {name: (net.eval(), *case) for name, net, *case in nets()}
 
 
 def assert_alike(a, b):
@@ -81,7 +81,6 @@ def assert_alike(a, b):
                                         if (name, rank) != ("a wide layer", None)])
 def test_the_same_as_one_at_a_time(name, rank):
     net, X, layer = CASES[name]
-    net = net.eval()
     found = list(specxai.explain_many(net, X, layer, rank=rank, batch_size=4))
     assert len(found) == len(X)
     together = name not in ("mixes", "a wide layer")
@@ -109,6 +108,24 @@ def test_what_the_model_gets_by_name():
     shift = {"shift": torch.tensor([[0.5]])}
     for i, e in enumerate(specxai.explain_many(net, X[:3], layer, rank=None, kwargs=shift)):
         assert_alike(e, specxai.explain(net, X[i:i + 1], layer, rank=None, kwargs=shift))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(5, 7), nn.Linear(7, 2)
+
+    def forward(self, x, mask=None):
+        return self.last(torch.relu(self.inner(x * mask)))
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]])
+def test_what_each_input_gets_by_name(devices):
+    torch.manual_seed(0)
+    net, X, masks = Masked().eval(), torch.randn(5, 5), torch.rand(5, 5).gt(0.4).float()
+    found = list(specxai.explain_many(net, X, "inner", each={"mask": masks}, batch_size=2, devices=devices))
+    for i, e in enumerate(found):
+        assert_alike(e, specxai.explain(net, X[i:i + 1], "inner", kwargs={"mask": masks[i:i + 1]}))
 
 
 def test_processes_give_the_same():
@@ -144,6 +161,8 @@ def test_batches_are_as_large_as_their_memory_allows(monkeypatch):
     ({"batch_size": 0}, ValueError, "positive integer"),
     ({"devices": "cpu"}, ValueError, "give a list"),
     ({"devices": ["cuda:77"]}, ValueError, "there is no cuda:77"),
+    ({"each": {"shift": torch.zeros(3)}}, ValueError, "one entry for each of 2 inputs; got"),
+    ({"each": {"shift": torch.zeros(2)}, "kwargs": {"shift": 1.0}}, ValueError, "give it once"),
     ({"layer": "nowhere"}, LayerError, "no layer"),
     ({"layer": None}, TypeError, "needs layer="),
     ({"model": 3}, TypeError, "nn.Module"),
