@@ -89,7 +89,8 @@ def dense_triplets(h_of, x: Tensor, k: int) -> Tensor:
     for start in range(0, m, 16):
         rows = torch.zeros(min(16, m - start), m, dtype=x.dtype)
         rows[:, start:].fill_diagonal_(1)
-        J[start:start + 16] = torch.func.vmap(pull)(rows.reshape(-1, *h.shape))[0].reshape(len(rows), -1)
+        pulled = torch.func.vmap(pull)(rows.reshape(-1, *h.shape))[0]
+        J[start:start + 16] = pulled.detach().reshape(len(rows), -1)  # else J holds every graph
     if m <= x.numel():
         left = torch.linalg.eigh(J @ J.T)[1][:, -k:]
         return torch.linalg.qr(J.T @ left)[0].detach()
@@ -120,7 +121,7 @@ def run_unet(given: argparse.Namespace) -> None:
     angles = ["not asked", f"{angle(V, torch.linalg.qr(p.V.double())[0]):.1e} to the line above"]
     if not given.no_dense:
         with sdpa_kernel(SDPBackend.MATH):
-            W = dense_triplets(encoder(model.double(), "mid_block", 3), x.double(), given.rank)
+            W = dense_triplets(encoder(model.double().requires_grad_(False), "mid_block", 3), x.double(), given.rank)
         angles = [f"{angle(p.V, W):.1e}", f"{angle(V, W):.1e}"]
     print(f"| | s | s of the process | columns | angle to the dense SVD |\n| --- | --- | --- | --- | --- |\n"
           f"| specxai.pullback, linearisation included | {ours} | {p.products} | {angles[0]} |\n"

@@ -27,6 +27,7 @@ _EXPORTS = {
     "decompose": "specxai.spectral",
     "Decomposition": "specxai.spectral",
     "explain": "specxai.spectral",
+    "explain_many": "specxai.spectral",
     "tokens": "specxai.spectral",
     "Tokens": "specxai.spectral",
     "pullback": "specxai.spectral",
@@ -34,7 +35,7 @@ _EXPORTS = {
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages
-_OPENED = ("transformers", "lens")  # modules that are imported when they are named
+_OPENED = ("transformers", "lens", "parallel")  # modules that are imported when they are named
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 

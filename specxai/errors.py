@@ -17,6 +17,10 @@ class LayerError(SpecXAIError, ValueError):
     """A layer name or module object that names no layer, or more than one."""
 
 
+class ParallelError(SpecXAIError, RuntimeError):
+    """Another process of `specxai.parallel` failed, was lost, or has another operator."""
+
+
 class StaleError(SpecXAIError, RuntimeError):
     """A model's weights are no longer those that a Local was made from."""
 

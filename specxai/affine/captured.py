@@ -105,7 +105,13 @@ def linearize(model: nn.Module | Captured, x: Tensor | None = None, gates: Gates
                                 "has one")
         return model.linearize(x, gates, backend, max_memory, verify, args, kwargs)
     feed, x = Feed.of(model, x, () if args is None else args, kwargs, wrt)
-    options = {"gates": gates, "backend": backend, "max_memory": max_memory, "verify": verify}
+    return local_at(model, x, feed, output, gates=gates, backend=backend, max_memory=max_memory, verify=verify)
+
+
+def local_at(model: nn.Module, x: Tensor, feed: Feed, output: Selector, *, verify: bool | None = None,
+             **options) -> Local:
+    """The affine map of a module that is called as `feed` says; x may be what `Feed.of` found, or a batch."""
+    options["verify"] = verify
     captured, values = Captured.recall(model, x, output, feed, compare=verify is False)
     try:
         return Local(captured, x, values=values, **options)

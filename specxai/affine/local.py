@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
 from specxai.affine.frozen import frozen_pull_back
-from specxai.affine.nodes import linear_nodes
+from specxai.affine.nodes import linear_nodes, offset_is_large
+from specxai.affine.offsets import offset_layers, pushed, weighed
 from specxai.affine.operator import LocalOperator
 from specxai.affine.positions import End, Positions, between
 from specxai.affine.report import report
@@ -23,7 +24,6 @@ from specxai.affine.snapshot import Snapshot
 from specxai.affine.target import resolve_target
 from specxai.affine.witness import Pullback
 from specxai.backends import PLAN_FROM, choose, make
-from specxai.backends.reference import pull, push
 from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
 from specxai.graph import Graph
@@ -181,11 +181,16 @@ class Local:
 
     @once
     def _exactness(self) -> float:
-        total = self._from_offsets(combined=True).reshape(self.output.shape)
+        return float(self.exactness_of(1))
+
+    def exactness_of(self, inputs: int) -> Tensor:
+        """`exactness` for each of so many inputs that x holds one after the other, (inputs,) float64 on the CPU."""
+        every = [index for ids in self.offset_layers.values() for index in ids]
+        total = self._from_offsets([every]).reshape(self.output.shape) if every else 0
         finite = torch.isfinite(self.output)
-        error = torch.where(finite, self._bias - total, 0).double().norm().item()
-        scale = torch.where(finite, self.output, 0).double().norm().item()
-        return error / scale if scale else error
+        error, scale = (torch.where(finite, value, 0).double().reshape(inputs, -1).norm(dim=1).cpu()
+                        for value in (self._bias - total, self.output))
+        return torch.where(scale > 0, error / scale, error)
 
     def ensure_current(self) -> None:
         """Raise StaleError, naming it, where a weight is not what it was when this Local was made.
@@ -204,17 +209,12 @@ class Local:
         target   None for tensors in the output's shape; else as for `specxai.explain`, for numbers
         """
         self.ensure_current()
-        names = self._offset_layers()
+        names, output = self.offset_layers, self.captured.program.output
         if target is None:
-            parts = self._from_offsets(combined=False)
+            parts = self._from_offsets(list(names.values())) if names else []
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
         weights, _ = resolve_target(target, self.output)
-        taps: dict[int, list[Tensor]] = {i: [] for ids in names.values() for i in ids}
-        with full_precision(self.input.device):
-            weights, offsets = plain(weights), self._offsets
-            pull(self.graph, {self.captured.program.output: weights.reshape(1, *self.output.shape)}, [], taps=taps)
-        return {name: sum(float((taps[i][0][0].double() * offsets[i].double()).sum())
-                          for i in ids if taps[i]) for name, ids in names.items()}
+        return {name: float(part) for name, part in weighed(self.with_offsets, output, names, plain(weights)).items()}
 
     def split(self, layer: str | nn.Module) -> Split:
         """J = L·R + bypass at a layer, given by name or as the module object.  Eq. (16).
@@ -366,33 +366,21 @@ class Local:
             return self.captured.program.run(self.input)
 
     @once
-    def _offsets(self) -> dict[int, Tensor]:
-        """step -> its node's offset; made again with the values where those are not kept."""
-        nodes = self.graph.nodes
-        if self._kept is None:
-            with full_precision(self.input.device):
-                nodes = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
-        return {index: node.offset for index, node in nodes.items() if node.offset is not None}
-
-    def _offset_layers(self) -> dict[str, list[int]]:
-        names: dict[str, list[int]] = {}
-        relevant = self.graph.ancestors([self.captured.program.output])
-        for index in self._offsets:
-            if index in relevant:
-                names.setdefault(self.captured.program.steps[index].layer, []).append(index)
-        return names
-
-    def _from_offsets(self, combined: bool) -> Tensor:
-        """Offsets carried to the output: (layers, m), or their sum (1, m)."""
-        rows, output = list(self._offset_layers().values()), self.captured.program.output
-        if not rows:
-            return self.output.new_zeros(1 if combined else 0, self.output.numel())
-        if combined:
-            rows = [[index for ids in rows for index in ids]]
-        parts, width = [], max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
+    def with_offsets(self) -> Graph:
+        """The graph with all offsets; they are made again with the values where those are not kept."""
+        if self._kept is not None or not any(map(offset_is_large, self.graph.nodes.values())):
+            return self.graph
         with full_precision(self.input.device):
-            for start in range(0, len(rows), width):
-                inject = {index: (row, self._offsets[index])
-                          for row, ids in enumerate(rows[start:start + width]) for index in ids}
-                parts.append(push(self.graph, {}, [output], inject=inject)[0].reshape(-1, self.output.numel()))
-        return torch.cat(parts)
+            again = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
+        return replace(self.graph, nodes={index: replace(node, offset=again[index].offset)
+                                          for index, node in self.graph.nodes.items()})
+
+    @once
+    def offset_layers(self) -> dict[str, list[int]]:
+        """{layer: its steps that have an offset on a path to the output}."""
+        return offset_layers(self.with_offsets, self.captured.program)
+
+    def _from_offsets(self, rows: list[list[int]]) -> Tensor:
+        """Offsets of each row of steps, added up and carried to the output: (rows, m)."""
+        width = max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
+        return pushed(self.with_offsets, self.captured.program.output, rows, width)

@@ -19,6 +19,7 @@ from specxai.backends.used import note
 from specxai.graph.cut import LiveCut, narrowest
 from specxai.graph.ends import check_ends
 from specxai.operators import Cut, LinearOperator
+from specxai.operators.later import is_checked_later
 from specxai.precision import full_precision
 
 MOST_COLUMNS = 4096  # of one product, whatever the memory
@@ -207,7 +208,7 @@ class LocalOperator(LinearOperator):
 
     def _check(self, seconds: float = 0.0) -> None:
         if self._snapshot is not None:
-            self._snapshot.check(seconds=seconds)
+            self._snapshot.check(seconds=seconds, waits=self.device.type == "cpu" or not is_checked_later())
 
     def __reduce__(self):
         raise TypeError("an operator of a network cannot be pickled: it runs on the model's tensors in this process; "

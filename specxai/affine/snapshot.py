@@ -54,11 +54,12 @@ class Snapshot:
         self._turn = 0
         self._inside = threading.local()
 
-    def check(self, full: bool = False, seconds: float = 0.0) -> None:
+    def check(self, full: bool = False, seconds: float = 0.0, waits: bool = True) -> None:
         """Raise StaleError, which names the tensor, where one has changed.
 
         full      everything is read; else small tensors whole, samples of the others, and parts of those in turn
         seconds   that the work before which this is asked takes: the parts are read in a fiftieth of it
+        waits     False where whoever asks looks at everything later: contents are not read, which waits for a device
         """
         if getattr(self._inside, "depth", 0):
             return  # everything is read at the end
@@ -69,6 +70,10 @@ class Snapshot:
             _sums(self._watched, found)
             for watched, sums in zip(self._watched, found, strict=True):
                 watched.compare(0, sums)
+            return
+        if not waits:
+            for watched in self._watched:
+                watched.check_place()
             return
         for watched in self._watched:
             watched.check()

@@ -57,7 +57,7 @@ def check_model(model: nn.Module) -> None:
                          "have no fixed map there; call model.eval() first")
 
 
-def check_example(model: nn.Module, example: Tensor) -> None:
+def check_example(model: nn.Module, example: Tensor, batched: bool = False) -> None:
     if not isinstance(example, Tensor):
         raise TypeError(f"the input must be one floating-point tensor, got {type(example).__name__}; an array becomes "
                         "one by torch.from_numpy(x), a list by torch.tensor(x)")
@@ -70,9 +70,9 @@ def check_example(model: nn.Module, example: Tensor) -> None:
                         "x.float() / 255")
     if example.layout is not torch.strided:
         raise TypeError(f"the input is a tensor of layout {example.layout}; pass x.to_dense()")
-    if example.ndim == 0 or example.shape[0] != 1:
+    if example.ndim == 0 or (example.shape[0] != 1 and not batched):
         raise ValueError(f"the input has shape {tuple(example.shape)}; its first axis must be a batch of 1: an affine "
-                         "map belongs to one input (try x[:1])")
+                         "map belongs to one input (try x[:1]); specxai.explain_many takes several")
     for name, tensor in tensors(model):
         if is_lazy(tensor):
             raise ValueError(f"{name} has no values yet (a lazy module); run the model once on an input like this one")

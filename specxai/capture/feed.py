@@ -34,6 +34,7 @@ class Feed:
     shapes         of what is analysed at each place
     embedding      dotted name of the module whose output x is, "" for none; the ids are at the only place then
     wrt            as the user gave it
+    batched        x holds several inputs, and not a batch of 1
     """
 
     args: tuple = (None,)
@@ -42,6 +43,7 @@ class Feed:
     shapes: tuple[torch.Size, ...] = ()
     embedding: str = ""
     wrt: Wrt = None
+    batched: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor | None, args: Sequence = (), kwargs: Mapping[str, Any] | None = None,

@@ -65,7 +65,7 @@ class Recording:
         model, feed = checks.unwrap(model), feed or Feed()
         checks.check_model(model)
         with torch.inference_mode(False), torch.no_grad(), _RECORDING:
-            checks.check_example(model, example)
+            checks.check_example(model, example, feed.batched)
             checks.check_finite(model)
             own, example = _without_inference_tensors(checks.plain(model)), example.detach().clone()
             try:
@@ -92,7 +92,7 @@ class Recording:
         """
         model, feed = checks.unwrap(model), feed or Feed()
         checks.check_model(model)
-        checks.check_example(model, x)
+        checks.check_example(model, x, feed.batched)
         # Strides too: a model may ask for them.
         strides = torch.empty_like(x, device="meta").stride()  # of a copy
         key = cls, x.shape, strides, x.dtype, x.device, selector_key(output), feed.key()

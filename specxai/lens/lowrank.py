@@ -19,9 +19,9 @@ from specxai.lens.factors import LowRank
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.operators import LinearOperator
 
-SIGNS = 16  # random vectors that the mean of the diagonal is found with
+SIGNS = 4  # random vectors that the mean of the diagonal is found with: any mean near it serves
 FEW = 6  # a rank is small where so many times as many columns are no more than J_l has
-BLOCK = 4  # columns of a Krylov block: narrow ones need the fewest products, and these cost no more (column_cost)
+BLOCK = 8  # columns of a Krylov block: narrow ones need the fewest products, and narrower rows fill no vector
 
 
 class LensOperator(LinearOperator):

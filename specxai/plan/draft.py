@@ -55,7 +55,7 @@ def draft(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int]
     """
     writer = _Writer(graph, structures, live)
     for step in sources:
-        writer.units[step] = writer.rows_for(live[step], channels_of(graph.shapes[step]), born=-1)
+        writer.units[step] = writer.rows_for(live[step], order_of(graph.shapes[step]), born=-1)
     for step in path:
         writer.add(step)
         if step in taps:
@@ -63,8 +63,12 @@ def draft(graph: Graph, structures: Mapping[int, Structure], path: Sequence[int]
     return writer.finish(sources, targets, rows)
 
 
-def channels_of(shape: torch.Size) -> int:
-    return shape[1] if len(shape) > 2 and shape[0] == 1 else 1
+FLAT = (1, 1)
+
+
+def order_of(shape: torch.Size) -> tuple[int, int]:
+    """(inputs of the network, channels) of a value, whose rows go input by input and position by position."""
+    return tuple(shape[:2]) if len(shape) > 3 or (len(shape) == 3 and shape[0] == 1) else FLAT
 
 
 class _Writer:
@@ -106,7 +110,7 @@ class _Writer:
         made = [at for at, buffer in enumerate(self.buffers) if buffer.born >= 0 and
                 self.stages[buffer.born].step == step]
         if units.scale is not None or not set(self.buffers_of(units)) <= set(made):
-            self.units[step] = self.copied(step, units.among(live), channels_of(self.graph.shapes[step]))
+            self.units[step] = self.copied(step, units.among(live), order_of(self.graph.shapes[step]))
         self.taps.append(Tap(step, len(self.stages), self.units[step].row))
 
     def products(self, step: int, found: Sequence[tuple[Rows, Map]]) -> Rows:
@@ -130,11 +134,11 @@ class _Writer:
             if channel_constant(table, reads):
                 scale = per_channel(table, reads)
             else:
-                inputs = self.copied(step, inputs, 1 if sites.lead else sites.inputs)
+                inputs = self.copied(step, inputs, FLAT if sites.lead else (sites.batch, sites.inputs))
                 reads = sites.table(inputs.row, sites.inputs).contiguous()
         units, own = onto, None
         if onto is None:
-            units = self.rows_for(live, 1 if sites.lead else sites.outputs, born=len(self.stages))
+            units = self.rows_for(live, FLAT if sites.lead else (sites.batch, sites.outputs), born=len(self.stages))
         else:  # it adds, and has no rows of its own
             own = len(self.buffers)
             self.buffers.append(Buffer(self.size, 0, len(self.stages), len(self.stages)))
@@ -147,7 +151,7 @@ class _Writer:
         inputs = inputs.among(groups.demand(live, len(inputs.row)))
         rows = inputs.row[inputs.row >= 0]
         if len(rows) != int(count_distinct(rows, begins(self.buffers)).sum()):  # its adjoint could not write them apart
-            inputs = self.copied(step, inputs, 1)
+            inputs = self.copied(step, inputs, FLAT)
         diagonal, right = groups.diagonal, groups.right
         if inputs.scale is not None:
             scale = inputs.scale[groups.units]
@@ -168,10 +172,10 @@ class _Writer:
         self.stages.append(sum_of(step, [(units.row[to], rows, factor) for to, rows, factor in links]))
         return units
 
-    def copied(self, step: int, units: Rows, channels: int) -> Rows:
+    def copied(self, step: int, units: Rows, order: tuple[int, int]) -> Rows:
         """A copy with the scale carried out."""
         at, rows, scale = units.live()
-        made = self.rows_for(units.row >= 0, channels, born=len(self.stages))
+        made = self.rows_for(units.row >= 0, order, born=len(self.stages))
         self.stages.append(sum_of(step, [(made.row[at], rows, scale)]))
         return made
 
@@ -179,17 +183,17 @@ class _Writer:
         return count_distinct(units.row, begins(self.buffers)).nonzero().flatten().tolist()
 
     def own_rows(self, step: int) -> Rows:
-        return self.rows_for(self.live[step], channels_of(self.graph.shapes[step]), born=len(self.stages))
+        return self.rows_for(self.live[step], order_of(self.graph.shapes[step]), born=len(self.stages))
 
-    def rows_for(self, live: Tensor, channels: int, born: int) -> Rows:
+    def rows_for(self, live: Tensor, order: tuple[int, int], born: int) -> Rows:
         """Rows of their own for the live units, position by position: those of a window lie together."""
-        by_position = live.reshape(channels, -1).T.contiguous()
+        by_position = live.reshape(*order, -1).mT.contiguous()
         number = by_position.view(-1).cumsum(0, dtype=torch.int32)
         count = int(number[-1]) if len(number) else 0
         row = select(by_position, number.view(by_position.shape) + (self.size - 1), -1)
         self.buffers.append(Buffer(self.size, count, born, born))
         self.size += count
-        return Rows(row.T.reshape(-1))
+        return Rows(row.mT.reshape(-1))
 
     def finish(self, sources: Sequence[int], targets: Sequence[int], rows: Tensor | None) -> Draft:
         begin = begins(self.buffers)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specxai.graph import Graph
 from specxai.plan.arena import Buffer, lay_out
-from specxai.plan.draft import Draft, channels_of
+from specxai.plan.draft import Draft, order_of
 from specxai.plan.sites import FEW_CHANNELS
 from specxai.plan.stages import Gather, Opaque, Place, Span, Stage, Sum, Tap, sum_of
 from specxai.plan.tables import map_rows
@@ -79,7 +79,7 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
             for steps, chosen in ((sources, columns), (targets, rows)))
     *touched, last = draft.counts
     direct = None
-    if len(sources) == 1 and channels_of(graph.shapes[sources[0]]) <= FEW_CHANNELS:
+    if len(sources) == 1 and order_of(graph.shapes[sources[0]])[1] <= FEW_CHANNELS:
         direct = _sole_reader(draft)
     numbered = len(draft.buffers)
     buffers = [replace(b, last=max([b.last, *(k for k, counts in enumerate(draft.counts) if int(counts[i]))]))

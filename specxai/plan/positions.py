@@ -13,7 +13,10 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Geometry:
     """Position i of the fine side is under tap t of position p of the coarse one where i = p·stride − padding +
-    t·dilation, axis by axis: fine are a convolution's inputs, and a transposed one's outputs."""
+    t·dilation, axis by axis: fine are a convolution's inputs, and a transposed one's outputs.
+
+    batched   the first axis counts inputs of the network, whose positions never meet
+    """
 
     fine: tuple[int, ...]
     coarse: tuple[int, ...]
@@ -21,6 +24,7 @@ class Geometry:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    batched: bool = False
 
     def axes(self) -> list[tuple[int, ...]]:
         return list(zip(self.fine, self.coarse, self.kernel, self.stride, self.padding, self.dilation, strict=True))
@@ -84,7 +88,12 @@ class Cells:
 
 @lru_cache(maxsize=256)
 def cells(geometry: Geometry) -> Cells:
-    members, taps, gathered, scattered = zip(*(_axis_cells(*axis) for axis in geometry.axes()), strict=True)
+    axes = geometry.axes()
+    lengths = [max(stride, 2) for _, _, _, stride, _, _ in axes]
+    if geometry.batched:
+        lengths[0] = 1
+    parts = [_axis_cells(*axis, length) for axis, length in zip(axes, lengths, strict=True)]
+    members, taps, gathered, scattered = zip(*parts, strict=True)
     counts = tuple(len(m) for m in members)
     shared, scattered = _product(taps, geometry.kernel), _product(scattered, geometry.coarse)
     merged, single = (int((table >= 0).sum()) for table in (scattered, gathering(geometry)))
@@ -92,8 +101,8 @@ def cells(geometry: Geometry) -> Cells:
                  len(shared) * merged / max(1, single))
 
 
-def _axis_cells(n: int, m: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[Tensor, ...]:
-    length = max(stride, 2)
+def _axis_cells(n: int, m: int, kernel: int, stride: int, padding: int, dilation: int,
+                length: int) -> tuple[Tensor, ...]:
     # A cell's members then begin where a window begins, which makes the merged taps fewest.
     shift = padding % stride
     member, tap = _range(length)[:, None] - shift, _range(kernel)

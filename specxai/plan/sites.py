@@ -17,7 +17,7 @@ FEW_CHANNELS = 4  # a position, too few for a tile or a vector
 
 @dataclass(frozen=True)
 class Sites:
-    """A weighted node's geometry: units are (channels, positions), grouped by channel.
+    """A weighted node's geometry: units are (channels, positions), grouped by channel, of one input after the other.
 
     weight        (groups, outputs / groups, inputs / groups, taps)
     inner, outer  spatial shape of the input and of the output
@@ -26,6 +26,7 @@ class Sites:
     lead          units lie (groups, positions, channels of a group) in memory instead, as in a fully connected layer,
                   which has one group
     exact         liveness follows each weight that is zero, as of a causal pattern, and not only what no weight reads
+    batch         inputs of the network that a convolution's value holds
     """
 
     weight: Tensor
@@ -35,6 +36,7 @@ class Sites:
     reads_fine: bool
     lead: bool
     exact: bool = False
+    batch: int = 1
 
     @property
     def groups(self) -> int:
@@ -56,13 +58,13 @@ class Sites:
         """Rows (flat) as (positions, channels)."""
         if self.lead:
             return units.reshape(self.groups, -1, channels // self.groups).transpose(0, 1).reshape(-1, channels)
-        return units.reshape(channels, -1).T
+        return units.reshape(self.batch, channels, -1).transpose(0, 1).reshape(channels, -1).T
 
     def flat(self, table: Tensor) -> Tensor:
         """The inverse of `table`."""
         if self.lead:
             return table.reshape(len(table), self.groups, -1).transpose(0, 1).reshape(-1)
-        return table.T.reshape(-1)
+        return table.T.reshape(table.shape[1], self.batch, -1).transpose(0, 1).reshape(-1)
 
     @once
     def reads(self) -> Tensor:
@@ -130,7 +132,7 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
         weight = node.fully_connected.weight.detach()
         return Sites(weight[None, :, :, None], (own[:-1].numel(),), (shape[:-1].numel(),), None, True, True)
     conv = node.convolution
-    if conv is None or own[0] != 1:
+    if conv is None:
         return None
     weight = conv.weight.detach().flatten(2)
     weight = weight.reshape(conv.groups, -1, *weight.shape[1:])
@@ -138,8 +140,13 @@ def sites_of(node: LinearNode, own: torch.Size, shape: torch.Size) -> Sites | No
         weight = weight.transpose(1, 2)
     inner, outer = tuple(own[2:]), tuple(shape[2:])
     fine, coarse = (outer, inner) if conv.transposed else (inner, outer)
-    geometry = Geometry(fine, coarse, tuple(conv.weight.shape[2:]), conv.stride, conv.padding, conv.dilation)
-    return Sites(weight, inner, outer, geometry, not conv.transposed, False)
+    batch, kernel = own[0], tuple(conv.weight.shape[2:])
+    if batch == 1:
+        geometry = Geometry(fine, coarse, kernel, conv.stride, conv.padding, conv.dilation)
+    else:
+        geometry = Geometry((batch, *fine), (batch, *coarse), (1, *kernel), (1, *conv.stride), (0, *conv.padding),
+                            (1, *conv.dilation), batched=True)
+    return Sites(weight, inner, outer, geometry, not conv.transposed, False, batch=batch)
 
 
 def sites_of_product(product: HeldProduct, own: torch.Size) -> Sites | None:

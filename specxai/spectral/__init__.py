@@ -11,6 +11,7 @@ from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explain import explain
 from specxai.spectral.explanation import Explanation
 from specxai.spectral.lipschitz import Norms, lipschitz
+from specxai.spectral.many import explain_many
 from specxai.spectral.pullback import pullback
 from specxai.spectral.reduction import Reduction, reduce_alphas
 from specxai.spectral.surgery import Surgery
@@ -18,6 +19,7 @@ from specxai.spectral.symbolic import Symbolic
 from specxai.spectral.tokens import Contributions, Tokens, tokens
 
 __all__ = ["Contributions", "Decomposition", "Explanation", "Norms", "Reduction", "Surgery", "Symbolic", "Tokens",
-           "contract", "decompose", "explain", "fix_signs", "lipschitz", "load", "pullback", "reduce_alphas", "tokens"]
+           "contract", "decompose", "explain", "explain_many", "fix_signs", "lipschitz", "load", "pullback",
+           "reduce_alphas", "tokens"]
 
 load = Explanation.load

@@ -19,7 +19,8 @@ from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
 from specxai.svd import svd
 
-__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "solved"]
+__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "recorded",
+           "solved"]
 
 DEFAULT_RANK = 50
 
@@ -202,17 +203,24 @@ def solved(local, split, request: Request, progress=None, start=None) -> Decompo
     with used() as names:
         svd = _svd(split.right, request, progress, start)
     _check_backend(svd, image, flat_x, split.layer, local.backend)
+    return recorded(svd, local, request, layer=split.layer, x=local.input, flat_x=flat_x, image=image,
+                    shape=split.shape, exactness=float(local.exactness), ran=joined(names, local))
+
+
+def recorded(svd, local, request: Request, *, layer: str, x: torch.Tensor, flat_x: torch.Tensor, image: torch.Tensor,
+             shape: torch.Size, exactness: float, ran: str) -> Decomposition:
+    """What a solver found at x, whose image under R is `image`, without the Local, of which it says what it is."""
     # Always a copy, since the signs are fixed in place; `contiguous` alone would alias the solver's for k = 1.
     right, left = (t.detach().cpu().T.clone(memory_format=torch.contiguous_format) for t in (svd.V, svd.U))
-    x, s = host(flat_x), svd.S.detach().cpu().double()
-    projections = fix_signs(left, right, x)
+    own, s = host(flat_x), svd.S.detach().cpu().double()
+    projections = fix_signs(left, right, own)
     return Decomposition(
-        layer=split.layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
+        layer=layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
         projections=projections, indices=torch.arange(len(s), device="cpu"),
-        x=x.reshape(without_batch(local.input.shape)), layer_shape=tuple(without_batch(split.shape)), image=host(image),
+        x=own.reshape(without_batch(x.shape)), layer_shape=tuple(without_batch(shape)), image=host(image),
         error=None if svd.error is None else float(svd.error), method=svd.method, products=int(svd.products),
-        seed=svd.seed, gates=local.gates, backend=local.backend, exactness=float(local.exactness),
-        agreement=_agreement(local), backends={"decomposition": joined(names, local)},
+        seed=svd.seed, gates=local.gates, backend=local.backend, exactness=exactness,
+        agreement=_agreement(local), backends={"decomposition": ran},
         settings=_settings(local, request, svd, s),
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from specxai.affine.target import resolve_target, without_batch
+from specxai.affine.target import resolve_target
 from specxai.backends.used import used
 from specxai.precision import full_precision
 from specxai.spectral.contraction import project
@@ -14,8 +15,7 @@ from specxai.spectral.decompose import Request, decomposed, find_local, host, jo
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explanation import Explanation
 
-__all__ = ["explain"]
-
+__all__ = ["Terms", "explain", "read"]
 
 
 def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
@@ -90,25 +90,50 @@ def _read(local, split, d: Decomposition, w: torch.Tensor, label: str) -> Explan
     with used() as names:
         pulled = split.left.rmatvec(w)  # Lᵀw, (m_s,)
         gradient = local.jacobian.rmatvec(w)
-        bypass, bypass_gradient = _dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
+        bypass, bypass_gradient = dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
+    biases = {k: float(v) for k, v in local.bias_contributions(target=w).items()}
+    return read(d, w, label, Terms(pulled, gradient, bypass, bypass_gradient, dot(w, local.output.flatten()),
+                                   dot(w, local.bias.flatten()), biases), local, not split.bypass.is_zero,
+                joined(names, local))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What products with a target's weights w give at one input.
+
+    pulled (m_s,) Lᵀw;  gradient (n,) Jᵀw;  bypass, bypass_gradient (n,)   the part of the paths round the layer
+    output, bias, bias_contributions   w·f(x), w·b and {layer: w·β_l}
+    """
+
+    pulled: torch.Tensor
+    gradient: torch.Tensor
+    bypass: float
+    bypass_gradient: torch.Tensor
+    output: float
+    bias: float
+    bias_contributions: dict[str, float]
+
+
+def read(d: Decomposition, w: torch.Tensor, label: str, terms: Terms, local, around: bool, ran: str) -> Explanation:
+    """The target w·y from a decomposition and the products with w, which `ran` on a backend; local may be None."""
     # Copies: the decomposition is read by other targets too.
     right, left = (t.T.clone(memory_format=torch.contiguous_format) for t in (d.V, d.U))
-    psi = project(left, host(pulled))
+    psi = project(left, host(terms.pulled))
     alpha = psi * d.S * d.projections
-    shape = without_batch(local.input.shape)
+    shape = d.x.shape
     return Explanation(
-        layer=split.layer, target=host(w), target_label=label,
+        layer=d.layer, target=host(w), target_label=label,
         S=d.S.clone(), alpha=alpha, psi=psi, projections=d.projections.clone(), residuals=d.residuals.clone(),
         indices=d.indices.clone(), right_vectors=right.reshape(len(d), *shape),
         left_vectors=left.reshape(len(d), *d.layer_shape), x=d.x.clone(),
-        output=_dot(w, local.output.flatten()), bias=_dot(w, local.bias.flatten()), bypass=bypass,
+        output=terms.output, bias=terms.bias, bypass=terms.bypass,
         # Not y − b − Σα: this way the sum of all terms against the output is a check, not an identity.
-        remainder=_dot(pulled, d.image) - float(alpha.sum()),
-        bias_contributions={k: float(v) for k, v in local.bias_contributions(target=w).items()},
-        gradient=host(gradient).reshape(shape), bypass_gradient=host(bypass_gradient).reshape(shape),
-        exactness=d.exactness, error=d.error, method=d.method, products=d.products, gates=local.gates,
-        backend=local.backend, seed=d.seed, settings={**d.settings, "bypass": not split.bypass.is_zero},
-        local=local, agreement=d.agreement, backends={**d.backends, "targets": joined(names, local)},
+        remainder=dot(terms.pulled, d.image) - float(alpha.sum()),
+        bias_contributions=terms.bias_contributions, gradient=host(terms.gradient).reshape(shape),
+        bypass_gradient=host(terms.bypass_gradient).reshape(shape),
+        exactness=d.exactness, error=d.error, method=d.method, products=d.products, gates=d.gates,
+        backend=d.backend if local is None else local.backend, seed=d.seed, settings={**d.settings, "bypass": around},
+        local=local, agreement=d.agreement, backends={**d.backends, "targets": ran},
     )
 
 
@@ -133,6 +158,6 @@ def _local_of(d: Decomposition, local):
     return local
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+def dot(a: torch.Tensor, b: torch.Tensor) -> float:
     """a·b accumulated in float64; on the CPU, since not every device has float64."""
     return float(a.detach().cpu().double() @ b.detach().cpu().double())

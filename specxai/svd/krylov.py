@@ -17,20 +17,26 @@ import math
 import torch
 from torch import Tensor
 
-from specxai.svd.auto import GUARD
+from specxai.svd import orth
+from specxai.svd.auto import FIRST, GUARD
 from specxai.svd.certify import FLOORS, HeldOut, rounding_floor
-from specxai.svd.orth import extend, small_svd_cost, tall_product
+from specxai.svd.deferred import Steps
+from specxai.svd.orth import small_svd_cost, tall_product
 from specxai.svd.products import Counted, gaussian, generator_of
 from specxai.svd.result import SVDResult
-from specxai.svd.space import Space
+from specxai.svd.space import Extend, Space
 
 __all__ = ["krylov"]
 
 # The projected SVD is repeated when the products since cost this many times as much, then after this part of the way
 # that the last two residuals foretell, and at the latest when the basis has grown by this factor.
 CHECK_WORTH, CHECK_AHEAD, CHECK_GROWTH = 2, 0.6, 1.12
+# On a device, which idles while the host looks, by this factor, and after so many steps at the least: on no card yet
+# measured.
+DEFERRED_GROWTH, DEFERRED_STEPS = 1.25, 2
 # Share of the full basis that a thick restart keeps: more than the wanted pairs, since their neighbours speed them up.
 KEPT = 0.4
+KEPT_IMAGES = 64 << 20  # bytes of products of whole bases, which then need no others for their residuals
 SOUGHT = 1.5  # of the tolerance, what a basis of rough products must reach: the block that finishes lowers it further
 
 
@@ -66,7 +72,8 @@ def krylov(
         del space, X
         growth.tol, growth.max_products, growth.block = tol, max_products, max(block, start.shape[1])
         settings = {**settings, "rough_depth": growth.depth}
-    space = Space(operator, keep_first=rough)
+    image_bytes = sum(operator.shape) * operator.dtype.itemsize * (max_basis or FIRST)
+    space = Space(operator, rough, image_bytes <= KEPT_IMAGES)
     converged = growth.run(space, start)
     return space.result(
         held, floor, growth.k, method="krylov", seed=seed, converged=converged, goal=tol, wanted=rank,
@@ -88,7 +95,12 @@ class _Growth:
         """Did they converge?"""
         operator, rows = space.operator, space.operator.shape[0]
         new, next_check, self.depth, self.seen = self._fresh(space, start), 0, 0, []
+        steps = Steps(space)
         while True:
+            unseen = steps.begin(new, self.depth)
+            if not unseen and (before := steps.settle()) is not None:
+                new, self.depth = before
+                continue
             if new.shape[1] == 0:  # the Krylov space is invariant: a repeated singular value may still hide outside
                 new = self._fresh(space)
             if new.shape[1] == 0 or space.size >= rows:
@@ -97,11 +109,7 @@ class _Growth:
                     self._tolerance_holds(space, space.ritz()[1])
                 return True
             self.depth += 1
-            right = space.add(new[:, : rows - space.size], self.floor)
-            mapped = operator.matmat(right)
-            new, _, C = extend(space.Q, mapped, self.floor)
-            if self.depth == 1:  # all of P has then been multiplied
-                space.image = mapped
+            right, new, C = self._step(space, new[:, : rows - space.size], steps.extend if unseen else None)
             if space.size >= rows or new.shape[1] == 0:
                 continue
             full = self.max_basis is not None and space.size + new.shape[1] > self.max_basis
@@ -109,17 +117,32 @@ class _Growth:
             spent = operator.spent >= self.max_products or (full and self.rank is None)
             if space.size < next_check and not (spent or restart):
                 continue
+            if (before := steps.settle()) is not None:
+                new, self.depth = before
+                continue
             if self._holds(space, C, right.shape[1]):
                 return True
             columns = CHECK_WORTH * small_svd_cost(space.size) / (2 * max(1, operator.flops))
             columns = max(columns, CHECK_AHEAD * self._missing())
-            next_check = space.size + max(1, min(int(columns), int((CHECK_GROWTH - 1) * space.size)))
+            growth, least = (DEFERRED_GROWTH, DEFERRED_STEPS * new.shape[1]) if steps.deferring else (CHECK_GROWTH, 1)
+            next_check = space.size + max(least, min(int(columns), int((growth - 1) * space.size)))
             if spent:
                 return False
             if restart:
                 wanted = max(self.rank + self.block, int(KEPT * self.max_basis))
                 space.compress(min(wanted, space.size - self.block))
                 next_check = (space.size + self.max_basis) // 2
+
+    def _step(self, space: Space, new: Tensor, extend: Extend | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A block there and back: the new right directions, the left ones to go on with, and their C.
+
+        extend   how the bases grow, instead of `orth.extend`
+        """
+        right = space.add(new, self.floor, extend)
+        mapped = space.operator.matmat(right)
+        new, _, C = (extend or orth.extend)(space.Q, mapped, self.floor)
+        space.mapped(mapped, self.depth == 1)
+        return right, new, C
 
     def _fresh(self, space: Space, start: Tensor | None = None) -> Tensor:
         """New left directions from the operator's action on random vectors; none where the range is exhausted."""
@@ -129,7 +152,7 @@ class _Growth:
             warm = start[:, : probes.shape[1]].to(probes)
             probes = torch.cat([warm, probes[:, warm.shape[1] :]], 1)
         # A probe has norm √n, so what rounding leaves of an exhausted range is that much larger than the floor.
-        return extend(space.Q, operator.matmat(probes / operator.shape[1] ** 0.5), self.floor)[0]
+        return orth.extend(space.Q, operator.matmat(probes / operator.shape[1] ** 0.5), self.floor)[0]
 
     def _holds(self, space: Space, C: Tensor, newest: int) -> bool:
         """Is the tolerance met?  (I − QQᵀ)RP is zero but for the `newest` columns of P, where it is new C."""

@@ -15,7 +15,7 @@ from specxai import native
 from specxai.native import cuda
 from specxai.native.checks import takes
 
-__all__ = ["difference_norms", "extend", "gram", "range_basis", "row_chunks", "tall_product", "tall_qr"]
+__all__ = ["difference_norms", "extend", "gram", "leading_eigh", "range_basis", "row_chunks", "tall_product", "tall_qr"]
 
 # Numbers taken to double precision at a time: what a second-level cache holds, so that no copy ever reaches memory.
 CHUNK = 1 << 16
@@ -238,6 +238,18 @@ def small_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors (w, w) and eigenvalues (w,), the largest first, of a symmetric G; where `small_svd` runs."""
     values, vectors = torch.linalg.eigh(_at_lapack(G))
     return vectors.flip(1).to(G.device), values.flip(0).to(G.device)
+
+
+def leading_eigh(G: Tensor, k: int) -> Tensor:
+    """Eigenvectors (…, w, k) of the k largest eigenvalues, the largest first, of symmetric G (…, w, w) in float64."""
+    size = G.shape[-1]
+    if G.device.type != "cpu" or 6 * k > size or not G.numel():
+        return torch.linalg.eigh(G)[1][..., size - k:].flip(-1)
+    from scipy.linalg import eigh  # torch's finds all of them, at three times the cost
+
+    found = [torch.from_numpy(eigh(one.numpy(), subset_by_index=[size - k, size - 1], check_finite=False)[1].copy())
+             for one in G.reshape(-1, size, size)]
+    return torch.stack(found).reshape(*G.shape[:-1], k).flip(-1)
 
 
 def _at_lapack(T: Tensor) -> Tensor:

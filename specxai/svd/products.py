@@ -100,7 +100,8 @@ class ProgressBar:
     shown: True or False forces it; None shows it where stderr is a terminal.
     """
 
-    def __init__(self, shown: bool | None) -> None:
+    def __init__(self, shown: bool | None, text: str = "svd", unit: str = " products",
+                 total: int | None = None) -> None:
         self.bar = None
         if shown is None:
             try:
@@ -110,7 +111,7 @@ class ProgressBar:
         if shown:
             from tqdm.auto import tqdm
 
-            self._quietly(lambda: setattr(self, "bar", tqdm(desc="svd", unit=" products", delay=2, leave=False)))
+            self._quietly(lambda: setattr(self, "bar", tqdm(desc=text, unit=unit, total=total, delay=2, leave=False)))
 
     def update(self, columns: int) -> None:
         if self.bar is not None:

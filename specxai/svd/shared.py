@@ -31,7 +31,7 @@ from specxai.precision import full_precision
 from specxai.svd.auto import A_COLUMN, A_TRIPLET, FIRST
 from specxai.svd.certify import FAILURE, HELD_OUT, rounding_floor, safety_factor
 from specxai.svd.exact import useful_cut
-from specxai.svd.orth import extend, small_eigh, tall_qr
+from specxai.svd.orth import extend, leading_eigh, tall_qr
 from specxai.svd.products import Counted, ProgressBar, gaussian, generator_of
 
 __all__ = ["BlockSVDs", "block_svds"]
@@ -255,7 +255,7 @@ def leading(block: Tensor, k: int, floor: float, dtype: torch.dtype) -> tuple[Te
     else:
         turned = block.shape[0] < block.shape[1]
         tall = block.mT if turned else block
-        right = _top_eigenvectors(tall.mT @ tall, k)
+        right = leading_eigh(tall.mT @ tall, k)
         image = tall @ right
         S = torch.linalg.norm(image, dim=0)
         left = image / S.clamp_min(torch.finfo(torch.float64).tiny)
@@ -263,17 +263,6 @@ def leading(block: Tensor, k: int, floor: float, dtype: torch.dtype) -> tuple[Te
     alive = floor < S
     missing = k - len(S)
     return tuple(F.pad(part * alive, (0, missing)) for part in (Y, S, V))
-
-
-def _top_eigenvectors(G: Tensor, k: int) -> Tensor:
-    """(w, k), the largest first."""
-    if G.device.type != "cpu" or 4 * k > len(G):
-        return small_eigh(G)[0][:, :k]
-    from scipy.linalg import eigh  # torch's finds all of them, at three times the cost
-
-    size = len(G)
-    _, vectors = eigh(G.numpy(), subset_by_index=[size - k, size - 1], check_finite=False)
-    return torch.from_numpy(vectors.copy()).flip(1)
 
 
 def _through(operator: Counted, cut: Cut) -> tuple[Tensor, LinearOperator]:

@@ -12,6 +12,7 @@ from specxai import native
 from specxai._blocks import as_integer
 from specxai._fork import survive_fork
 from specxai.operators import LinearOperator
+from specxai.operators.later import checked_later
 from specxai.precision import full_precision
 from specxai.svd.auto import BLOCKS, Blocks, Choice, choose, choose_blocks, default_basis
 from specxai.svd.exact import exact
@@ -95,7 +96,7 @@ def svd(
     bar = ProgressBar(progress)
     counted = Counted(operator, bar)
     try:
-        with full_precision(operator.device):
+        with full_precision(operator.device), checked_later():
             result = _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed)
             operator.ensure_current()  # products ask for the least; what they may have missed shows here
             return _unscaled(result, counted.scale or 1.0)

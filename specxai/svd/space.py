@@ -8,17 +8,21 @@ are from the truth.  Both solvers end in such a pair, whatever order they built 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from specxai.operators import LinearOperator
+from specxai.svd import orth
 from specxai.svd.certify import FLOORS, HeldOut, adjoint_residuals, distances, forward_residuals
-from specxai.svd.orth import extend, small_eigh, small_svd, tall_product
+from specxai.svd.orth import small_eigh, small_svd, tall_product
 from specxai.svd.products import Counted
 from specxai.svd.result import SVDResult
 
-__all__ = ["Space"]
+__all__ = ["Extend", "Space"]
+
+Extend = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]  # as `orth.extend`
 
 
 class Basis:
@@ -51,6 +55,10 @@ class Basis:
         self._buffer[self.size : size] = block.T
         self.columns = self._buffer[:size].T
 
+    def cut(self, size: int) -> None:
+        """The first `size` columns alone."""
+        self.columns = self.columns[:, :size]
+
     def replace(self, columns: Tensor) -> None:
         """Other columns instead."""
         self.columns, self._buffer = columns, None
@@ -59,13 +67,16 @@ class Basis:
 class Space:
     """The bases Q, P and the projection T, grown block by block.
 
-    image, back   RP and RᵀQ, where all of them has been multiplied at once: RV and RᵀU are then part of them, to
-                  rounding
+    image, back   RP and RᵀQ, where all of them has been multiplied at once or is kept: RV and RᵀU are then part of
+                  them, to rounding
+
+    keep_all      keep them, which takes as much memory as the bases do
     """
 
-    def __init__(self, operator: LinearOperator, keep_first: bool = False) -> None:
+    def __init__(self, operator: LinearOperator, keep_first: bool = False, keep_all: bool = False) -> None:
         m, n = operator.shape
         self.operator = operator
+        self._images = (Basis(m, operator), Basis(n, operator)) if keep_all else None
         self._keep_first = keep_first  # RᵀQ of the first block, which takes as much memory as P
         self._left, self._right = Basis(m, operator), Basis(n, operator)
         self.T = torch.zeros(0, 0, dtype=torch.float64, device=operator.device)
@@ -84,17 +95,46 @@ class Space:
     def P(self) -> Tensor:
         return self._right.columns
 
-    def add(self, Q: Tensor, floor: float) -> Tensor:
-        """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r)."""
+    def add(self, Q: Tensor, floor: float, extend: Extend | None = None) -> Tensor:
+        """Take new left directions Q (m, b), orthonormal to the old; return the new right directions (n, r).
+
+        extend   how the right basis grows, instead of `orth.extend`
+        """
         mapped, first = self.operator.rmatmat(Q), self._keep_first and self.size == 0
-        P, H, C = extend(self.P, mapped, floor, overwrite=self.operator.own_products and not first)
+        kept = first or self._images is not None
+        if extend is None:
+            P, H, C = orth.extend(self.P, mapped, floor, overwrite=self.operator.own_products and not kept)
+        else:
+            P, H, C = extend(self.P, mapped, floor)
         self.back = mapped if first else None
+        if self._images is not None:
+            self._images[1].append(mapped)
+            self.back = self._images[1].columns
         below = torch.zeros(C.shape[0], self.size, dtype=torch.float64, device=self.T.device)
         self.T = torch.cat([torch.cat([self.T, H], 1), torch.cat([below, C], 1)], 0)
         self._left.append(Q)
         self._right.append(P)
         self.image = None
         return P
+
+    def mapped(self, image: Tensor, whole: bool) -> None:
+        """Take RP of the newest right directions; `whole` says that these are all."""
+        if self._images is not None:
+            self._images[0].append(image)
+            self.image = self._images[0].columns
+        elif whole:
+            self.image = image
+
+    def cut(self, left: int, right: int) -> None:
+        """The space as it was when Q had `left` columns and P had `right`."""
+        self._left.cut(left)
+        self._right.cut(right)
+        self.T = self.T[:right, :left]
+        self.image = self.back = None
+        if self._images is not None:
+            for images, size in zip(self._images, (right, left), strict=True):
+                images.cut(size)
+            self.image, self.back = (images.columns for images in self._images)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """X (p, r), σ (r,), Y (q, r) with T = X Σ Yᵀ."""
@@ -116,6 +156,10 @@ class Space:
         """Keep the `keep` leading Ritz pairs only (thick restart, Baglama & Reichel 2005)."""
         X, s, Y = self.ritz()
         self.image = self.back = None
+        if self._images is not None:
+            for images, small in zip(self._images, (X, Y), strict=True):
+                images.replace(tall_product(images.columns, small[:, :keep]))
+            self.image, self.back = (images.columns for images in self._images)
         self._left.replace(tall_product(self.Q, Y[:, :keep]))
         self._right.replace(tall_product(self.P, X[:, :keep]))
         self.T = torch.diag(s[:keep])

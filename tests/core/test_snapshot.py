@@ -13,6 +13,7 @@ from torch import nn
 import specxai
 from specxai.affine import snapshot
 from specxai.errors import StaleError
+from specxai.operators.later import checked_later
 
 
 def net(wide: int = 40) -> nn.Sequential:
@@ -201,6 +202,26 @@ def test_large_weights_are_read_in_turn_and_whole_at_the_ends(monkeypatch):
     model[6].weight.data.mul_(1.01)
     with pytest.raises(StaleError, match=r"^6\.weight"):
         local.jacobian @ torch.ones(72)
+
+
+def test_on_a_device_a_solver_s_products_read_no_contents(monkeypatch):
+    """Which would be a wait for each tensor: the solver reads everything at its end."""
+    monkeypatch.setattr(snapshot, "_memory", snapshot._DeviceMemory)
+    model = net()
+    local = specxai.linearize(model, image())
+    J = local.jacobian
+    monkeypatch.setattr(J, "device", torch.device("meta"))
+    looked, sample = [], snapshot._DeviceMemory.sample
+    monkeypatch.setattr(snapshot._DeviceMemory, "sample", lambda self: looked.append(1) or sample(self))
+    J._check()
+    assert looked
+    looked.clear()
+    with checked_later():
+        J._check()
+        assert not looked
+        in_place(model)  # which needs no look at the contents
+        with pytest.raises(StaleError, match=r"^4\.bias"):
+            J._check()
 
 
 def test_inside_a_checked_block_everything_is_read_twice(monkeypatch):

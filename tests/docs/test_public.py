@@ -17,7 +17,7 @@ import pytest
 from specxai._once import once
 
 MODULES = ("specxai", "specxai.operators", "specxai.plan", "specxai.backends", "specxai.rules", "specxai.plots",
-           "specxai.spectral", "specxai.svd", "specxai.lens")
+           "specxai.spectral", "specxai.svd", "specxai.lens", "specxai.parallel")
 # Numbers and tables have no docstring of their own: the module's names them.
 CONSTANTS = (str, int, float, tuple, dict)
 SHAPE = re.compile(r"\([\w*·+/ ]+,[^()]*\)|\(\*\w+\)|\bshape\b")  # (k, *in), (*in), (entries,), or in words

@@ -17,6 +17,7 @@ from specxai.backends.cuda import CudaEngine, engine
 from specxai.backends.cuda.stages import GatherWork
 from specxai.backends.products import PlannedBackend
 from tolerances import assert_close
+from waits import Waits
 
 
 def both(local, layer: str | None = None, columns: int = 5):
@@ -69,6 +70,19 @@ def test_stages(name, columns):
         assert_close(got, want, factor=8)
     again = both(ours, columns=columns)
     assert all(torch.equal(a, b) for a, b in zip(again, both(ours, columns=columns), strict=True))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_product_waits_for_nothing(name):
+    """After the first, which makes tables."""
+    net, shape = NETS[name]
+    ours, _ = pair(net.eval(), torch.randn(1, *shape))
+    both(ours)
+    J = ours.jacobian
+    X, Y = (torch.randn(side, 5) for side in J.shape[::-1])
+    with Waits() as waits:
+        J.matmat(X), J.rmatmat(Y), J.rough().matmat(X), J.rough().rmatmat(Y)
+    assert waits.found == []
 
 
 def test_explain_is_explain_on_torch():

@@ -8,6 +8,7 @@ from torch import nn
 
 import specxai
 from specxai.operators import DenseOperator
+from specxai.svd import krylov
 from specxai.svd.auto import STEP, choose_blocks
 
 
@@ -87,7 +88,8 @@ def test_products_that_are_not_the_solver_s_are_left_alone(method):
     torch.testing.assert_close(owned.S, result.S)
 
 
-def test_products_that_are_the_solver_s_are_overwritten():
+def test_products_that_are_the_solver_s_are_overwritten(monkeypatch):
+    monkeypatch.setattr(krylov, "KEPT_IMAGES", 0)
     operator = Keeping(torch.randn(70, 50), own=True)
     specxai.svd(operator, rank=3, tol=1e-3, method="krylov")
     assert not all(torch.equal(product, before) for product, before in operator.kept), "memory that need not be new"
@@ -105,3 +107,19 @@ def test_a_local_operator_never_returns_its_argument(net, columns, backend):
         before = X.clone()
         product.zero_()
         assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize("max_basis", [None, 24])
+def test_residuals_of_kept_products_need_no_others(monkeypatch, max_basis):
+    matrix = torch.randn(300, 200) @ torch.diag(torch.logspace(0, -2, 200))
+    given = {"rank": 7, "tol": 1e-5, "method": "krylov", "block_size": 4, "max_basis": max_basis}
+    kept = specxai.svd(DenseOperator(matrix), **given)
+    monkeypatch.setattr(krylov, "KEPT_IMAGES", 0)
+    asked = specxai.svd(DenseOperator(matrix), **given)
+    assert kept.products == asked.products - 2 * 7
+    assert torch.equal(kept.S, asked.S)
+    assert torch.equal(kept.V, asked.V)
+    assert (kept.residuals - asked.residuals).abs().max() <= 4 * asked.floor
+    U, S, V = kept.U.double(), kept.S.double(), kept.V.double()
+    true = torch.linalg.norm(matrix.double() @ V - U * S, dim=0)
+    assert (true <= kept.residuals).all()
