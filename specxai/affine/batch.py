@@ -78,7 +78,7 @@ class Batch:
         if any(not local.graph.shapes[i].numel() or local.graph.shapes[i].numel() % self.count
                for ids in names.values() for i in ids):
             raise MixedBatch(f"{local.model_name} has offsets that are not those of one input each")
-        found = weighed(local.with_offsets, local.captured.program.output, names, weights, self.count)
+        found = weighed(local.graph, local.captured.program.output, names, local.offsets, weights, self.count)
         bias = (weights.double() * local.bias.reshape(self.count, -1).double()).sum(1).cpu()
         size = (weights.double() * local.output.reshape(self.count, -1).double()).abs().sum(1).cpu()
         total = sum(found.values(), torch.zeros_like(bias))

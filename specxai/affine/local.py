@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +214,8 @@ class Local:
             parts = self._from_offsets(list(names.values())) if names else []
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
         weights, _ = resolve_target(target, self.output)
-        return {name: float(part) for name, part in weighed(self.with_offsets, output, names, plain(weights)).items()}
+        found = weighed(self.graph, output, names, self.offsets, plain(weights))
+        return {name: float(part) for name, part in found.items()}
 
     def split(self, layer: str | nn.Module) -> Split:
         """J = L·R + bypass at a layer, given by name or as the module object.  Eq. (16).
@@ -366,21 +367,20 @@ class Local:
             return self.captured.program.run(self.input)
 
     @once
-    def with_offsets(self) -> Graph:
-        """The graph with all offsets; they are made again with the values where those are not kept."""
-        if self._kept is not None or not any(map(offset_is_large, self.graph.nodes.values())):
-            return self.graph
-        with full_precision(self.input.device):
-            again = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
-        return replace(self.graph, nodes={index: replace(node, offset=again[index].offset)
-                                          for index, node in self.graph.nodes.items()})
+    def offsets(self) -> dict[int, Tensor]:
+        """step -> its node's offset; made again with the values where those are not kept."""
+        nodes = self.graph.nodes
+        if self._kept is None and any(map(offset_is_large, nodes.values())):
+            with full_precision(self.input.device):
+                nodes = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
+        return {index: node.offset for index, node in nodes.items() if node.offset is not None}
 
     @once
     def offset_layers(self) -> dict[str, list[int]]:
         """{layer: its steps that have an offset on a path to the output}."""
-        return offset_layers(self.with_offsets, self.captured.program)
+        return offset_layers(self.graph, self.captured.program, self.offsets)
 
     def _from_offsets(self, rows: list[list[int]]) -> Tensor:
         """Offsets of each row of steps, added up and carried to the output: (rows, m)."""
         width = max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
-        return pushed(self.with_offsets, self.captured.program.output, rows, width)
+        return pushed(self.graph, self.captured.program.output, rows, self.offsets, width)
