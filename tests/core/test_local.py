@@ -294,6 +294,13 @@ def test_offsets_that_are_not_kept_are_found_again(gates, monkeypatch):
     assert light.bias_contributions((1, 0)) == whole.bias_contributions((1, 0))
 
 
+def test_offsets_of_weighted_layers_need_no_second_run(nothing_kept, monkeypatch):
+    local = specxai.linearize(*build("skip"))
+    monkeypatch.setattr(type(local), "_values", lambda local: pytest.fail("the values were computed again"))
+    assert set(local.bias_contributions()) == {"stem", "body.1", "head", "sub"}
+    assert local.exactness < 1e-12
+
+
 def test_offsets_that_are_not_kept_belong_to_the_weights_of_then(nothing_kept):
     model, x = Smooth().double().eval(), torch.randn(1, 3, 6, dtype=torch.float64)
     local = specxai.linearize(model, x)
