@@ -15,7 +15,7 @@ from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
 from specxai.affine.frozen import frozen_pull_back
-from specxai.affine.nodes import linear_nodes
+from specxai.affine.nodes import linear_nodes, offset_is_large
 from specxai.affine.offsets import offset_layers, pushed, weighed
 from specxai.affine.operator import LocalOperator
 from specxai.affine.positions import End, Positions, between
@@ -370,7 +370,7 @@ class Local:
     def offsets(self) -> dict[int, Tensor]:
         """step -> its node's offset; made again with the values where those are not kept."""
         nodes = self.graph.nodes
-        if self._kept is None:
+        if self._kept is None and any(map(offset_is_large, nodes.values())):
             with full_precision(self.input.device):
                 nodes = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
         return {index: node.offset for index, node in nodes.items() if node.offset is not None}

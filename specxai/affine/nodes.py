@@ -34,7 +34,8 @@ def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch
                  offsets: bool = True) -> dict[int, LinearNode]:
     """step -> its node, with all numbers in one dtype.
 
-    offsets   else a node that is not kept has none: no product reads them, and they take more memory than all the rest
+    offsets   else nodes of which `offset_is_large` holds have none: no product reads them, and they take more memory
+              than all the rest
     """
     program, nodes, kinds = captured.program, {}, {}
     memory = _memory(program)
@@ -71,11 +72,18 @@ def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch
                 node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
             if _is_fixed(program, origin, node, memory):
                 fixed[index] = node
-            elif not offsets:
+            elif not offsets and offset_is_large(node):
                 node = replace(node, offset=None)
         nodes[index] = node
         kinds[index] = node.factor_kind(kinds)
     return nodes
+
+
+def offset_is_large(node: LinearNode) -> bool:
+    """Smooth activations, products, norms of a value's own statistics: their offsets, if they have one, are as large as
+    values; those of weighted layers and fixed norms are a number a channel.
+    """
+    return node.curved or (node.gate is not None and node.gate.pattern is None)
 
 
 def _active_calls(program: Program) -> list[int]:
