@@ -90,7 +90,10 @@ def _by_gram(tall: Tensor, narrow: Tensor, k: int) -> tuple[Tensor, Tensor, Tens
     G = torch.stack([gram(one.contiguous()) for one in narrow]) if tall.device.type == "cpu" else tall.mT @ tall
     X = leading_eigh((G + G.mT) / 2, k)
     Y = tall @ X
-    norms, S = G.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt(), torch.linalg.norm(Y, dim=1)
+    norms = G.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt()
+    # Beside a large eigenvalue, rounding may put small ones that are nearly equal in any order.
+    S, order = torch.linalg.norm(Y, dim=1).sort(dim=1, descending=True)
+    X, Y = (block.gather(2, order[:, None].expand_as(block)) for block in (X, Y))
     # Orthogonal but for rounding, which small singular values magnify; the leading ones stay as they are.
     null = torch.finfo(torch.float64).eps * norms[:, None] >= S
     Y = torch.where(null[:, None], 0.0, Y / torch.where(null, 1.0, S)[:, None])

@@ -59,3 +59,10 @@ def test_leading_eigenvectors_of_a_batch(size, k):
     assert X.shape == (3, size, k)
     values = torch.linalg.eigvalsh(G).flip(1)[:, :k]
     assert (G @ X - X * values[:, None]).abs().max() <= 1e-11 * values.max()
+
+
+def test_nearly_equal_values_beside_a_large_one_descend(kit):
+    spectrum = torch.cat([torch.tensor([1e6]), torch.ones(39)])
+    R = torch.stack([kit.prescribed(spectrum, 60, 40, torch.float32) for _ in range(3)])
+    S = dense_svds(R).S
+    assert (S[:, :-1] >= S[:, 1:]).all()
