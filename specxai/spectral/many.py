@@ -18,7 +18,7 @@ from specxai.affine.captured import linearize
 from specxai.affine.local import Local
 from specxai.affine.target import resolve_target
 from specxai.backends.used import used
-from specxai.errors import CaptureError, SpecXAIError
+from specxai.errors import CaptureError, SpecXAIError, StaleError
 from specxai.precision import full_precision
 from specxai.spectral.decompose import Request, joined, recorded
 from specxai.spectral.explain import Terms, explain, read, weighted
@@ -192,12 +192,21 @@ def _spread(shared: tuple, first: Local, devices: list[torch.device], inputs: Te
     bar = ProgressBar(progress, "explain", " inputs", len(inputs))
     try:
         for found in spread(_explained, shared, devices, tasks):
-            first.ensure_current()  # the processes have copies
+            _check_current(first)  # the processes have copies
             for e in found:
                 bar.update(1)
                 yield e
     finally:
         bar.close()
+
+
+def _check_current(first: Local) -> None:
+    """Raise StaleError where the weights have changed, and not only what a forward() keeps of its last batch."""
+    try:
+        first.ensure_current()
+    except StaleError:
+        first.captured.run_model(first.input)
+        first.ensure_current()
 
 
 def _explained(shared: tuple, device: torch.device, task: tuple) -> list[Explanation]:
@@ -225,7 +234,7 @@ class _Run:
         try:
             start = 0
             while start < len(inputs):
-                self.first.ensure_current()
+                _check_current(self.first)
                 part = slice(start, min(start + size, len(inputs)))
                 found = None
                 if size > 1:
@@ -313,7 +322,7 @@ def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult],
     gap = (batch.parts(tall.rmatmat(probes)) - R.mT @ batch.parts(probes)).double()
     R = R.mT if tall is not right else R
     rounding = safety_factor(HELD_OUT) / math.sqrt(HELD_OUT) * torch.linalg.matrix_norm(gap)
-    norms = torch.linalg.matrix_norm(R.double())
+    norms = torch.linalg.vector_norm(R, dim=(1, 2), dtype=torch.float64)
     if not bool(torch.isfinite(R).all()):
         raise ValueError("the products are not finite: the model's weights or an input hold inf or nan")
     largest = R.abs().amax((1, 2)).double()
