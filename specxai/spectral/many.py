@@ -297,17 +297,22 @@ class _Run:
 
     def check_values(self, batch: Batch, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
         """Raises MixedBatch where an output is not that of the input alone, which no derivative shows."""
-        for i, mine in enumerate(batch.local.output.split(1)):
-            one = slice(part.start + i, part.start + i + 1)
+        alone, together = [], batch.local.output
+        for i in range(part.start, part.start + batch.count):
+            one = slice(i, i + 1)
             recording, x = self.first.captured.given(inputs[one], kwargs=_with(self.options, each, one).get("kwargs"))
             with torch.no_grad():
-                theirs = recording.run_model(x).detach()
+                alone.append(recording.run_model(x).detach())
+        same = all(one.shape == together[:1].shape for one in alone)
+        if same:
+            theirs = torch.cat(alone)
             finite = torch.isfinite(theirs)
-            same = mine.shape == theirs.shape and torch.equal(finite, torch.isfinite(mine))
-            gap, size = (torch.where(finite, value, 0).double().norm() for value in (mine - theirs, theirs)) if same \
-                else (torch.inf, 0)
-            if not gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size:
-                raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
+            gap, size = (torch.where(finite, value, 0).double().reshape(batch.count, -1).norm(dim=1)
+                         for value in (together - theirs, theirs))
+            near = gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size
+            same = bool(near.all() & (finite == torch.isfinite(together)).all())
+        if not same:
+            raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
 
 
 def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult], Tensor]:
