@@ -11,6 +11,7 @@ linearisation are in its time.  Peaks of memory are of processes of their own.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -20,10 +21,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+import specxai
+from clock import Clock
 from specxai.bench.fresh import measured
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearised, Linearizer
-from specxai.lens.sweep import block_columns, rough_of, sweep, unit_rows
+from specxai.lens.sweep import group_columns, rough_of, sweep, unit_rows
 from specxai.zoo.gpt import GPT
 
 VOCABULARY = 50257
@@ -62,7 +65,7 @@ class Ours:
     """One linearisation, adjoint sweeps."""
 
     def __init__(self, found: Linearised, rough: bool) -> None:
-        self.found, self.batch = found, block_columns(found)
+        self.found, self.batch = found, group_columns(found)
         self.rough = rough_of(found)[0] if rough else False
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -101,8 +104,23 @@ def row_seconds(loop: Loop) -> float:
     return min(clocked(lambda: loop.rows(0, loop.batch))[1] for _ in range(3)) / loop.batch
 
 
+def further_prompt(decoder: Decoder, ids: Tensor, times: int = 7) -> float:
+    """How many forward passes of the model the linearisation at another prompt of a captured length takes, in time of
+    the process: the median of turns.
+    """
+    captured, ratios = specxai.capture(decoder.model, ids, verify=False), []
+    for turn in range(times + 1):
+        other = ids.roll(turn + 1, 1)
+        with torch.no_grad(), Clock() as forward:
+            decoder.model(other, **decoder.kwargs)
+        with Clock() as ours:
+            specxai.linearize(captured, other, verify=False)
+        ratios.append(ours.cpu / forward.cpu)
+    return statistics.median(ratios[1:])
+
+
 def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: bool, skip_first: int) -> float:
-    """MB beside the model of a few blocks of rows, in a fresh process."""
+    """MB beside the model of two blocks of rows, in a fresh process."""
     done = subprocess.run([sys.executable, __file__, "--side", side, "--batch", str(batch), "--tokens", str(tokens),
                            "--blocks", str(blocks), "--width", str(width), "--skip-first", str(skip_first),
                            *(["--plain"] if plain else [])], capture_output=True, text=True, check=True)
@@ -143,6 +161,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
         return
     print(f"{whose}, {blocks} blocks, d = {width}, {tokens} tokens, {rows} rows of {blocks - 1} layers, "
           f"{threads} threads, torch {torch.__version__}")
+    print(f"a further prompt is linearised in {further_prompt(decoder, ids):.2f} forward passes")
     speeds = {}
     for size in batches:
         speeds[size] = row_seconds(Loop(decoder, ids, size, skip_first))
@@ -165,7 +184,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
     for name in sides:
         got = torch.cat(found[name], 1)
         error = ((got - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))).max()
-        print(f"{name:<17} {spent[name]:8.2f} s, ratio {spent['reference'] / spent[name]:.2f}, block of "
+        print(f"{name:<17} {spent[name]:8.2f} s, ratio {spent['reference'] / spent[name]:.2f}, rows at once "
               f"{sides[name].batch}, error {float(error):.1e}")
     if memory:
         shape = tokens, blocks, width, plain, skip_first

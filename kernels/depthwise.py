@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
+from specxai.kernels.lists import live_places
 from specxai.kernels.tile import sums_for
 
 
@@ -111,7 +112,7 @@ def depthwise_tables(inside: Tensor, outside: Tensor, neighbours: Tensor, weight
     live = outside >= 0
     there = torch.cat([inside >= 0, live.new_zeros(1, channels)])  # which -1 finds
     entries = sum(int((there[under.long()] & live).sum()) for under in neighbours.unbind(1))
-    tables = (live.flatten().nonzero().flatten().int(), inside, outside, neighbours, weight.T)
+    tables = (live_places(live), inside, outside, neighbours, weight.T)
     return Depthwise(*(t.contiguous().to(device) for t in tables), reach(inside), reach(outside), entries)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
 from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_by_outputs, padded_outputs
+from specxai.kernels.lists import filled_up, live_lists, live_places, tap_rows
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
 from specxai.kernels.split import folding, part_of, parts_for, workspace
@@ -208,7 +209,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     if prefer == "outputs":
         return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups), groups, outputs,
                          reach(inside), reach(outside), entries)
-    rows, channel, begin = _lists(inside.reshape(len(inside) * groups, inputs), depth)
+    rows, channel, begin = filled_up(live_lists(inside.reshape(len(inside) * groups, inputs)), depth)
     chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
     each = chunks.flatten()
     chunk_begin = torch.cat([each.new_zeros(1), chunks.sum(2).flatten().cumsum(0)])
@@ -219,7 +220,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
 
     packed = weight.new_zeros(groups, taps * inputs, width)
     packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
-    tiles = {size: (to.reshape(sites * groups, -1, size) >= 0).any(2).flatten().nonzero().flatten().int()
+    tiles = {size: live_places((to.reshape(sites * groups, -1, size) >= 0).any(2))
              for size in PANELS if width % size == 0}
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
     flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
@@ -233,20 +234,6 @@ def _panelled(to: Tensor, width: int) -> Tensor:
     return (to.reshape(len(to), -1, panel) >= 0).any(2).sum(1) * panel
 
 
-def _lists(inside: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows and channels of the live inputs of each line of (lists, inputs), filled up to whole chunks with -1; and
-    where each list begins."""
-    live = inside >= 0
-    padded = _whole(live.sum(1), depth)
-    begin = padded.cumsum(0) - padded
-    of, unit = live.nonzero(as_tuple=True)
-    place = begin[of] + (live.cumsum(1) - 1)[of, unit]
-    rows = inside.new_full((int(padded.sum()),), -1)
-    channel = torch.zeros_like(rows)
-    rows[place], channel[place] = inside[of, unit], unit.int()
-    return rows, channel, begin
-
-
 def _under(counts: Tensor, neighbours: Tensor) -> Tensor:
     """(positions, groups) numbers of each neighbour, 0 for none: (sites, groups, taps)."""
     counts = torch.cat([counts, counts.new_zeros(1, counts.shape[1])])  # which -1 finds
@@ -255,9 +242,8 @@ def _under(counts: Tensor, neighbours: Tensor) -> Tensor:
 
 def _by_site(inside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same map where each site has a list of its own over all taps."""
-    inside = torch.cat([inside, inside.new_full((1, inside.shape[1]), -1)])
-    sites, taps = neighbours.shape
-    own = inside[neighbours.long()].reshape(sites, taps, groups, -1).transpose(1, 2).reshape(sites, -1)
+    sites = len(neighbours)
+    own = tap_rows(inside, neighbours, groups).reshape(sites, -1)
     return own, torch.arange(sites, dtype=torch.int32, device=inside.device)[:, None], weight.flatten(1)[:, None]
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specxai.kernels.blocks import fetch, put, zeros
+from specxai.kernels.lists import filled_up, live_lists
 from specxai.kernels.precision import multiply
 from specxai.kernels.split import part_of
 from specxai.kernels.tile import PANELS
@@ -101,14 +102,8 @@ class ByOutputs:
     def panel(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """sites, channel, to: live outputs of each site, filled up to whole panels of `size`."""
         if size not in self.panels:
-            alive = self.live >= 0
-            each = -(-alive.sum(1) // size)
-            begin = (each.cumsum(0) - each) * size
-            of, channel = alive.nonzero(as_tuple=True)
-            place = begin[of] + (alive.cumsum(1) - 1)[of, channel]
-            to = self.live.new_full((int(each.sum()) * size,), -1)
-            to[place], channels = self.live[of, channel], torch.zeros_like(to)
-            channels[place] = channel.int()
+            to, channels, _ = filled_up(live_lists(self.live), size)
+            each = -(-(self.live >= 0).sum(1) // size)
             sites = torch.arange(len(each), device=each.device).repeat_interleave(each).int()
             self.panels[size] = sites, channels, to
         return self.panels[size]

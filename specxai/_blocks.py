@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import os
 
@@ -36,6 +37,15 @@ def require_memory(needed: int, device: torch.device, what: str, remedy: str) ->
         return
     if needed > free:
         raise MemoryError(f"{what} needs {needed / 2**30:,.1f} GiB, and there are {free / 2**30:,.1f}; {remedy}")
+
+
+def give_back() -> None:
+    """Give freed memory back to the system where the C library can (glibc): linearising a prompt leaves as much between
+    what it keeps as all values take, and the blocks of a sweep, which are larger than any such hole, come on top of it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def identity_blocks(size: int, dtype: torch.dtype, device: torch.device, width: int | None = None):

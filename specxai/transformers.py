@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -85,17 +85,12 @@ class Transformer:
     def ids(self, prompt: str | Sequence[int] | Tensor) -> Tensor:
         """Token ids (1, T) of a text, of a list of ids or of a tensor (T,) or (1, T).
 
-        Raises TypeError for a text without a tokenizer, ValueError for no tokens.
+        Raises TypeError for what holds no ids and for a text without a tokenizer, ValueError for several prompts and
+        for no tokens.
         """
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise TypeError("a prompt in words needs the tokenizer: from_hf(model, tokenizer), or pass token ids")
-            found = self.tokenizer(prompt)
-            prompt = found if isinstance(found, (Tensor, list, tuple)) else found["input_ids"]
-        ids = torch.as_tensor(prompt)
-        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
-        if ids.ndim != 2 or ids.is_floating_point() or not ids.shape[1]:
-            raise ValueError(f"a prompt is one or more token ids, (1, T); got {ids.dtype} of shape {tuple(ids.shape)}")
+        ids = token_ids(prompt, self.tokenizer, "the prompt", "read it with from_hf(model, tokenizer)")
+        if not ids.shape[1]:
+            raise ValueError(f"the prompt {prompt!r} has no tokens: give one or more, as in [1, 5, 2]")
         return ids.to(next(self._in.parameters()).device)
 
     def linearize(self, prompt: str | Sequence[int] | Tensor, **options: Any) -> Local:
@@ -123,7 +118,7 @@ def from_hf(model: nn.Module, tokenizer: Callable | None = None, stack: str | No
 
     model       of `transformers`, a bridge or HookedTransformer of TransformerLens, or any module that is called with
                 token ids (1, T), in eval mode
-    tokenizer   text -> token ids, or a mapping with "input_ids"
+    tokenizer   text -> token ids, or a mapping with "input_ids"; with TransformerLens the model's `to_tokens`
     stack       dotted name of the list of blocks, where the model has several, as an encoder and a decoder
 
     Raises LayerError where no blocks with a residual stream are found, ValueError for a model in training mode,
@@ -149,6 +144,49 @@ that run in turn, each on what the one before returned
     blocks = found[stack or next(iter(found))]
     return Transformer(model, tokenizer, blocks, run.embedding, run.norm(blocks[-1]), run.unembedding(blocks[-1]),
                        run.outputs[blocks[-1]].shape[-1], inner)
+
+
+def token_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Callable | None, what: str, remedy: str) -> Tensor:
+    """Token ids (1, T), int64, of a text, of a list of ids or of a tensor (T,) or (1, T); T may be 0.
+
+    what        names the prompt in errors
+    remedy      how a text can be read
+
+    Raises TypeError for what holds no ids and for a text without a tokenizer, ValueError for several prompts.
+
+    >>> token_ids([3, 1], None, "the prompt", "read it with from_hf(model, tokenizer)")
+    tensor([[3, 1]])
+    """
+    if isinstance(prompt, str):
+        prompt = _read(prompt, tokenizer, what, remedy)
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"no token ids can be made of {what}, a {type(prompt).__name__} ({first_line(error)}): give a "
+                        "text, a list of ids or a tensor (1, T)") from error
+    if ids.ndim == 0:
+        raise TypeError(f"{what} is the number {prompt!r:.60}: give all ids of a prompt, as in [[1, 5, 2]] or a tensor "
+                        "(1, T)")
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise TypeError(f"{what} holds {ids.dtype}, where token ids are wanted: give the ids, not their embeddings")
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or ids.shape[0] != 1:
+        raise ValueError(f"{what} has shape {tuple(ids.shape)}: give one prompt (1, T) at a time")
+    return ids.long()
+
+
+def _read(text: str, tokenizer: Callable | None, what: str, remedy: str) -> Any:
+    """What a tokenizer makes of a text: ids, in a list or a tensor."""
+    if not callable(tokenizer):
+        got = "" if tokenizer is None else f", and the tokenizer is a {type(tokenizer).__name__} that cannot be called"
+        raise TypeError(f"{what} is a text{got}: {remedy}, or give token ids (1, T)")
+    found = tokenizer(text)
+    found = found.get("input_ids") if isinstance(found, Mapping) else getattr(found, "input_ids", found)
+    if not isinstance(found, (Tensor, Sequence)) or isinstance(found, str):
+        raise TypeError(f"the tokenizer makes a {type(found).__name__} of {what}: it must return token ids, or a "
+                        "mapping with input_ids")
+    return found
 
 
 class _Run:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import specxai
+from specxai.capture.checks import is_finite
 from specxai.errors import CaptureError
 
 
@@ -254,3 +255,12 @@ def test_an_op_that_torch_cannot_differentiate():
     with pytest.raises(CaptureError, match="special_zeta has no rule here and torch cannot differentiate it") as raised:
         specxai.linearize(Zeta().eval(), torch.ones(1, 4))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_what_is_finite(dtype):
+    most = torch.finfo(dtype).max
+    for numbers, wanted in (([], True), ([most] * 3, True), ([most, -most, 1.0], True), ([1.0, torch.inf], False),
+                            ([torch.inf, -torch.inf], False), ([most, most, torch.nan], False)):
+        assert is_finite(torch.tensor(numbers, dtype=dtype)) is wanted, numbers
+    assert is_finite(torch.full((2, 2), most, dtype=dtype).to_sparse())

@@ -1,5 +1,5 @@
-"""What is asked of a card beside networks and kernels: a wide MLP, orthonormalisation, projections; and what cannot be
-asked yet, each with the reason.  The first peer of a question is what others are compared with."""
+"""What is asked of a card beside networks and kernels: a wide MLP, orthonormalisation, projections, and a data
+set.  The first peer of a question is what others are compared with."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from specxai.backends.cuda import CudaEngine
 from specxai.backends.products import PlannedBackend
 from specxai.native import cuda
 from specxai.svd import orth
+from specxai.zoo.digits import digits_data, load_digits_net
 
 SIDES = 4  # columns that are checked in float64
 
 
 def rows(clock: Clock, dry: bool) -> Iterator[dict]:
-    for ask in (_mlp, _orthonormal, _projection):
+    for ask in (_mlp, _orthonormal, _projection, _digits):
         if clock.left < 0:
             yield {"case": ask.__doc__.splitlines()[0].rstrip("."), "peer": "all", "left_out": "no time was left"}
             continue
         yield from ask(clock, dry)
-    yield from _not_yet()
 
 
 def _timed(clock: Clock, case: str, question: str, peer: str, work: Callable[[], object], error: float, **more) -> dict:
@@ -117,7 +117,19 @@ def _projection(clock: Clock, dry: bool) -> Iterator[dict]:
         yield told | {"bytes_a_second": readings * moved / told["seconds"]}
 
 
-def _not_yet() -> Iterator[dict]:
-    why = "no call of this version explains many inputs at once"
-    yield {"case": "1,000 digits", "question": "explained together, against one at a time", "peer": "all",
-           "left_out": f"not yet: {why}"}
+def _digits(clock: Clock, dry: bool) -> Iterator[dict]:
+    """A data set: 1,000 digits, seconds of each."""
+    count, alone = (3, 2) if dry else (1000, 20)
+    net, parts = load_digits_net(), digits_data()
+    x = torch.cat([part.x for part in parts])[:count].to(clock.device)
+    net = net.to(clock.device)
+    case, layer = f"a data set: {count:,} digits, seconds of each", "classifier.1"
+    wanted = [specxai.explain(net, one[None], layer) for one in x[:alone]]
+    for peer, inputs, work in (
+            ("one at a time", alone, lambda: [specxai.explain(net, one[None], layer) for one in x[:alone]]),
+            ("explain_many", count, lambda: list(specxai.explain_many(net, x, layer)))):
+        found = work()
+        off = max(float((a.S - b.S).abs().max() / a.S[0]) for a, b in zip(wanted, found, strict=False))
+        told = clock.of(work, 0.3, most=3, warm=False)
+        told = {name: told[name] / inputs if name in ("seconds", "iqr") else told[name] for name in told}
+        yield {"case": case, "question": "explained", "peer": peer, "error": off, **told}

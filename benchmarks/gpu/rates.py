@@ -56,8 +56,7 @@ def _gather(clock: Clock, dry: bool, precision: str, roof: dict[str, float]) -> 
     block = torch.randn(tables.read, probes, generator=g).to(clock.device)
     out = torch.empty(tables.written, probes, device=clock.device)
     chosen = tile_for(channels, probes, precision)
-    others = [] if dry else [Tile(64, 64, False, 4, 4), Tile(64, 64, True, 4, 4), Tile(128, 64, False, 8, 7),
-                             Tile(128, 64, False, 4, 4)]
+    others = [] if dry else [Tile(64, 64, False, 4, 4), Tile(128, 64, False, 4, 4)]
     want = _dense(inside, outside, table(geometry), weight, block.cpu().double()[:, :4])
     for tile in [chosen, *(tile for tile in others if tile != chosen)]:
         if clock.left < 0:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a card is asked, in under six minutes and without a network:
+# Everything that a card is asked, in under six minutes (benchmarks/gpu/estimate.py counts them) and without a network:
 #
 #     benchmarks/gpu/run.sh          tests, sanitizer, measurements -> benchmarks/results/gpu/CARD/
 #     benchmarks/gpu/run.sh --dry    the same on the CPU at tiny sizes -> build/gpu/dry/
@@ -13,6 +13,7 @@ dry=
 [ "${1:-}" = --dry ] && dry=--dry
 started=$SECONDS
 failed=()
+begun=()
 
 step() {  # NAME SECONDS COMMAND...: goes on after a failure, which is told at the end
     local name=$1 limit=$2 before=$SECONDS
@@ -20,6 +21,32 @@ step() {  # NAME SECONDS COMMAND...: goes on after a failure, which is told at t
     echo "== $name"
     timeout "$limit" "$@" || failed+=("$name (status $?)")
     echo "== $name took $((SECONDS - before)) s"
+}
+
+begin() {  # NAME SECONDS COMMAND...: like step, but at the same time as others, for what is not timed
+    local name=$1 limit=$2 said="build/gpu/said/${#begun[@]}"
+    shift 2
+    mkdir -p build/gpu/said
+    timeout "$limit" "$@" > "$said" 2>&1 &
+    begun+=("$! $said $name")
+}
+
+finish() {  # waits for all that began
+    local one pid said name status
+    for one in ${begun[@]+"${begun[@]}"}; do
+        read -r pid said name <<< "$one"
+        wait "$pid"
+        status=$?
+        echo "== $name"
+        if [ "$status" -ne 0 ] && [ "$status" -ne 5 ]; then  # 5: no test was chosen
+            failed+=("$name (status $status)")
+            tail -40 "$said"
+        else
+            tail -1 "$said"
+        fi
+    done
+    begun=()
+    echo "== so far $((SECONDS - started)) s"
 }
 
 # A package as it would be installed, with kernels/ in its place; the compiled module comes along where it was built.
@@ -52,28 +79,36 @@ fi
 
 if [ -n "$dry" ]; then
     export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
-    step "measurements" 110 "$PYTHON" benchmarks/gpu/measure.py --dry --seconds 90
-    step "tests of the card, skipped" 60 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/core/test_cuda.py \
-        tests/native/test_triton_gpu.py tests/native/test_cuda_gpu.py
+    step "measurements" 240 "$PYTHON" benchmarks/gpu/measure.py --dry --seconds 220
+    while IFS=$'\t' read -r file chosen; do
+        begin "tests of the card, skipped: $(basename "$file") $chosen" 240 "$PYTHON" -m pytest -q -m gpu \
+            -p no:cacheprovider "$file" -k "$chosen"
+    done < <("$PYTHON" benchmarks/gpu/estimate.py)
+    finish
 else
-    step "tests" 80 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/native/test_cuda_gpu.py \
-        tests/native/test_triton_gpu.py tests/core/test_cuda.py
+    while IFS=$'\t' read -r file chosen; do
+        begin "tests: $(basename "$file") $chosen" 80 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "$file" \
+            -k "$chosen"
+    done < <("$PYTHON" benchmarks/gpu/estimate.py)
     if command -v compute-sanitizer > /dev/null; then
         # Without torch's cache each tensor is an allocation of its own, so that reads beyond it are seen.
+        export PYTORCH_NO_CUDA_MEMORY_CACHING=1
         for tool in memcheck racecheck; do
-            PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 30 compute-sanitizer --tool $tool \
+            begin "compute-sanitizer $tool" 30 compute-sanitizer --tool $tool \
                 --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/native/test_triton_gpu.py \
                 -k "small and (tf32x3 or bf16x3) and (8 or 64)"
             # Without graphs, whose memory is never an allocation of its own.
-            PYTORCH_NO_CUDA_MEMORY_CACHING=1 SPECXAI_TEST_GRAPHS=0 step "compute-sanitizer $tool, CUDA" 20 \
+            SPECXAI_TEST_GRAPHS=0 begin "compute-sanitizer $tool, CUDA" 30 \
                 compute-sanitizer --tool $tool --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider \
                 tests/native/test_cuda_gpu.py -k small
         done
+        unset PYTORCH_NO_CUDA_MEMORY_CACHING
     else
         echo "== compute-sanitizer is not installed: left out"
     fi
-    step "measurements" $((345 - (SECONDS - started))) "$PYTHON" benchmarks/gpu/measure.py \
-        --seconds $((300 - (SECONDS - started)))
+    finish
+    step "measurements" $((355 - (SECONDS - started))) "$PYTHON" benchmarks/gpu/measure.py \
+        --seconds $((330 - (SECONDS - started)))
 fi
 
 echo "== all took $((SECONDS - started)) s"

@@ -78,7 +78,7 @@ class Batch:
         if any(not local.graph.shapes[i].numel() or local.graph.shapes[i].numel() % self.count
                for ids in names.values() for i in ids):
             raise MixedBatch(f"{local.model_name} has offsets that are not those of one input each")
-        found = weighed(local.graph, local.captured.program.output, names, weights, self.count)
+        found = weighed(local.graph, local.captured.program.output, names, local.offsets, weights, self.count)
         # Where a weight is zero an output may be infinite, as masked logits are.
         bias, size = (torch.where(weights != 0, weights.double() * value.reshape(self.count, -1).double(), 0)
                       for value in (local.bias, local.output))

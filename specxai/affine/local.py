@@ -15,7 +15,7 @@ from specxai._once import once
 from specxai.affine import regions
 from specxai.affine.agreement import Agreement, certify, cotangent
 from specxai.affine.frozen import frozen_pull_back
-from specxai.affine.nodes import linear_nodes
+from specxai.affine.nodes import linear_nodes, offset_is_large
 from specxai.affine.offsets import offset_layers, pushed, weighed
 from specxai.affine.operator import LocalOperator
 from specxai.affine.positions import End, Positions, between
@@ -35,7 +35,7 @@ from specxai.rules.policy import Gates, Policy
 
 DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
-KEPT_VALUES = 16 << 20  # bytes; larger values at x are computed again where they are asked for
+KEPT_VALUES = 16 << 20  # bytes; larger values at x, and offsets, are computed again where they are asked for
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class Local:
             dtype = widest(captured.program, values)
             self._dtype = torch.promote_types(x.dtype, torch.float32)  # of operators
             self.backend = choose(backend, x.device, dtype)
-            nodes = linear_nodes(captured, values, self.policy, dtype)
+            size = sum(values[i].nbytes for i in captured.program.active if isinstance(values[i], Tensor))
+            self._kept = values if size <= KEPT_VALUES else None
+            nodes = linear_nodes(captured, values, self.policy, dtype, offsets=self._kept is not None)
             if backend == "auto" and any(node.narrow for node in nodes.values()):
                 self.backend = "reference"  # a plan would keep the weights in full
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
@@ -120,8 +122,6 @@ class Local:
         captured.check_output(values)
         self.output: Tensor = values[captured.program.output].detach()
         self._decisions = regions.decisions(captured.program, values)
-        size = sum(values[i].numel() * values[i].itemsize for i in shapes)
-        self._kept = values if size <= KEPT_VALUES else None
         # J's path holds every other operator's.
         needed = 0 if max_memory is None else self.jacobian.product_bytes
         if self.max_memory < needed:
@@ -214,7 +214,8 @@ class Local:
             parts = self._from_offsets(list(names.values())) if names else []
             return {name: part.reshape(self.output.shape) for name, part in zip(names, parts, strict=True)}
         weights, _ = resolve_target(target, self.output)
-        return {name: float(part) for name, part in weighed(self.graph, output, names, plain(weights)).items()}
+        found = weighed(self.graph, output, names, self.offsets, plain(weights))
+        return {name: float(part) for name, part in found.items()}
 
     def split(self, layer: str | nn.Module) -> Split:
         """J = L·R + bypass at a layer, given by name or as the module object.  Eq. (16).
@@ -366,11 +367,20 @@ class Local:
             return self.captured.program.run(self.input)
 
     @once
+    def offsets(self) -> dict[int, Tensor]:
+        """step -> its node's offset; made again with the values where those are not kept."""
+        nodes = self.graph.nodes
+        if self._kept is None and any(map(offset_is_large, nodes.values())):
+            with full_precision(self.input.device):
+                nodes = linear_nodes(self.captured, self._values(), self.policy, self.graph.dtype)
+        return {index: node.offset for index, node in nodes.items() if node.offset is not None}
+
+    @once
     def offset_layers(self) -> dict[str, list[int]]:
         """{layer: its steps that have an offset on a path to the output}."""
-        return offset_layers(self.graph, self.captured.program)
+        return offset_layers(self.graph, self.captured.program, self.offsets)
 
     def _from_offsets(self, rows: list[list[int]]) -> Tensor:
         """Offsets of each row of steps, added up and carried to the output: (rows, m)."""
         width = max(1, self.max_memory // self.jacobian.reference.product_bytes(1))
-        return pushed(self.graph, self.captured.program.output, rows, width)
+        return pushed(self.graph, self.captured.program.output, rows, self.offsets, width)

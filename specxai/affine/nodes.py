@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from specxai.capture.checks import is_finite
 from specxai.capture.program import Program, Step, is_getitem, references, substitute
 from specxai.capture.recording import Recording
 from specxai.errors import CaptureError
@@ -29,8 +30,13 @@ _SHAPED = frozenset(f"aten.{name}" for name in (
     "neg.default", "add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
 
 
-def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch.dtype) -> dict[int, LinearNode]:
-    """step -> its node, with all numbers in one dtype."""
+def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch.dtype, *,
+                 offsets: bool = True) -> dict[int, LinearNode]:
+    """step -> its node, with all numbers in one dtype.
+
+    offsets   else nodes of which `offset_is_large` holds have none: no product reads them, and they take more memory
+              than all the rest
+    """
     program, nodes, kinds = captured.program, {}, {}
     memory = _memory(program)
     fixed, made_of = program.found.get(("nodes", dtype), ({}, None))
@@ -51,7 +57,7 @@ def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch
         if node is None:
             origin, output = (program.steps[step.args[0].index], step.args[1]) if is_getitem(step) else (step, 0)
             args, kwargs = tuple(substitute(origin.args, values)), substitute(dict(origin.kwargs), values)
-            call = Call(origin, args, kwargs, value.to(dtype), policy, program.active, output, kinds)
+            call = Call(origin, args, kwargs, value.to(dtype), policy, program.active, output, kinds, offsets)
             node = narrow_product(call, dtype)
             if node is None:
                 if index not in unconverted:
@@ -61,14 +67,23 @@ def linear_nodes(captured: Recording, values: list, policy: Policy, dtype: torch
                     else:
                         call = replace(call, args=given[0], kwargs=given[1])
                 node = linear_node(call)
-            if node.offset is not None and not torch.isfinite(node.offset).all():
+            if node.offset is not None and not is_finite(node.offset):
                 # A masked unit: what reads it has slope 0 there, and 0 · ∞ would be NaN.
                 node = replace(node, offset=torch.where(torch.isfinite(node.offset), node.offset, 0))
             if _is_fixed(program, origin, node, memory):
                 fixed[index] = node
+            elif not offsets and offset_is_large(node):
+                node = replace(node, offset=None)
         nodes[index] = node
         kinds[index] = node.factor_kind(kinds)
     return nodes
+
+
+def offset_is_large(node: LinearNode) -> bool:
+    """Smooth activations, products, norms of a value's own statistics: their offsets, if they have one, are as large as
+    values; those of weighted layers and fixed norms are a number a channel.
+    """
+    return node.curved or (node.gate is not None and node.gate.pattern is None)
 
 
 def _active_calls(program: Program) -> list[int]:

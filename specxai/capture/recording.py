@@ -196,20 +196,22 @@ class Recording:
             if got != wanted:
                 raise ValueError(f"x has {what} {got}, but the model was captured for {wanted}; convert x, or capture "
                                  "the model again with an example like it")
-        if not torch.isfinite(x).all():
+        if not checks.is_finite(x):
             raise ValueError(checks.NOT_FINITE)
 
     def check_output(self, values: list) -> None:
         """Raise ValueError, naming where it comes from, where the output for these values of all steps holds NaN, or
         nothing finite.  Some infinities are masked logits, which are not explained."""
         index = self.program.output
+        if checks.is_finite(values[index]):
+            return
         finite = torch.isfinite(values[index])
-        if finite.all() or (finite.any() and not torch.isnan(values[index]).any()):
+        if finite.any() and not torch.isnan(values[index]).any():
             return
         while True:
             step = self.program.steps[index]
             before = [i for i in references((step.args, dict(step.kwargs))) if i in self.program.active
-                      and isinstance(values[i], Tensor) and not torch.isfinite(values[i]).all()]
+                      and isinstance(values[i], Tensor) and not checks.is_finite(values[i])]
             if not before:
                 break
             index = before[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,8 @@ from specxai.capture.outputs import leaves
 from specxai.capture.program import Program
 from specxai.capture.recording import Recording
 from specxai.errors import LayerError, SpecXAIError
-from specxai.lens.prompts import as_ids
-from specxai.transformers import from_hf
+from specxai.lens.prompts import Prompt
+from specxai.transformers import from_hf, token_ids
 
 READ_ROWS = 32  # positions that the norm and the unembedding take at once
 
@@ -35,7 +36,7 @@ class Decoder:
         kwargs: further arguments of the model's forward; `use_cache=False` is added where it takes that.
 
     Raises LayerError where there is no such list or there are several, ValueError for a model in training mode and for
-    a cache of keys and values, TypeError for what is no module.
+    a cache of keys and values, TypeError for what is no module and for arguments that forward does not take.
 
     >>> from specxai.zoo.gpt import GPT
     >>> decoder = Decoder(GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval())
@@ -50,6 +51,7 @@ class Decoder:
         self.blocks = [unwrap(model).get_submodule(name) for name in self.names]
         ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
         self.kwargs = Feed.of(model, ids, kwargs=kwargs)[0].kwargs
+        _check_kwargs(unwrap(model), self.kwargs)
         self._rests: dict[tuple[torch.dtype, int], tuple[Program, int]] = {}
 
     def __len__(self) -> int:
@@ -63,12 +65,12 @@ class Decoder:
         count = len(self.blocks)
         if wanted is None:
             return list(range(count - 1))
-        found = sorted({layer + count if layer < 0 else layer for layer in _whole(wanted)})
-        wrong = [layer for layer in found if not 0 <= layer < count - 1]
-        if wrong or not found:
+        given = _whole(wanted)
+        wrong = [layer for layer in given if layer % count == count - 1 or not -count <= layer < count]
+        if wrong or not given:
             raise LayerError(f"layer {wrong[0] if wrong else 'list is empty, which'} is no source of a lens: the model "
                              f"has {count} blocks, sources are 0 to {count - 2}, the last block is the target")
-        return found
+        return sorted({layer % count for layer in given})
 
     @torch.no_grad()
     def residuals(self, ids: Tensor, layers: list[int]) -> dict[int, Tensor]:
@@ -100,7 +102,7 @@ class Decoder:
         rest, rows = self._rest(h.dtype, h.shape[1])
         parts = []
         for part in h.split(rows):
-            whole = torch.cat([part, part[-1:].expand(rows - len(part), -1)])  # rows do not see each other
+            whole = torch.cat([part, part.new_ones(rows - len(part), part.shape[1])])  # rows do not see each other
             parts.append(rest.run(whole[None])[rest.output][0, :len(part)])
         return torch.cat(parts)
 
@@ -161,28 +163,38 @@ class Decoder:
                          "stream cannot be replaced; wrap the block so that it returns a tensor or a tuple")
 
 
-def residuals(model: nn.Module, ids: Tensor, layers: Sequence[int] | None = None, *, stack: str | None = None,
+def residuals(model: nn.Module, ids: Prompt, layers: Sequence[int] | None = None, *, stack: str | None = None,
               kwargs: Mapping[str, Any] | None = None) -> dict[int, Tensor]:
     """{layer: block's output (T, d)} of a model at token ids (1, T): what a lens reads; all blocks for None, negative
     ones count from the end.
 
-    Raises LayerError for a block that is not there, TypeError or ValueError for what are no ids of one prompt, and what
-    `Decoder` raises.
+    Raises LayerError for a block that is not there, TypeError or ValueError for what are no ids of one prompt and for
+    no ids, and what `Decoder` raises.
 
     >>> from specxai.zoo.gpt import GPT
     >>> model = GPT(vocabulary=9, width=8, heads=2, blocks=3, context=16).eval()
     >>> sorted(residuals(model, torch.zeros(1, 5, dtype=torch.long)))
     [0, 1, 2]
     """
-    decoder, ids = Decoder(model, stack, kwargs), as_ids(ids, None, "ids")
+    decoder, ids = Decoder(model, stack, kwargs), token_ids(ids, None, "ids", "read it with the model's tokenizer")
+    if not ids.shape[1]:
+        raise ValueError("ids holds no tokens: give one or more, (1, T)")
     count = len(decoder)
     chosen = list(range(count)) if layers is None else _whole(layers)
     wrong = [layer for layer in chosen if not -count <= layer < count]
     if wrong or not chosen:
         raise LayerError(f"layer {wrong[0] if wrong else 'list is empty, which'} is no block: the model has {count}, 0 "
                          f"to {count - 1}")
-    found = decoder.residuals(ids, [layer % count for layer in chosen])
+    found = decoder.residuals(ids.to(next(model.parameters()).device), [layer % count for layer in chosen])
     return {layer: found[layer % count] for layer in chosen}
+
+
+def _check_kwargs(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    takes = inspect.signature(model.forward).parameters
+    wrong = [name for name in kwargs if name not in takes]
+    if wrong and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+        raise TypeError(f"kwargs has {wrong[0]!r}, which is no argument of {type(model).__name__}.forward: that takes "
+                        f"{', '.join(takes)}")
 
 
 def _whole(layers: Sequence[int]) -> list[int]:

@@ -40,6 +40,8 @@ class State:
 def write(path: str | os.PathLike, J: Mapping[int, Tensor], n_prompts: int, d_model: int, metadata: Mapping,
           factors: Mapping[int, LowRank], dtype: torch.dtype) -> None:
     """See `Lens.save`."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}: give one of real numbers, as torch.float16 or torch.float32")
     content = {"J": {}, "n_prompts": n_prompts, "source_layers": sorted(J), "d_model": d_model,
                "metadata": dict(metadata)}
     for layer in sorted(J):
@@ -116,6 +118,7 @@ def _save(content: dict, path: str | os.PathLike) -> None:
 
 def _read(path: str | os.PathLike) -> dict:
     path = Path(path)
+    _require(not path.is_dir(), path, "is a folder, and no lens file: give the file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no lens file {path}")
     try:

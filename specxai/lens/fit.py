@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from specxai.lens.file import State, read_state, write_state
 from specxai.lens.lens import Lens
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
-from specxai.lens.prompts import token_ids
+from specxai.lens.prompts import Prompt, ids_of
 from specxai.lens.sweep import Rough, rough_of, rows_of, sweep
 from specxai.rules.policy import Gates, Policy
 
@@ -28,7 +30,7 @@ CHECKED_ROWS = 64  # that a rough fit is compared at: a block, as fewer are not 
 
 def fit(
     model: nn.Module,
-    prompts: Iterable[Tensor | str],
+    prompts: Iterable[Prompt],
     layers: Sequence[int] | None = None,
     skip_first: int = 16,
     max_length: int = 128,
@@ -45,6 +47,7 @@ def fit(
     max_memory: int | None = None,
     progress: bool | None = None,
     seed: int = 0,
+    **unknown: Never,
 ) -> Lens:
     """The Jacobian lens J_l = E[∂h_L / ∂h_l] of a decoder, exactly as the reference estimates it.
 
@@ -55,14 +58,15 @@ def fit(
     Args:
         model: a raw decoder of `transformers`, or any module that takes token ids (1, T) and has a list of blocks; in
             eval mode.
-        prompts: token ids (1, T), or strings; any iterable, read one by one.  Those too short for a valid position are
-            left out, with a warning.
+        prompts: token ids (1, T), lists of them, or strings; any iterable, read one by one.  Those too short for a
+            valid position are left out, with a warning.
         layers: source blocks, counted from 0, negative ones from the end; None for all below the last.
         skip_first: how many positions at the beginning do not count.
         max_length: longer prompts are cut.
         rank: with a rank k, the certified truncated SVD of J_l − a I, found by products with all prompts together and
             without J_l; pays for few layers and k ≪ d.  a is about the mean of J_l's diagonal.
-        tokenizer: reads strings; called as those of `transformers` are.
+        tokenizer: reads strings; called as those of `transformers` are, or a function that returns token ids, such as
+            the `to_tokens` of TransformerLens.
         stack: dotted name of the list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward.
         gates: "tangent" is the lens; another policy (see `specxai.linearize`) makes it one of held factors.
@@ -74,10 +78,11 @@ def fit(
         max_memory: bytes that one block of columns may hold (default 2 GiB).
         progress: a bar; None: on terminals.
         seed: of the solver's probes.
+        unknown: any other name is refused, with the nearest that there is.
 
     Raises LayerError for blocks or layers that are not there or pass on no residual stream (1, T, d), ValueError where
-    no prompt is long enough and for options out of range, TypeError for embeddings in place of ids, FileError for a
-    checkpoint of another fit, MemoryError where the sums do not fit.
+    no prompt is long enough and for options out of range, TypeError for embeddings in place of ids and for unknown
+    arguments, FileError for a checkpoint of another fit, MemoryError where the sums do not fit.
 
     >>> import torch, specxai
     >>> from specxai.zoo.gpt import GPT
@@ -85,6 +90,7 @@ def fit(
     >>> specxai.lens.fit(model, [torch.arange(8)[None]], skip_first=2)
     Lens(layers 0, 1, d 8, 1 prompt)
     """
+    _check_names(unknown)
     _check(skip_first, max_length, rank, every, max_memory)
     if products not in PRODUCTS or (rank is not None and products != "full"):
         raise ValueError(f"products is {products!r}: choose {' or '.join(PRODUCTS)}, and full with a rank")
@@ -107,14 +113,16 @@ def fit(
 class _Prompts:
     """The prompts of a fit, once, as ids on the model's device."""
 
-    def __init__(self, prompts: Iterable[Tensor | str], tokenizer: Callable | None, skip_first: int, max_length: int,
+    def __init__(self, prompts: Iterable[Prompt], tokenizer: Callable | None, skip_first: int, max_length: int,
                  device: torch.device) -> None:
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f"prompts is {prompts!r:.60}: give texts or token ids (1, T), in a list or any iterable")
         self.given, self.tokenizer, self.device = prompts, tokenizer, device
         self.skip_first, self.max_length = skip_first, max_length
         self.count = len(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else None
 
     def after(self, start: int) -> Iterable[tuple[int, Tensor | None]]:
-        for number, ids in token_ids(self.given, self.tokenizer, self.skip_first, self.max_length, start):
+        for number, ids in ids_of(self.given, self.tokenizer, self.skip_first, self.max_length, start):
             yield number, ids if ids is None else ids.to(self.device)
 
     def none_left(self) -> ValueError:
@@ -187,12 +195,12 @@ def _resumed(make: Linearizer, checkpoint, metadata: dict) -> State:
 
 
 def _add(state: State, layers: list[int], found: Linearised, rough: Rough, bar: tqdm) -> None:
-    """The prompt's matrices onto the sums, block by block of rows."""
+    """The prompt's matrices onto the sums, part by part."""
     with found.local.checked():
-        for start, rows in rows_of(found, rough):
-            for layer, part in zip(layers, rows, strict=True):
-                state.sums[layer][start:start + part.shape[0]] += part.to(state.sums[layer])
-            bar.set_postfix(rows=f"{start + rows.shape[1]}/{found.width}")
+        for number, start, part in rows_of(found, rough):
+            total, stop = state.sums[layers[number]], start + len(part)
+            total[start:stop] += part.to(total)
+            bar.set_postfix(layer=layers[number], rows=f"{stop}/{found.width}")
 
 
 def _rough_error(found: Linearised, rough: Rough) -> float:
@@ -209,6 +217,13 @@ def _kept_dtype(found: Linearised) -> torch.dtype:
 
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _check_names(unknown: Mapping[str, Any]) -> None:
+    for name in unknown:
+        near = difflib.get_close_matches(name, inspect.signature(fit).parameters, n=1)
+        raise TypeError(f"fit has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else
+                        f"one of the model's own forward goes into kwargs={{{name!r}: ...}}"))
 
 
 def _check(skip_first: int, max_length: int, rank: int | None, every: int, max_memory: int | None) -> None:

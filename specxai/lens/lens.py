@@ -14,7 +14,7 @@ from specxai.lens.factors import LowRank, OnDemand
 from specxai.lens.file import read, write
 from specxai.precision import full_precision
 
-MEASURED = {"rough_error", "rough_kind"}  # of a fit, and no setting
+MEASURED = {"rough_error", "rough_kind", "n_prompts"}  # of a fit, and no setting; the last by TransformerLens
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Lens:
         decoder = self.model if model is None else Decoder(model, self.metadata.get("stack"))
         moved = self.transport(h, layer)
         read = decoder.read(moved.reshape(-1, self.d_model))
-        return read.reshape(*h.shape[:-1], -1)
+        return read.reshape(*h.shape[:-1], read.shape[-1])
 
     def merge(self, *others: Lens) -> Lens:
         """The lens of all prompts together, of lenses that were fitted on different ones.
@@ -107,12 +107,13 @@ class Lens:
         if any(lens.n_prompts < 1 for lens in lenses):
             raise ValueError("a lens that says n_prompts = 0 has no weight in a merge; fit it again")
         J = {layer: sum(lens.J[layer] * (lens.n_prompts / total) for lens in lenses) for layer in self.source_layers}
-        return Lens(J, total, self.d_model, dict(self.metadata), model=self.model)
+        counted = {"n_prompts": total} if "n_prompts" in self.metadata else {}
+        return Lens(J, total, self.d_model, {**self.metadata, **counted}, model=self.model)
 
     def save(self, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
         """Write the reference's file (`J`, `n_prompts`, `source_layers`, `d_model`, `metadata`), whole or not at all.
 
-        Raises ValueError where the numbers do not fit into `dtype`.
+        Raises ValueError where the numbers do not fit into `dtype`, TypeError where that is none of real numbers.
         """
         write(path, self.J, self.n_prompts, self.d_model, self.metadata, self.factors, dtype)
 

@@ -13,12 +13,26 @@ from specxai.affine.captured import Captured, capture
 from specxai.affine.local import Local
 from specxai.affine.operator import LocalOperator
 from specxai.affine.positions import summed
+from specxai.backends.reference import pull, push
 from specxai.errors import LayerError
 from specxai.lens.decoder import Between, Decoder
 from specxai.lens.prompts import valid_positions
+from specxai.precision import full_precision
 from specxai.rules.policy import Gates
 
 KEPT = 4  # captures, of the last lengths
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the network that one plan runs: from `source` to `target`, steps of residual streams.
+
+    taps   the other sources in between, which the target's cotangents do not reach through `source` alone
+    """
+
+    source: int
+    target: int
+    taps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,59 @@ class Linearised:
         """T."""
         return self.local.graph.shapes[self.target][1]
 
+    @property
+    def planned(self) -> bool:
+        """Do products run plans, whose tables and copies of weights take memory?"""
+        return self.local.backend != "reference"
+
     @once
     def operator(self) -> LocalOperator:
         """From the first source to the target (d, d), summed over valid positions; it passes on the other sources."""
         return self.between(self.sources[0], self.sources[1:])
+
+    @once
+    def segments(self) -> tuple[Segment, ...]:
+        """From the target down to the first source: cut where nothing goes around a source; one where none is planned.
+        """
+        if not self.planned:
+            return (Segment(self.sources[0], self.target, self.sources[1:]),)
+        graph, first, found = self.local.graph, self.sources[0], []
+        target, taps = self.target, ()
+        for source in reversed(self.sources):
+            if source == first or not graph.between([first], [self.target], [source]):
+                found.append(Segment(source, target, taps))
+                target, taps = source, ()
+            else:
+                taps = (source, *taps)
+        return tuple(found)
+
+    @once
+    def positions(self) -> dict[int, list[int]]:
+        """Of each source where a segment ends the positions that matter, from valid ones of the first source to valid
+        ones of the target: a random probe finds them.  Those before the valid ones do not, in a causal model.
+        """
+        first, cuts = self.sources[0], [segment.target for segment in self.segments[1:]]
+        found = {first: list(range(self.tokens)[self.valid])}
+        if cuts:
+            graph, generator = self.local.graph, torch.Generator().manual_seed(0)
+            probe = torch.zeros(1, *graph.shapes[first], dtype=graph.dtype)
+            probe[:, :, self.valid].normal_(generator=generator)
+            probe, (down, up) = probe.to(graph.device), ({step: [] for step in cuts} for _ in range(2))
+            with full_precision(graph.device):
+                push(graph, {first: probe}, [self.target], taps=down)
+                pull(graph, {self.target: probe}, [first], taps=up)
+            for step in cuts:
+                met = [blocks[0][0, 0].ne(0).any(-1) for blocks in (down[step], up[step]) if blocks]
+                found[step] = torch.stack(met).all(0).nonzero().flatten().tolist() if len(met) == 2 else []
+        return {step: places or list(range(self.tokens)) for step, places in found.items()}
+
+    def along(self, segment: Segment) -> LocalOperator:
+        """The operator of a segment at the positions that matter, which makes a plan of its own; the lens's target is
+        summed over valid ones.
+        """
+        target = summed(self.valid) if segment.target == self.target else self.positions[segment.target]
+        return self.local.operator(segment.source, segment.target, taps=segment.taps, target_positions=target,
+                                   source_positions=self.positions[segment.source])
 
     def between(self, source: int, taps: Sequence[int] = ()) -> LocalOperator:
         """The same from another source: a new one, which makes a plan of its own."""

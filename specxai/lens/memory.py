@@ -1,8 +1,9 @@
-"""What a fit will hold, before it is begun: weights, running sums, a prompt's linear map, a block of columns."""
+"""What a fit will hold, before it is begun: weights, sums, a prompt's linear map, one segment's plan, columns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from specxai.affine.local import DEFAULT_MEMORY
 from specxai.lens.decoder import Decoder
+from specxai.lens.sweep import whole_blocks
+
+TABLES = 6  # times the values of a segment: rows and numbers of its plan, for the stages and for the kernels
 
 
 @dataclass(frozen=True)
@@ -21,17 +25,21 @@ class Estimate:
     weights   of the model, which is there already
     sums      of the layers' matrices (d, d)
     values    about what the linear map of one prompt holds
+    plan      about what the plan of one segment, from a source layer to the next, holds: copies of weights, and tables
+    held      cotangents between two segments
     block     the most that a block of columns may take
     """
 
     weights: int
     sums: int
     values: int
+    plan: int
+    held: int
     block: int
 
     def __str__(self) -> str:
         parts = {"weights": self.weights, "sums": self.sums, "a prompt's map, about": self.values,
-                 "columns, at most": self.block}
+                 "a plan, about": self.plan, "cotangents": self.held, "columns, at most": self.block}
         return "memory: " + "; ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items())
 
 
@@ -68,5 +76,10 @@ def estimate(decoder: Decoder, layers: list[int], tokens: int, max_memory: int |
         with _Made() as whole:
             stream = decoder.residuals(ids, [last])[last]
     width, size = stream.shape[-1], max(4, stream.itemsize)
-    return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, whole.bytes - first.bytes,
+    values, column = whole.bytes - first.bytes, tokens * width * size
+    widest = max(stop - start for start, stop in pairwise((*layers, last)))
+    packed = max(sum(p.nbytes for p in block.parameters()) for block in decoder.blocks)
+    held = 0 if len(layers) == 1 else column * min(width, whole_blocks(width, column))
+    return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, values,
+                    widest * (packed + TABLES * values // (last - layers[0])), held,
                     DEFAULT_MEMORY if max_memory is None else max_memory)

@@ -48,6 +48,7 @@ class BackwardProvider:
         self._options = {"gates": gates, "max_memory": max_memory}
         self._ids: Tensor | None = None
         self._seen: dict[int, int] = {}  # address of a block's output -> its number; a later one may take the place
+        self._make: Linearizer | None = None  # of the last layers; its captures serve further prompts
         self._found: tuple[Tensor, list[int], Linearised] | None = None
         self._own = False
         self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -110,13 +111,18 @@ class BackwardProvider:
 
     def _linearised(self, layers: list[int]) -> Linearised:
         ids = self._ids
-        if ids is None or ids.ndim != 2 or not torch.equal(ids, ids[:1].expand_as(ids)):
+        if ids is None:
+            raise ValueError("the model's last run was given no token ids (k, T), which the map belongs to: call it "
+                             "with ids, not with a text or with embeddings")
+        if ids.ndim != 2 or not torch.equal(ids, ids[:1].expand_as(ids)):
             raise ValueError("the model's last run was not of one replicated prompt of token ids (k, T): its rows "
                              "differ")
         if self._found is None or self._found[1] != layers:
+            if self._make is None or self._make.layers != layers:
+                self._make = Linearizer(self._decoder, layers, 0, **self._options)
             self._own = True
             try:
-                found = Linearizer(self._decoder, layers, 0, **self._options).at(ids[:1])
+                found = self._make.at(ids[:1])
             finally:
                 self._own = False
             self._found = ids, layers, found

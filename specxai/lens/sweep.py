@@ -12,6 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from specxai._blocks import give_back
+from specxai.affine.operator import LocalOperator
 from specxai.backends.reference import pull
 from specxai.graph import Graph
 from specxai.lens.linear import Linearised
@@ -20,9 +22,11 @@ from specxai.rules import LinearNode
 
 COLUMNS = 64  # of a block by a plan, whose rate more do not raise
 ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
+HELD = 192 << 20  # bytes of cotangents between two segments
 
 
 Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
+Part = tuple[int, int, Tensor]  # (number of a source, first row, rows of its lens)
 
 
 def sweep(found: Linearised, rows: Tensor, rough: Rough = False) -> Tensor:
@@ -31,16 +35,54 @@ def sweep(found: Linearised, rows: Tensor, rough: Rough = False) -> Tensor:
 
     rough   what `rough_of` says
     """
-    valid, means = found.valid, {}
-    if isinstance(rough, bool):
-        def passed(step: int, cotangents: Tensor) -> None:
-            means[step] = _mean(cotangents.reshape(-1, found.width, len(rows))[valid], 0).T
+    means = torch.zeros(len(found.sources), *rows.shape, dtype=rows.dtype, device=rows.device)
+    for number, start, part in swept(found, rows, rough):
+        means[number, start:start + len(part)] = part
+    return means
 
-        count = valid.stop - valid.start
-        means[found.sources[0]] = found.operator.pull_back(rows.T.to(found.operator.dtype), passed, rough).T / count
-    else:
-        means = _through(rough, found, rows)
-    return torch.stack([means[source] for source in found.sources])
+
+def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Part]:
+    """The parts of `sweep`, as they are found: segment by segment, so that no other's plan is there, with all blocks
+    of a group, whose cotangents are kept in between.
+    """
+    if isinstance(rough, Graph):
+        for start, block in _pieces(rows, block_columns(found, found.operator)):
+            means = _through(rough, found, block)
+            yield from ((number, start, means[source]) for number, source in enumerate(found.sources))
+        return
+    give_back()
+    for first, group in _pieces(rows, group_columns(found)):
+        held = [(first + start, block.T.to(found.local.graph.dtype).contiguous())
+                for start, block in _pieces(group, COLUMNS)]
+        for segment in found.segments:
+            operator = found.along(segment)
+            columns = block_columns(found, operator)
+            for number, (start, block) in enumerate(held):
+                pulled = []
+                for at, piece in _pieces(block.T, columns):
+                    means: dict[int, Tensor] = {}
+
+                    def passed(step: int, cotangents: Tensor, means: dict[int, Tensor] = means) -> None:
+                        means[step] = _mean(cotangents.reshape(found.tokens, found.width, -1)[found.valid], 0).T
+
+                    pulled.append(operator.pull_back(piece.T, passed, rough))
+                    means[segment.source] = _mean_of(found, segment.source, pulled[-1])
+                    yield from ((found.sources.index(step), start + at, mean) for step, mean in means.items())
+                held[number] = start, pulled[0] if len(pulled) == 1 else torch.cat(pulled, 1)
+
+
+def _mean_of(found: Linearised, source: int, pulled: Tensor) -> Tensor:
+    """(k, d): the mean over valid positions of cotangents (positions that matter · d, k)."""
+    valid, places = range(found.tokens)[found.valid], found.positions[source]
+    block = pulled.reshape(len(places), found.width, -1)
+    if places != list(valid):
+        block = block[[at for at, place in enumerate(places) if place in valid]]
+    return block.sum(0, dtype=torch.promote_types(block.dtype, torch.float32)).T / len(valid)
+
+
+def _pieces(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """(the first, rows), so many at a time."""
+    yield from ((start, rows[start:start + size]) for start in range(0, len(rows), size))
 
 
 def _through(graph: Graph, found: Linearised, rows: Tensor) -> dict[int, Tensor]:
@@ -64,11 +106,9 @@ class _Mean:
         self.found = _mean(block[:, 0, self.valid], 1)
 
 
-def rows_of(found: Linearised, rough: Rough = False) -> Iterator[tuple[int, Tensor]]:
-    """(i, rows i … of the lens (sources, k, d)) for all rows of J_l, block by block."""
-    columns = block_columns(found)
-    for start in range(0, found.width, columns):
-        yield start, sweep(found, unit_rows(found, start, min(start + columns, found.width)), rough)
+def rows_of(found: Linearised, rough: Rough = False) -> Iterator[Part]:
+    """All rows of every J_l, part by part."""
+    yield from swept(found, unit_rows(found, 0, found.width), rough)
 
 
 def unit_rows(found: Linearised, start: int, stop: int) -> Tensor:
@@ -83,7 +123,7 @@ def rough_of(found: Linearised) -> tuple[Rough, str]:
     """(how `sweep` takes fewer digits, what that is): the operator's own where it has them, as compiled kernels do,
     else weights in bfloat16.
     """
-    if found.operator.rough() is not None:
+    if found.along(found.segments[0]).rough() is not None:
         return True, "16-bit factors"
     return in_bfloat16(found.local.graph), "weights in bfloat16"
 
@@ -108,10 +148,25 @@ def in_bfloat16(graph: Graph) -> Graph:
     return replace(graph, nodes={step: rough(node) for step, node in graph.nodes.items()})
 
 
-def block_columns(found: Linearised) -> int:
+def block_columns(found: Linearised, operator: LocalOperator) -> int:
     """Columns of one block: what `max_memory` holds, and no more than is worth it."""
-    worth = max(8, ROWS // found.tokens) if found.local.backend == "reference" else COLUMNS
-    return max(1, min(found.width, found.operator.block_size, worth))
+    worth = COLUMNS if found.planned else max(8, ROWS // found.tokens)
+    return max(1, min(found.width, operator.block_size, worth))
+
+
+def group_columns(found: Linearised) -> int:
+    """Columns that go through a segment before the next one is planned."""
+    if len(found.segments) == 1:
+        return COLUMNS
+    return whole_blocks(found.width, found.tokens * found.width * found.local.graph.dtype.itemsize)
+
+
+def whole_blocks(width: int, column: int) -> int:
+    """How many of `width` columns, in groups of about one size and of whole blocks: cotangents of `HELD` bytes at most,
+    or those of one block; `column` bytes each.
+    """
+    groups = -(-width * column // max(HELD, COLUMNS * column))
+    return -(-width // (groups * COLUMNS)) * COLUMNS
 
 
 def _mean(block: Tensor, axis: int) -> Tensor:

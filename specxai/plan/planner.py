@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import RLock
 
+import torch
 from torch import Tensor
 
 from specxai.graph import Graph
 from specxai.graph.ends import check_ends
+from specxai.native import cuda
 from specxai.plan.draft import draft
 from specxai.plan.layout import Plan, laid_out
-from specxai.plan.liveness import Structure, ends, live_units, structure_of
+from specxai.plan.liveness import CPU, Structure, ends, live_units, moved, structure_of
 from specxai.plan.residual import merged
 
-KEPT_UNITS = 1 << 20  # masks of more are found again by whoever asks once the plan is made
+KEPT_UNITS = 1 << 20  # masks of more, and structures with factors, are found again by who asks after the plan is made
 
 
 class Planner:
@@ -32,6 +34,7 @@ class Planner:
         self.graph = graph
         self._lock = RLock()
         self._structures: dict[int, Structure] = {}
+        self._there: dict[int, Structure] = {}  # those on the graph's device, where kernels find what lives
         self._last: tuple[tuple, dict[int, Tensor]] | None = None  # live units as last found: the cut and J's plan ask
 
     def plan(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
@@ -51,9 +54,12 @@ class Planner:
         with self._lock:
             path = self._path(sources, targets, held)
             live = self._live(path, sources, targets, held, columns, rows)
+            structures = {step: self._structures[step] for step in path}
             if sum(len(mask) for mask in live.values()) > KEPT_UNITS:
                 self._last = None
-        first = draft(graph, self._structures, path, live, sources, targets, rows, taps)
+                if any(structure.holds_factors for structure in structures.values()):
+                    self._structures.clear()
+        first = draft(graph, structures, path, live, sources, targets, rows, taps)
         return laid_out(merged(first), graph, sources, targets, columns, rows)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
@@ -71,11 +77,23 @@ class Planner:
         if whole and self._last is not None and self._last[0] == key:
             return self._last[1]
         shapes = self.graph.shapes
-        live = live_units(self.graph, self._structures, path, ends(shapes, sources, columns),
-                          ends(shapes, targets, rows))
+        device, structures = self._where(path)
+        live = live_units(self.graph, structures, path, ends(shapes, sources, columns, device),
+                          ends(shapes, targets, rows, device))
+        if device != CPU:  # rows are given out on the CPU: one copy of all masks
+            masks = torch.cat(list(live.values())).cpu().split([len(mask) for mask in live.values()])
+            live = dict(zip(live, masks, strict=True))
         if whole:
             self._last = key, live
         return live
+
+    def _where(self, path: list[int]) -> tuple[torch.device, dict[int, Structure]]:
+        """Where it is found what lives, the graph's device if that has compiled kernels, with the structures there."""
+        device = self.graph.device
+        if device == CPU or not cuda.runs_on(device):
+            return CPU, self._structures
+        self._there.update({step: moved(self._structures[step], device) for step in path if step not in self._there})
+        return device, self._there
 
     def _path(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int]) -> list[int]:
         path = self.graph.between(sources, targets, held)

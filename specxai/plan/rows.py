@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from specxai.plan.tables import marked
 from specxai.rules import Term
 from specxai.rules.base import unchanged
 
@@ -36,9 +37,9 @@ class Pick:
         wanted = self._kept(wanted)
         if self.unit is None:
             return wanted
-        found = wanted.new_zeros(units)
-        asked = self.unit[wanted & (self.unit >= 0)] if self.partial else self.unit[wanted]
-        return found.index_fill_(0, asked.long(), True)
+        if self.partial or wanted.device.type != "cpu":
+            return marked(self.unit, wanted, units)
+        return wanted.new_zeros(units).index_fill_(0, self.unit[wanted].long(), True)
 
     def entries(self, source: Rows, live: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(live output units, rows that they take, factors)."""
@@ -77,10 +78,10 @@ class Mix:
     outputs: int
 
     def reach(self, live: Tensor) -> Tensor:
-        return live.new_zeros(self.outputs).index_fill_(0, self.to[live[self.unit]], True)
+        return marked(self.to, live[self.unit], self.outputs)
 
     def demand(self, wanted: Tensor, units: int) -> Tensor:
-        return wanted.new_zeros(units).index_fill_(0, self.unit[wanted[self.to]], True)
+        return marked(self.unit, wanted[self.to], units)
 
     def entries(self, source: Rows, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(live output units, rows that they take, factors)."""
@@ -114,8 +115,7 @@ class Join:
         """Add to `asked` the units of each input that a wanted output unit is."""
         found = wanted
         if self.unit is not None:
-            found = wanted.new_zeros(sum(self.sizes) + 1)  # -1 asks for the last
-            found = found.index_fill_(0, self.unit[wanted].long() % len(found), True)[:-1]
+            found = marked(self.unit, wanted, sum(self.sizes))
         for mask, mine in zip(asked, found.split(self.sizes), strict=True):
             if mask is not None:
                 mask |= mine
@@ -130,11 +130,12 @@ class Join:
         return Rows(row, scale)
 
     def _of(self, parts: Sequence[Tensor | None], missing: float, dtype: torch.dtype) -> Tensor:
-        values = [torch.full((size,), missing, dtype=dtype, device="cpu") if part is None else part
+        device = next((part.device for part in parts if part is not None), "cpu")
+        values = [torch.full((size,), missing, dtype=dtype, device=device) if part is None else part
                   for part, size in zip(parts, self.sizes, strict=True)]
         if self.unit is None:
             return torch.cat(values)
-        return torch.cat([*values, torch.full((1,), missing, dtype=dtype, device="cpu")])[self.unit]
+        return torch.cat([*values, torch.full((1,), missing, dtype=dtype, device=device)])[self.unit]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,15 @@ class Sites:
         if self.geometry is None or self.groups > 1 or channels > FEW_CHANNELS:
             return None
         return cells(self.geometry)
+
+    def on(self, device: torch.device) -> Sites:
+        """The same with what liveness asks of it on a device."""
+        moved = copy(self)
+        values = {"_pattern": self._pattern} if self.exact else {"reads": self.reads, "feeds": self.feeds}
+        vars(moved).update({name: value.to(device) for name, value in values.items()})
+        if not self.exact:
+            vars(moved)["_used"] = tuple(used.to(device) for used in self._used)
+        return moved
 
     def reach(self, live: Tensor) -> Tensor:
         """Output units (flat) that depend on a live input unit."""

@@ -21,6 +21,16 @@ from specxai.rules.base import (
 )
 from specxai.rules.elementwise import diagonal, scaled
 
+aten = torch.ops.aten
+# Torch's own derivatives, (call, z, ones) -> σ'(z), of what transformers have: autograd would compute σ(z) again.
+_DERIVATIVES = {
+    aten.tanh.default: lambda call, z, ones: aten.tanh_backward(ones, call.value),
+    aten.sigmoid.default: lambda call, z, ones: aten.sigmoid_backward(ones, call.value),
+    aten.silu.default: lambda call, z, ones: aten.silu_backward(ones, z),
+    aten.gelu.default: lambda call, z, ones: aten.gelu_backward(ones, z, **call.kwargs),
+    aten.pow.Tensor_Scalar: lambda call, z, ones: call.args[1] * z ** (call.args[1] - 1) if call.args[1] else 0 * ones,
+}
+
 
 @rule("relu.default")
 def relu(call: Call) -> LinearNode:
@@ -117,21 +127,27 @@ def slope_and_offset(call: Call, z: Tensor, function: Callable[[Tensor], Tensor]
     def itself(z: Tensor) -> Tensor:
         return call.step.target(z, *call.args[1:], **call.kwargs)
 
+    derivative = _DERIVATIVES.get(call.step.target) if function is None else None
     function = function or itself
     if call.policy.activation == "held" and not (z == 0).any():
         value, at_zero = function(z), finite(function(z.new_zeros(1)))
         return (value - at_zero) / z, at_zero.expand(z.shape) if at_zero.any() else None
-    with differentiating():
-        leaf = z.clone().requires_grad_()
-        value = function(leaf)
-        slope = torch.autograd.grad(value.sum(), leaf)[0]
-    value = value.detach()
-    offset: Tensor | None = value - slope * finite(z)
+    if derivative is not None:
+        value = call.value.detach()
+        slope = derivative(call, z, value.new_ones(()).expand_as(value))
+    else:
+        with differentiating():
+            leaf = z.detach().requires_grad_()
+            value = function(leaf)
+            slope = torch.autograd.grad(value.sum(), leaf)[0]
+        value = value.detach()
+    offset: Tensor | None = torch.addcmul(value, slope, finite(z), value=-1) if call.offsets else None
     if call.policy.activation == "held":
         at_zero = finite(function(torch.zeros_like(z)))
         slope = torch.where(z == 0, slope, (value - at_zero) / z)
-        offset = torch.where(z == 0, offset, at_zero)
-        offset = offset if offset.any() else None
+        if offset is not None:
+            offset = torch.where(z == 0, offset, at_zero)
+            offset = offset if offset.any() else None
     return slope, offset
 
 
@@ -209,10 +225,11 @@ def softmax(call: Call) -> LinearNode | None:
     def adjoint(block: Tensor) -> Tensor:
         return block - p * block.sum(along, keepdim=True) if logarithm else apply(block)
 
-    offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0]
+    offset = call.value.detach() - apply(finite(z).unsqueeze(0))[0] if call.offsets else None
+    shape = z.shape  # as `low_rank` must not hold z
 
     def low_rank() -> DiagonalPlusLowRank:
-        units, ones = along_axes(z.shape, (axis % z.ndim,)), torch.ones((), dtype=p.dtype, device=p.device)
+        units, ones = along_axes(shape, (along - 1,)), torch.ones((), dtype=p.dtype, device=p.device)
         return DiagonalPlusLowRank(units, *((ones, (-ones,), (p,)) if logarithm else (p, (-p,), (p,))))
 
     return one(call, apply, adjoint, offset=offset, gate=Gate(call.ref(0), None, None), flops=4 * z.numel(),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specxai.capture.checks import is_finite
 from specxai.capture.program import Ref, Step, references
 from specxai.rules.policy import STOPPED, Policy, behind_weights, strongest
 
@@ -30,7 +31,7 @@ def differentiating() -> Iterator[None]:
 
 def finite(z: Tensor) -> Tensor:
     """z with 0 for what is infinite: masked units, which no slope but 0 may read."""
-    return torch.where(torch.isfinite(z), z, 0)
+    return z if is_finite(z) else torch.where(torch.isfinite(z), z, 0)
 
 
 def unchanged(block: Tensor) -> Tensor:
@@ -224,6 +225,7 @@ class Call:
     policy         which kinds of factors are held
     active         the steps whose values depend on x
     kinds          step -> kind of factor that its value is, for those that are one
+    offsets        else the node's offset is not wanted, and a rule may spare itself the work
 
     >>> from specxai.capture import Ref, Step
     >>> step = Step(1, "relu", "call", torch.ops.aten.relu.default, (Ref(0),))
@@ -240,6 +242,7 @@ class Call:
     active: frozenset[int]
     output: int = 0
     kinds: Mapping[int, str] = field(default_factory=dict)
+    offsets: bool = True
 
     def ref(self, position: int) -> int | None:
         """Step of argument `position` where it depends on x, else None."""

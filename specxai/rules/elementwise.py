@@ -44,7 +44,7 @@ def add(call: Call) -> LinearNode | None:
             terms.append(scaled(call, position, sign))
         else:
             added = torch.as_tensor(call.args[position], dtype=call.value.dtype, device=call.value.device).detach()
-            offset = (sign * added).expand(call.value.shape)
+            offset = (added if sign == 1 else sign * added).expand(call.value.shape)
     return LinearNode(tuple(terms), offset=offset)
 
 

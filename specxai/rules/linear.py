@@ -61,7 +61,7 @@ def matrix_product(call: Call, first: int, second: int, by: float = 1.0, value: 
         return _matrix_term(call, second, right.shape, left if share * by == 1 else share * by * left, True)
 
     if all(live):
-        return bilinear(call, (first, second), of_left, of_right, by * value)
+        return bilinear(call, (first, second), of_left, of_right, value if by == 1 else by * value)
     return LinearNode((of_left(1.0) if live[0] else of_right(1.0),), resets=True)
 
 

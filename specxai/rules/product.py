@@ -23,7 +23,8 @@ def bilinear(call: Call, positions: tuple[int, int], left: Callable[[float], Ter
     together = None
     if len(terms) == 2 and all(isinstance(term.factor, Tensor) and term.picks is unchanged for term in terms):
         together = _both(terms[0].factor, terms[1].factor)
-    return LinearNode(terms, offset=None if sum(shares) == 1 else -value, curved=True, together=together)
+    offset = -value if call.offsets and sum(shares) != 1 else None
+    return LinearNode(terms, offset=offset, curved=True, together=together)
 
 
 def _both(left: Tensor, right: Tensor) -> Callable:
@@ -53,7 +54,7 @@ def _with(node: LinearNode, terms: tuple[Term, ...], offset: Tensor | None) -> L
 @rule("mul.Tensor", "mul.Scalar")
 def mul(call: Call) -> LinearNode | None:
     """A factor that does not depend on x is a scale; two that do are a product, whose factors the policy may hold."""
-    return _elementwise(call, 0, 1, 1.0)
+    return _elementwise(call, 0, 1, 1.0, call.value.detach())
 
 
 @rule("addcmul.default")
@@ -62,8 +63,8 @@ def addcmul(call: Call) -> LinearNode | None:
     return plus(_elementwise(call, 1, 2, call.kwargs.get("value", 1)), call, 0, 1.0)
 
 
-def _elementwise(call: Call, first: int, second: int, by: float) -> LinearNode:
-    """by · z₁ z₂, number by number."""
+def _elementwise(call: Call, first: int, second: int, by: float, value: Tensor | None = None) -> LinearNode:
+    """by · z₁ z₂, number by number; `value` is that, where it is known."""
     live = [position for position in (first, second) if call.ref(position) is not None]
     if not live:
         return LinearNode((), offset=(by * constant(call, first) * constant(call, second)).expand(call.value.shape))
@@ -75,8 +76,8 @@ def _elementwise(call: Call, first: int, second: int, by: float) -> LinearNode:
     def times(position: int, other: Tensor) -> Callable[[float], Term]:
         return lambda share: scaled(call, position, other if share * by == 1 else share * by * other)
 
-    return bilinear(call, (first, second), times(first, right), times(second, left),
-                    (by * left * right).expand(call.value.shape))
+    value = (by * left * right).expand(call.value.shape) if value is None else value
+    return bilinear(call, (first, second), times(first, right), times(second, left), value)
 
 
 @rule("div.Tensor", "div.Scalar")

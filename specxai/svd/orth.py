@@ -4,6 +4,9 @@ X (m, b) = Q C.  CholeskyQR is one Gram matrix and one triangular solve, matrix 
 brings the orthogonality down to the working precision (Yamamoto et al. 2015), a shift with a third pass carries it
 through where the Gram matrix is not numerically definite (Fukaya et al. 2020, arXiv 1809.11085).  Well-conditioned
 columns, as those of most blocks are, need the first pass only.
+
+The CPU looks at the numbers as it goes, and leaves out what they need not.  On a device a look is a wait: there the
+same is done without one, and a flag at the end says whether it was enough.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from specxai import native
 from specxai.native import cuda
 from specxai.native.checks import takes
 
-__all__ = ["difference_norms", "extend", "gram", "leading_eigh", "range_basis", "row_chunks", "tall_product", "tall_qr"]
+__all__ = ["defers", "difference_norms", "extend", "extend_unseen", "gram", "leading_eigh", "range_basis", "row_chunks",
+           "tall_product", "tall_qr"]
 
 # Numbers taken to double precision at a time: what a second-level cache holds, so that no copy ever reaches memory.
 CHUNK = 1 << 16
@@ -31,6 +35,11 @@ INDEPENDENT = 10
 
 # Columns up to which the compiled projection, which reads a basis once, beats two matrix products.
 NARROW = 32
+
+
+def defers(device: torch.device) -> bool:
+    """Is a wait for this device worth avoiding?  The CPU has its numbers at hand, and decides as it goes."""
+    return device.type != "cpu"
 
 
 def gram(X: Tensor, Y: Tensor | None = None) -> Tensor:
@@ -64,6 +73,10 @@ def tall_qr(X: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     if b == 0 or m == 0:
         return X.new_zeros(m, 0), torch.zeros(0, b, dtype=torch.float64, device=X.device)
     before = torch.eye(b, dtype=torch.float64, device=X.device)
+    if b <= m and defers(X.device):
+        Q, C, good = _qr_unseen(X)
+        if bool(good):
+            return Q, C
     if b <= m:
         X, before, done = _cholesky_qr(X, overwrite and X.is_contiguous())
         if done:
@@ -87,9 +100,7 @@ def _cholesky_qr(X: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, bool]:
             passes = 3
         L, failed = torch.linalg.cholesky_ex(G)
         if failed and step == 0:
-            # Fukaya et al., eq. 4.1, with the unit roundoff of the Gram matrix' own precision.
-            shift = 11 * (m * b + b * (b + 1)) * torch.finfo(torch.float64).eps / 2 * G.diagonal().max()
-            L, failed = torch.linalg.cholesky_ex(G + shift * unit)
+            L, failed = torch.linalg.cholesky_ex(G + _shift(X, G) * unit)
             passes = 3
         if failed:
             break
@@ -148,6 +159,10 @@ def range_basis(X: Tensor, floor: float, overwrite: bool = False) -> tuple[Tenso
 
     What is dropped has spectral norm at most `floor`.  `overwrite` as for `tall_qr`.
     """
+    if X.shape[1] <= len(X) and X.numel() and defers(X.device):
+        Q, C, good = _qr_unseen(X)
+        if bool(good & _above(C, floor)):
+            return Q, C
     Q, C = tall_qr(X, overwrite)
     if C.shape[0] == C.shape[1] and bool((torch.linalg.svdvals(C) > floor).all()):
         return Q, C
@@ -166,6 +181,10 @@ def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> t
     if basis.shape[1] == 0:
         Q, C = range_basis(X, floor, overwrite)
         return Q, C.new_zeros(0, X.shape[1]), C
+    if 0 < X.shape[1] <= len(X) - basis.shape[1] and defers(X.device):
+        Q, H, C, good = extend_unseen(basis, X, floor)
+        if bool(good):
+            return Q, H, C
     twice = _on_gpu(basis, X)
     H, outside = _project_out_twice(basis, X) if twice else project_out(basis, X)
     Q, C = range_basis(outside, floor)
@@ -175,6 +194,74 @@ def extend(basis: Tensor, X: Tensor, floor: float, overwrite: bool = False) -> t
     # A unit column that loses half of itself here was rounding noise, not a new direction.
     Q, C2 = range_basis(outside, 0.5)
     return Q, H + H2 @ C, C2 @ C
+
+
+def extend_unseen(basis: Tensor, X: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The part of X (m, b) outside an orthonormal `basis` (m, q): Q (m, b), H (q, b), C (b, b), X = basis H + Q C.
+
+    The last is a flag (): Q is orthonormal and orthogonal to the basis to the rounding of one product, and all of C is
+    above `floor`.  Where it is not set only X = basis H + Q C may hold.
+
+    One pass of CholeskyQR, two in float64, between the projections, so that the second acts on unit columns, and one
+    after them.
+    """
+    unit = torch.eye(X.shape[1], dtype=torch.float64, device=X.device)
+    H, Q = project_out(basis, X)
+    Q, C = _first_passes(Q, unit)
+    again, Q = project_out(basis, Q)
+    H = H + again @ C
+    Q, more, good = _pass_unseen(Q, unit)
+    C = more @ C
+    return Q, H, C, good & _above(C, floor)
+
+
+def _qr_unseen(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q (m, b), C (b, b) of X (m, b) with b ≤ m, and a flag (): is Q orthonormal?  X = Q C may hold anyway."""
+    unit = torch.eye(X.shape[1], dtype=torch.float64, device=X.device)
+    Q, C = _first_passes(X, unit)
+    Q, more, good = _pass_unseen(Q, unit)
+    return Q, more @ C, good
+
+
+def _first_passes(X: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """X = Q C with nearly orthonormal columns, for a last pass to begin from.
+
+    In float64, whose Gram matrix has no digits to spare, two passes, the first shifted where the matrix is not definite
+    (Fukaya et al. 2020, arXiv 1809.11085).
+    """
+    Q, C, _ = _pass_unseen(X, unit, X.dtype is torch.float64)
+    if X.dtype is torch.float64:
+        Q, more, _ = _pass_unseen(Q, unit)
+        C = more @ C
+    return Q, C
+
+
+def _pass_unseen(X: Tensor, unit: Tensor, shifts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """X = Q C by one pass of CholeskyQR, and a flag: was X so near to orthonormal that Q is?
+
+    `shifts`: by the least amount that makes the Gram matrix definite in theory, where it is not in numbers.
+    """
+    G = gram(X)
+    L, failed = torch.linalg.cholesky_ex(G)
+    if shifts:
+        shifted, failed_again = torch.linalg.cholesky_ex(G + _shift(X, G) * unit)
+        L, failed = torch.where(failed == 0, L, shifted), torch.where(failed == 0, failed, failed_again)
+    good = (failed == 0) & (torch.linalg.norm(G - unit) <= NEARLY)
+    if cuda.takes(X) and X.shape[1] <= cuda.MOST_SOLVED:
+        return cuda.solve_triangular(X, L.mT.contiguous()), L.mT, good
+    return tall_product(X, torch.linalg.solve_triangular(L.mT, unit, upper=True)), L.mT, good
+
+
+def _above(C: Tensor, floor: float) -> Tensor:
+    """Flag (): all singular values of a triangle are above the floor, by σ_min ≥ 1/‖C⁻¹‖_F; a NaN is not."""
+    unit = torch.eye(len(C), dtype=C.dtype, device=C.device)
+    return floor * torch.linalg.norm(torch.linalg.solve_triangular(C, unit, upper=True)) < 1
+
+
+def _shift(X: Tensor, G: Tensor) -> Tensor:
+    """Fukaya et al., eq. 4.1, with the unit roundoff of the Gram matrix' own precision."""
+    m, b = X.shape
+    return 11 * (m * b + b * (b + 1)) * torch.finfo(torch.float64).eps / 2 * G.diagonal().max()
 
 
 def _passes_on(H: Tensor, C: Tensor) -> float:

@@ -9,8 +9,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/measure.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks/gpu/measure.py"
+sys.path.append(str(SCRIPT.parent))
+estimate = pytest.importorskip("estimate", reason="it reads the kernels' tiles: needs triton")
+
+
+@pytest.mark.slow
+def test_the_estimate_counts_the_tests_that_there_are():
+    """Each test of a card is in one of the processes, and there are as many as its estimate says."""
+    files = sorted({tests.file for tests in estimate.TESTS})
+    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", *files],
+                          capture_output=True, text=True, cwd=ROOT)
+    found = [line for line in done.stdout.splitlines() if "::" in line]
+    for tests in estimate.TESTS:
+        chosen = Expression.compile(tests.chosen or "test")
+        mine = [name for name in found if name.startswith(tests.file)
+                and chosen.evaluate(lambda word, name=name: word in name)]
+        assert len(mine) == tests.count, tests
+    assert sum(tests.count for tests in estimate.TESTS) == len(found)
+
+
+@pytest.mark.parametrize(("seconds", "limit", "most", "warm", "takes"), [
+    (0.001, 0.3, 10, True, 0.011), (1.0, 0.3, 10, True, 2.3), (2.0, 0.0, 1, False, 2.0), (0.1, 0.25, 10, False, 0.35)])
+def test_the_estimate_of_what_a_clock_takes(seconds, limit, most, warm, takes):
+    assert estimate._timed(seconds, limit, most, warm) == pytest.approx(takes)
 
 
 @pytest.mark.slow
@@ -29,13 +54,16 @@ def test_the_rehearsal_measures_everything(tmp_path):
     assert all(row["error"] <= 1e-5 for row in passes)
     assert {row["roof"] for row in passes if row["peer"] == "specxai cuda"} <= {"copy", "tf32"}
     others = [row for row in found["cases"] if row not in nets]
-    bounds = {"fp32-grade": 1e-6, "tf32": 1e-3, "bf16": 2e-2, "QR": 2e-6, "twice": 1e-5,
+    bounds = {"fp32-grade": 1e-6, "tf32": 1e-3, "bf16": 2e-2, "QR": 2e-6, "twice": 1e-5, "explained": 1e-5,
               "detached Jacobian of the last position": 1e-3}
     lens = {"4 rows of the lens": 1e-5, "linearisation of the prompt": 0}  # where transformers is installed
     given = [row for row in others if "left_out" not in row]
     assert all(row["error"] <= (bounds | lens)[row["question"]] for row in given)
     assert bounds.keys() <= {row["question"] for row in given}
-    assert any("not yet" in row.get("left_out", "") for row in others)
+    assert [row["peer"] for row in others if row["question"] == "explained"] == ["one at a time", "explain_many"]
+    expected = {step["name"]: step["seconds"] for step in found["estimate"]}
+    assert sum(expected.values()) <= 360, expected  # six minutes
+    assert all(seconds > 0 for seconds in expected.values())
     bounds = {"fp32": 1e-6, "tf32": 1e-3, "tf32x3": 1e-6, "bf16": 1e-2, "bf16x3": 1e-4, "bf16x6": 1e-6}
     assert {row["precision"] for row in found["kernels"]} == set(bounds)
     assert all(row["error"] <= bounds[row["precision"]] for row in found["kernels"])

@@ -204,3 +204,19 @@ def test_the_report_names_no_opaque_step():
     local = specxai.linearize(transformer("causal", dtype=torch.float32), torch.randn(1, TOKENS, WIDTH),
                               backend=ENGINES[-1])
     assert "whole values" not in local.report()
+
+
+def test_a_planner_keeps_no_factors_of_a_large_graph(monkeypatch):
+    """Copies of patterns and scales, as large as the values: another plan finds them again, and is the same."""
+    local = specxai.linearize(transformer("causal"), torch.randn(1, TOKENS, WIDTH, dtype=torch.float64), verify=False)
+    ends = [local.graph.input], [local.captured.program.output], []
+    planner = Planner(local.graph)
+    wanted = planner.plan(*ends)
+    assert sum(structure.holds_factors for structure in planner._structures.values()) >= 8  # four a block
+    monkeypatch.setattr("specxai.plan.planner.KEPT_UNITS", 0)
+    for _ in range(2):
+        plan = planner.plan(*ends)
+        assert not planner._structures
+        for stage, other in zip(plan.stages, wanted.stages, strict=True):
+            assert torch.equal(stage.reads, other.reads)
+            assert torch.equal(stage.writes, other.writes)

@@ -8,6 +8,10 @@ import torch
 import specxai
 from nets import NETS, build
 from random_nets import random_net
+from specxai.operators import DenseOperator
+from specxai.svd.deferred import Steps
+from specxai.svd.products import Counted, ProgressBar
+from specxai.svd.space import Space
 from tolerances import assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -76,3 +80,20 @@ def test_passes_are_replayed_and_nothing_waits():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_step_of_krylov_waits_for_nothing():
+    pytest.importorskip("triton", reason="its kernels are Triton's")
+    operator = Counted(DenseOperator(torch.randn(3000, 2000, device="cuda")), ProgressBar(False))
+    operator.matmat(torch.randn(2000, 4, device="cuda"))  # which decides the scale
+    space = Space(operator)
+    steps, new = Steps(space), torch.linalg.qr(torch.randn(3000, 64, device="cuda"))[0]
+    for depth in range(4):  # the first compiles, and takes memory
+        torch.cuda.set_sync_debug_mode("error" if depth else "default")
+        try:
+            assert steps.begin(new, depth)
+            right = space.add(new, 1e-6, steps.extend)
+            new, _, _ = steps.extend(space.Q, operator.matmat(right), 1e-6)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert steps.settle() is None

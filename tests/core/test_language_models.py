@@ -143,9 +143,15 @@ def test_prompts():
 
 
 @pytest.mark.parametrize("call, error, words", [
-    (lambda t: t.ids("text"), TypeError, "needs the tokenizer"),
-    (lambda t: t.ids([]), ValueError, "one or more token ids"),
-    (lambda t: t.ids(torch.ones(1, 3)), ValueError, "torch.float32 of shape (1, 3)"),
+    (lambda t: t.ids("text"), TypeError, "the prompt is a text: read it with from_hf(model, tokenizer), or give"),
+    (lambda t: t.ids([]), ValueError, "the prompt [] has no tokens: give one or more, as in [1, 5, 2]"),
+    (lambda t: t.ids(torch.ones(1, 3)), TypeError, "the prompt holds torch.float32, where token ids are wanted"),
+    (lambda t: t.ids(torch.ones(3) > 0), TypeError, "the prompt holds torch.bool"),
+    (lambda t: t.ids([[1, 2], [3, 4]]), ValueError, "has shape (2, 2): give one prompt (1, T) at a time"),
+    (lambda t: t.ids([[1, 2], [3]]), TypeError, "no token ids can be made of the prompt, a list"),
+    (lambda t: t.ids(None), TypeError, "no token ids can be made of the prompt, a NoneType"),
+    (lambda t: from_hf(t.model, lambda text: []).ids("text"), ValueError, "the prompt 'text' has no tokens"),
+    (lambda t: from_hf(t.model, lambda text: None).ids("text"), TypeError, "the tokenizer makes a NoneType"),
     (lambda t: t.layer_name(3), LayerError, "layer 3 has no residual stream: that is after the blocks 'layers.0'"),
     (lambda t: t.layer_name("layers.1.norm"), LayerError, "layer 'layers.1.norm' has no residual stream"),
     (lambda t: from_hf(nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4)).eval()), LayerError, "no stack of blocks"),

@@ -263,6 +263,52 @@ def test_values_that_are_not_kept_are_found_again(nothing_kept):
     assert torch.allclose(local.run_tail(layer, local.split(layer).value), local.output)
 
 
+class Smooth(nn.Module):
+    """Every kind of node whose offset is as large as a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.last = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.first(self.norm(x))
+        h = (h @ h.mT).softmax(-1) @ (h.tanh() * h + h.pow(3))
+        return self.last(torch.nn.functional.gelu(h).cumprod(0) - 0.5)
+
+
+@pytest.mark.parametrize("gates", ["tangent", "frozen"])
+def test_offsets_that_are_not_kept_are_found_again(gates, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Smooth().double().eval(), torch.randn(1, 3, 6, dtype=torch.float64)
+    whole = specxai.linearize(model, x, gates=gates)
+    monkeypatch.setattr("specxai.affine.local.KEPT_VALUES", 0)
+    light = specxai.linearize(model, x, gates=gates)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    held = [node.offset for node in light.graph.nodes.values() if node.offset is not None]
+    assert {offset.data_ptr() for offset in held if offset.untyped_storage().nbytes() > 8} <= weights
+    assert len(held) < sum(node.offset is not None for node in whole.graph.nodes.values())
+    assert light.exactness == whole.exactness < 1e-14
+    parts, wanted = light.bias_contributions(), whole.bias_contributions()
+    assert parts.keys() == wanted.keys()
+    assert all(torch.equal(parts[name], wanted[name]) for name in wanted)
+    assert light.bias_contributions((1, 0)) == whole.bias_contributions((1, 0))
+
+
+def test_offsets_of_weighted_layers_need_no_second_run(nothing_kept, monkeypatch):
+    local = specxai.linearize(*build("skip"))
+    monkeypatch.setattr(type(local), "_values", lambda local: pytest.fail("the values were computed again"))
+    assert set(local.bias_contributions()) == {"stem", "body.1", "head", "sub"}
+    assert local.exactness < 1e-12
+
+
+def test_offsets_that_are_not_kept_belong_to_the_weights_of_then(nothing_kept):
+    model, x = Smooth().double().eval(), torch.randn(1, 3, 6, dtype=torch.float64)
+    local = specxai.linearize(model, x)
+    model.first.weight.data[0, 0] += 1
+    with pytest.raises(specxai.errors.StaleError, match=r"first\.weight has changed"):
+        local.bias_contributions()
+
+
 def test_nodes_hold_no_values(nothing_kept):
     """Every value of a large net would stay in memory with them."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(),

@@ -144,6 +144,8 @@ LIVE = {  # two factors that depend on x, and statistics of x
     "arc": (lambda z: torch.atan2(z, z.flip(1) + 9), IMAGE),
     "steps": (lambda z: z.round() + z.floor() * z + z.sign(), IMAGE),
     "cube": (lambda z: z * z * z + z.pow(3), IMAGE),
+    "powers": (lambda z: z ** 0 + z.abs() ** 0.5 + z ** 2 + (z + 9) ** -1.5 + z.relu() ** 1, IMAGE),
+    "gelu by tanh": (lambda z: F.gelu(z, approximate="tanh"), IMAGE),
 }
 SELECTIONS = {
     "largest": (lambda z: z.amax((1, 2)), IMAGE),

@@ -46,6 +46,26 @@ def test_files_of_others_are_read(tmp_path):
     assert torch.equal(got.J[0], torch.eye(3))
 
 
+def test_files_of_transformerlens_merge(tmp_path):
+    first, second = (Lens({0: value * torch.eye(3)}, count, 3, {"corpus": "c", "n_prompts": count})
+                     for value, count in ((1.0, 1), (4.0, 2)))
+    merged = first.merge(second)
+    assert (merged.n_prompts, merged.metadata) == (3, {"corpus": "c", "n_prompts": 3})
+    assert torch.allclose(merged.J[0], 3 * torch.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.complex64, "float16", None])
+def test_it_is_written_in_real_numbers(tmp_path, dtype):
+    with pytest.raises(TypeError, match="give one of real numbers"):
+        lens().save(tmp_path / "lens.pt", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(FileError, match="is a folder, and no lens file"):
+        load(tmp_path)
+
+
 GOOD = {"J": {0: torch.eye(3), 1: torch.eye(3)}, "n_prompts": 2, "source_layers": [0, 1], "d_model": 3}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +120,61 @@ def test_rough_products_say_how_far_off_they_are(gpt):
         whole.merge(rough)
 
 
+class Remembering(Block):
+    """Puts down what it made, or adds what another has put down to its input, as models with a shared value do."""
+
+    def __init__(self, box: list, adds: bool):
+        super().__init__(WIDTH, 3)
+        self.box, self.adds = box, adds
+
+    def forward(self, x):
+        out = super().forward(x + self.box[0] if self.adds else x)
+        if not self.adds:
+            self.box[:] = [out]
+        return out
+
+
+class Around(nn.Module):
+    """Five blocks; what the second made goes around the third, too."""
+
+    def __init__(self):
+        super().__init__()
+        box: list = []
+        self.tokens = nn.Embedding(40, WIDTH)
+        self.blocks = nn.ModuleList([Block(WIDTH, 3), Remembering(box, False), Block(WIDTH, 3), Remembering(box, True),
+                                     Block(WIDTH, 3)])
+        self.head = nn.Linear(WIDTH, 40)
+
+    def forward(self, ids):
+        h = self.tokens(ids)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h)
+
+
+def test_a_sweep_is_cut_where_nothing_goes_around():
+    torch.manual_seed(0)
+    model, prompts = Around().eval(), some_prompts((20,))
+    found = Linearizer(Decoder(model), [0, 1, 2, 3], 5).at(prompts[0])
+    if found.planned:
+        steps = found.sources
+        assert [(part.source, part.target, part.taps) for part in found.segments] == [
+            (steps[3], found.target, ()), (steps[1], steps[3], steps[2:3]), (steps[0], steps[1], ())]
+    wanted = reference_lens(model, model.blocks, prompts, [0, 1, 2, 3], skip_first=5)
+    lens = specxai.lens.fit(model, prompts, skip_first=5)
+    assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("columns", "held"), [(5, 1), (5, 12 * WIDTH * 20 * 4), (48, 1 << 30)])
+def test_blocks_and_groups_give_the_same(gpt, columns, held, monkeypatch):
+    prompts = some_prompts((20,))
+    wanted = reference_lens(gpt, gpt.blocks, prompts, [0, 2], skip_first=5)
+    monkeypatch.setattr("specxai.lens.sweep.COLUMNS", columns)
+    monkeypatch.setattr("specxai.lens.sweep.HELD", held)
+    lens = specxai.lens.fit(gpt, prompts, [0, 2], skip_first=5)
+    assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
+
+
 def test_rough_products_in_either_way():
     """Wide enough that the compiled kernels round; by whole values, in bfloat16."""
     torch.manual_seed(0)
@@ -213,6 +271,7 @@ def test_readout_is_the_models_end(gpt):
     wanted = gpt.head(gpt.norm(h @ L.J[1].T))
     assert relative(L.readout(h, 1), wanted) <= 1e-6
     assert relative(L.readout(h[0, 0], 1), wanted[0, 0]) <= 1e-6
+    assert L.readout(h[:, :0], 1).shape == (2, 0, 40)
     ids = some_prompts((CONTEXT,))[0]
     found = specxai.lens.residuals(gpt, ids)
     assert sorted(found) == list(range(BLOCKS))
@@ -232,22 +291,31 @@ def test_readout_is_the_models_end(gpt):
     ({"skip_first": 2.5}, ValueError, "skip_first must be a whole number"),
     ({"rank": 3, "checkpoint": "x.pt"}, ValueError, "leave one of the two out"),
     ({"gates": "tangents"}, ValueError, "unknown gate policy"),
+    ({"layers": [-9]}, LayerError, "layer -9 is no source of a lens"),
+    ({"kwargs": {"mask": 1}}, TypeError, "kwargs has 'mask', which is no argument of GPT.forward: that takes ids"),
+    ({"skip_frist": 5}, TypeError, "fit has no argument 'skip_frist': did you mean skip_first?"),
+    ({"mask": 5}, TypeError, "no argument 'mask': one of the model's own forward goes into kwargs={'mask': ...}"),
 ])
 def test_bad_options_are_one_line(gpt, options, error, says):
-    with pytest.raises(error, match=says.replace("(", r"\(")) as caught:
+    with pytest.raises(error, match=re.escape(says)) as caught:
         specxai.lens.fit(gpt, some_prompts((20,)), **{"skip_first": 5, **options})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prompts, error, says", [
-    ([torch.zeros(1, 20, WIDTH)], TypeError, "holds torch.float32, and a lens reads token ids"),
+    ([torch.zeros(1, 20, WIDTH)], TypeError, "prompt 0 holds torch.float32, where token ids are wanted"),
+    ([torch.rand(1, 20)], TypeError, "prompt 0 holds torch.float32, where token ids are wanted"),
+    (None, TypeError, "prompts is None: give texts or token ids"), (5, TypeError, "prompts is 5: give texts"),
+    ([None], TypeError, "no token ids can be made of prompt 0, a NoneType"),
+    ([1, 2, 3], TypeError, "prompt 0 is the number 1: give all ids of a prompt"),
     ([torch.zeros(2, 20, dtype=torch.long)], ValueError, "give one prompt"),
     (["text"], TypeError, "tokenizer="),
-    ([[1, 2, 3]], TypeError, "is a list"),
+    ([["a", "b"]], TypeError, "no token ids can be made of prompt 0, a list"),
+    ([[1, 2, 3]], ValueError, "no prompt is long enough .* needs 7 tokens"),
     ([torch.full((1, 20), 40)], ValueError, "the largest id 40"),
     ([torch.zeros(1, CONTEXT + 1, dtype=torch.long)], ValueError, "41 tokens"),
     ([torch.zeros(1, 5, dtype=torch.long)], ValueError, "no prompt is long enough .* needs 7 tokens"),
-    ([], ValueError, "no prompt is long enough"),
+    ([], ValueError, "there are no prompts"), (iter([]), ValueError, "there are no prompts"),
 ])
 @pytest.mark.filterwarnings("ignore:prompt 0 is left out")
 @pytest.mark.parametrize("rank", [None, 2])
@@ -257,18 +325,52 @@ def test_bad_prompts_are_one_line(gpt, prompts, error, says, rank):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("tokenizer, says", [
+    ("gpt2", "prompt 0 is a text, and the tokenizer is a str that cannot be called: read it with fit"),
+    (lambda text: None, "the tokenizer makes a NoneType of prompt 0: it must return token ids, or a mapping"),
+    (lambda text: {}, "the tokenizer makes a NoneType of prompt 0"),
+    (lambda text: text, "the tokenizer makes a str of prompt 0"),
+    (str.split, "no token ids can be made of prompt 0, a list"),
+    (lambda text: torch.rand(1, 20), "prompt 0 holds torch.float32"),
+])
+def test_bad_tokenizers_are_one_line(gpt, tokenizer, says):
+    with pytest.raises(TypeError, match=says) as caught:
+        specxai.lens.fit(gpt, ["some words"], skip_first=5, tokenizer=tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_returns_ids_in_any_form(gpt):
+    prompt = some_prompts((20,))[0]
+    wanted = specxai.lens.fit(gpt, [prompt], layers=[1], skip_first=5).J[1]
+    forms = prompt, prompt[0], prompt[0].tolist(), {"input_ids": prompt.tolist()}, SimpleNamespace(input_ids=prompt)
+    for ids in forms:
+        read = specxai.lens.fit(gpt, ["some words"], [1], 5, tokenizer=lambda text, ids=ids: ids)
+        assert torch.equal(read.J[1], wanted)
+    assert torch.equal(specxai.lens.fit(gpt, [prompt[0].tolist()], [1], 5).J[1], wanted)
+
+
+def test_texts_without_words_are_left_out(gpt):
+    def tokenizer(text):
+        return {"input_ids": [ord(letter) % 40 for letter in text]}
+
+    with pytest.warns(UserWarning, match="prompt 1 is left out: it has 0 tokens"):
+        L = specxai.lens.fit(gpt, ["twelve words", ""], [1], 5, tokenizer=tokenizer)
+    assert L.n_prompts == 1
+
+
 def test_residuals_of_chosen_blocks(gpt):
     ids = some_prompts((CONTEXT,))[0]
-    every, some = specxai.lens.residuals(gpt, ids), specxai.lens.residuals(gpt, ids[0], [-1, 0])
+    every, some = specxai.lens.residuals(gpt, ids), specxai.lens.residuals(gpt, ids[0].tolist(), [-1, 0])
     assert list(some) == [-1, 0]
     assert torch.equal(some[-1], every[BLOCKS - 1])
     assert torch.equal(some[0], every[0])
 
 
 @pytest.mark.parametrize("ids, layers, error, says", [
-    (torch.zeros(1, 8), None, TypeError, "ids holds torch.float32, and a lens reads token ids"),
+    (torch.zeros(1, 8), None, TypeError, "ids holds torch.float32, where token ids are wanted"),
     (torch.zeros(2, 8, dtype=torch.long), None, ValueError, "give one prompt"),
-    ([1, 2], None, TypeError, "ids is a list"),
+    ("text", None, TypeError, "ids is a text: read it with the model's tokenizer, or give token ids"),
+    ([], None, ValueError, "ids holds no tokens"), (5, None, TypeError, "ids is the number 5"),
     (torch.zeros(1, 8, dtype=torch.long), [7], LayerError, "layer 7 is no block: the model has 4, 0 to 3"),
     (torch.zeros(1, 8, dtype=torch.long), [], LayerError, "list is empty"),
     (torch.zeros(1, 8, dtype=torch.long), [0.5], TypeError, "give the numbers of blocks"),

@@ -21,6 +21,17 @@ def test_the_loop_gets_what_autograd_gives():
     assert not model._forward_pre_hooks
 
 
+def test_other_weights_are_seen():
+    model, prompts = small_gpt(torch.float64), some_prompts((20, 20))
+    with BackwardProvider(model) as provider:
+        before = reference_lens(model, model.blocks, prompts, [1], skip_first=5, backward=provider)
+        with torch.no_grad():
+            model.blocks[2].up.weight.mul_(1.5)
+        after = reference_lens(model, model.blocks, prompts, [1], skip_first=5, backward=provider)
+    assert relative(after[1], before[1]) > 1e-2
+    assert relative(after[1], reference_lens(model, model.blocks, prompts, [1], skip_first=5)[1]) <= 1e-12
+
+
 def test_every_position_and_source_is_autograds(gpt):
     seen = {}
     for layer in range(4):
@@ -55,3 +66,24 @@ def test_what_it_cannot_serve_it_says(gpt):
             provider(seen[2], [seen[0]], torch.zeros_like(seen[3]), False)
         with pytest.raises(ValueError, match="is no output of blocks"):
             provider(seen[3], [torch.zeros(2, 11, 24)], torch.zeros_like(seen[3]), False)
+
+
+def test_a_run_without_ids_says_so(gpt):
+    class Reader(torch.nn.Module):
+        """Takes texts too, as bridges of TransformerLens do."""
+
+        def __init__(self):
+            super().__init__()
+            self.gpt = gpt
+            self.eval()
+
+        def forward(self, prompt):
+            return self.gpt(prompt if isinstance(prompt, torch.Tensor) else some_prompts((11,))[0])
+
+    model, seen = Reader(), {}
+    for layer in (0, 3):
+        gpt.blocks[layer].register_forward_hook(lambda m, i, out, layer=layer: seen.__setitem__(layer, out))
+    with BackwardProvider(model) as provider:
+        model("some words")
+        with pytest.raises(ValueError, match="was given no token ids"):
+            provider(seen[3], [seen[0]], torch.zeros_like(seen[3]), False)

@@ -222,6 +222,13 @@ def test_orthonormal_bases_stand_on_them(dtype, monkeypatch):
         assert (basis.double().mT @ Q.double()).abs().max() <= 64 * eps
         assert_close((basis.double() @ H + Q.double() @ C).to(dtype), X)
     assert called.count("reorthogonalise") == 3
+    for columns in (4, 40):  # few, by the projection's own kernels; many, by two products
+        X = torch.randn(3000, columns, dtype=dtype) + basis @ torch.randn(40, columns, dtype=dtype)
+        Q, H, C, good = orth.extend_unseen(by_columns, X, 1e-3)
+        assert bool(good)
+        assert (Q.double().mT @ Q.double() - torch.eye(columns)).abs().max() <= 64 * eps
+        assert (basis.double().mT @ Q.double()).abs().max() <= 64 * eps
+        assert_close((basis.double() @ H + Q.double() @ C).to(dtype), X)
 
 
 @pytest.mark.parametrize("call, error, message", [

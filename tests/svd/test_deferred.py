@@ -35,7 +35,7 @@ class OnDevice(LinearOperator):
 @pytest.fixture
 def always(monkeypatch):
     """Steps are deferred on the CPU too."""
-    monkeypatch.setattr(deferred, "defers", lambda device: True)
+    monkeypatch.setattr(orth, "defers", lambda device: True)
 
 
 def counted(operator: LinearOperator) -> Counted:
@@ -124,7 +124,7 @@ def test_every_certificate_holds(kit, always, spectrum, shape, dtype, arguments)
 def test_the_result_is_that_of_looking_at_every_step(kit, monkeypatch, dtype):
     matrix = kit.prescribed(0.97 ** torch.arange(250.0, dtype=torch.float64), 400, 300, dtype)
     plain = specxai.svd(DenseOperator(matrix), rank=6, method="krylov", block_size=8)
-    monkeypatch.setattr(deferred, "defers", lambda device: True)
+    monkeypatch.setattr(orth, "defers", lambda device: True)
     ours = specxai.svd(DenseOperator(matrix), rank=6, method="krylov", block_size=8)
     kit.check(matrix, ours)
     assert ours.converged
@@ -162,7 +162,7 @@ def test_what_is_flagged_good_is(condition, inside, dtype):
     scales = torch.logspace(0, -float(torch.tensor(condition).log10()), 8, dtype=dtype)
     X = (torch.linalg.qr(torch.randn(500, 8, dtype=dtype))[0] * scales) @ mix
     X += inside * basis @ torch.randn(40, 8, dtype=dtype) / 40**0.5
-    Q, H, C, good = deferred.extend(basis, X, 16 * eps)
+    Q, H, C, good = orth.extend_unseen(basis, X, 16 * eps)
     lost = eps * inside * condition > 1  # the rounding of what lies inside is more than what lies outside
     assert bool(good) != lost
     if lost:
@@ -171,6 +171,36 @@ def test_what_is_flagged_good_is(condition, inside, dtype):
     assert float((basis.double().mT @ Q.double()).abs().max()) <= 5 * eps
     error = torch.linalg.norm(X.double() - basis.double() @ H - Q.double() @ C)
     assert float(error) <= 64 * eps * float(torch.linalg.norm(X.double()))
+
+
+@pytest.mark.parametrize("call", ["tall_qr", "range_basis", "extend"])
+def test_a_good_block_is_looked_at_once(always, call, dtype):
+    X, basis = torch.randn(300, 8, dtype=dtype), torch.linalg.qr(torch.randn(300, 20, dtype=dtype))[0]
+    with Waits() as waits:
+        {"tall_qr": lambda: orth.tall_qr(X), "range_basis": lambda: orth.range_basis(X, 1e-3),
+         "extend": lambda: orth.extend(basis, X, 1e-3)}[call]()
+    assert waits.found == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e9, float("inf")])
+@pytest.mark.parametrize("shape", [(200, 12), (12, 12), (5, 12), (7, 0), (0, 4)])
+def test_a_basis_without_looking(always, shape, condition, dtype):
+    m, b = shape
+    scales = torch.logspace(0, -torch.log10(torch.tensor(condition)).clamp_max(30), b, dtype=torch.float64)
+    mix = torch.linalg.qr(torch.randn(b, b, dtype=torch.float64))[0]
+    X = (torch.randn(m, b, dtype=torch.float64) * scales @ mix).to(dtype)
+    Q, C = orth.tall_qr(X)
+    eps, r = torch.finfo(dtype).eps, min(m, b)
+    assert float(torch.linalg.norm(Q.double().mT @ Q.double() - torch.eye(r))) <= 64 * eps * max(r, 1) ** 0.5
+    assert float(torch.linalg.norm(X.double() - Q.double() @ C)) <= 64 * eps * float(torch.linalg.norm(X.double()))
+    Q, C = orth.range_basis(X, 1e-2)
+    assert float(torch.linalg.matrix_norm(X.double() - Q.double() @ C, 2)) <= 1.1e-2 if X.numel() else True
+
+
+@pytest.mark.parametrize("method", ["exact", "subspace"])
+def test_other_solvers_without_looking(kit, always, spectrum, shape, dtype, method):
+    matrix = kit.prescribed(spectrum, *shape, dtype)
+    kit.check(matrix, specxai.svd(DenseOperator(matrix), rank=6, method=method))
 
 
 @pytest.mark.parametrize("what", ["dependent", "inside", "small", "nan", "inf", "zero"])
@@ -186,7 +216,7 @@ def test_what_is_not_good_is_flagged(what, dtype):
     else:
         X[5, 1] = float(what if what != "zero" else 0)
         X *= 0 if what == "zero" else 1
-    assert not bool(deferred.extend(basis, X, 1e-5)[3])
+    assert not bool(orth.extend_unseen(basis, X, 1e-5)[3])
 
 
 NETS = {
@@ -212,8 +242,7 @@ def test_a_product_waits_for_nothing(name, backend):
 
 
 def test_the_cpu_decides_as_it_goes(monkeypatch):
-    assert not deferred.defers(torch.device("cpu"))
-    assert deferred.defers(torch.device("cuda", 1))
-    monkeypatch.setattr(deferred, "extend", None)
+    assert not orth.defers(torch.device("cpu"))
+    assert orth.defers(torch.device("cuda", 1))
+    monkeypatch.setattr(orth, "_pass_unseen", None)
     assert specxai.svd(DenseOperator(torch.randn(60, 50)), rank=2, method="krylov").converged
-    assert orth.extend is not None
