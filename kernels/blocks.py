@@ -31,6 +31,15 @@ def put(total, out, row, p, p_live, pitch, ACCUMULATE: tl.constexpr, PROBES_FIRS
 
 
 @triton.jit
+def scaled(tile, factor, PROBES_FIRST: tl.constexpr):
+    """The tile with each of its rows times a factor."""
+    if PROBES_FIRST:
+        return tile * factor[None, :]
+    else:
+        return tile * factor[:, None]
+
+
+@triton.jit
 def zeros(BLOCK_OUT: tl.constexpr, BLOCK_PROBES: tl.constexpr, PROBES_FIRST: tl.constexpr, dtype: tl.constexpr):
     if PROBES_FIRST:
         return tl.zeros((BLOCK_PROBES, BLOCK_OUT), dtype=dtype)

@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specxai.kernels.blocks import fetch, put, zeros
+from specxai.kernels.blocks import fetch, put, scaled, zeros
 from specxai.kernels.checks import check_blocks, check_table, reach, require_distinct, unit_of
 from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_by_outputs, padded_outputs
-from specxai.kernels.lists import filled_up, live_lists, live_places, tap_rows
+from specxai.kernels.lists import filled_up, live_lists, live_places, numbers_of, tap_numbers, tap_rows
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
 from specxai.kernels.split import folding, part_of, parts_for, workspace
@@ -38,6 +38,8 @@ def gather_gemm_kernel(
     channel,
     weight,
     outside,
+    factor,
+    made_factor,
     block,
     out,
     n_panels,
@@ -50,6 +52,8 @@ def gather_gemm_kernel(
     ACCUMULATE: tl.constexpr,
     SPLIT: tl.constexpr,
     PROBES_FIRST: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALES_MADE: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_PROBES: tl.constexpr,
@@ -64,6 +68,7 @@ def gather_gemm_kernel(
     rows, channel  (entries,) a live input's row of block, -1 for none, and its channel in the group
     weight         (groups · group_depth, n_panels · BLOCK_OUT)
     outside        (sites · groups, n_panels · BLOCK_OUT) rows of out, -1 for none
+    factor         of each entry of rows, if SCALES; made_factor of each of outside, if SCALES_MADE
     *_units        in multiples of UNIT, which tells the compiler how addresses are aligned
     PROBES_FIRST   probes are the first axis of the product, outputs the second; else the other way round
     SPLIT          a part of the sum, to a workspace (kernels/split.py)
@@ -80,11 +85,15 @@ def gather_gemm_kernel(
     for i in range(first, last):
         at = tl.load(chunk_at + i) * BLOCK_IN + k
         z = fetch(block, tl.load(rows + at), p, p_live, in_units * UNIT, PROBES_FIRST)
+        if SCALES:
+            z = scaled(z, tl.load(factor + at), PROBES_FIRST)
         w_row = (depth + tl.load(chunk_weight + i) + tl.load(channel + at)).to(tl.int64) * (n_panels * BLOCK_OUT)
         if PROBES_FIRST:
             total = multiply(z, tl.load(weight + w_row[:, None] + o[None, :]), total, MODE)
         else:
             total = multiply(tl.load(weight + w_row[None, :] + o[:, None]), z, total, MODE)
+    if SCALES_MADE:
+        total = scaled(total, tl.load(made_factor + site.to(tl.int64) * (n_panels * BLOCK_OUT) + o), PROBES_FIRST)
     if SPLIT:
         to = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     else:
@@ -124,6 +133,8 @@ class ByInputs:
     group_depth: int
     depth: int
     chunks: int
+    factor: Tensor | None = None
+    made_factor: Tensor | None = None
 
     def programs(self, size: int) -> int:
         return len(self.tiles[size])
@@ -136,9 +147,10 @@ class ByInputs:
         programs, k = self.tiles[tile.out], block.shape[1]
         gather_gemm_kernel[(len(programs), triton.cdiv(k, tile.probes), parts)](
             programs, self.chunk_begin, self.chunk_at, self.chunk_weight, self.rows, self.channel, self.weight,
-            self.outside, block, out, self.weight.shape[1] // tile.out, self.groups, self.group_depth,
-            k // unit, block.stride(0) // unit, out.stride(0) // unit,
-            MODE=mode, ACCUMULATE=accumulate, SPLIT=parts > 1, PROBES_FIRST=tile.probes_first, UNIT=unit,
+            self.outside, self.factor, self.made_factor, block, out, self.weight.shape[1] // tile.out, self.groups,
+            self.group_depth, k // unit, block.stride(0) // unit, out.stride(0) // unit,
+            MODE=mode, ACCUMULATE=accumulate, SPLIT=parts > 1, PROBES_FIRST=tile.probes_first,
+            SCALES=self.factor is not None, SCALES_MADE=self.made_factor is not None, UNIT=unit,
             BLOCK_OUT=tile.out, BLOCK_PROBES=tile.probes, BLOCK_IN=self.depth, num_warps=tile.warps,
             num_stages=tile.stages)
 
@@ -169,7 +181,8 @@ class Gathering:
 
 
 def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int,
-              device: torch.device | str, prefer: str | None = None) -> Gathering:
+              device: torch.device | str, prefer: str | None = None, scale: Tensor | None = None,
+              made_scale: Tensor | None = None) -> Gathering:
     """Tables of a convolution on `device`.
 
     Args:
@@ -177,13 +190,19 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         outside: (sites, groups · outputs) int32 rows that are written, no two the same, -1 for a dead unit.
         neighbours: (sites, taps) int32 positions, -1 for none.
         weight: (groups · outputs, taps, inputs) float32 or float64.
+        scale, made_scale: what each unit of `inside` is multiplied by first, and each of `outside` afterwards, of
+            their shapes and the weights' dtype; ones if None.
         prefer: "inputs" or "outputs", which are gathered; by counted operations if None.
 
     Raises:
         TypeError, ValueError: dtypes or shapes that do not fit, with the values found.
     """
     made, taps, inputs = _check(inside, outside, neighbours, weight, groups)
+    for name, t, like in (("scale", scale, inside), ("made_scale", made_scale, outside)):
+        if t is not None and (t.shape != like.shape or t.dtype is not weight.dtype):
+            raise ValueError(f"{name} must be {tuple(like.shape)} of {weight.dtype}, got {tuple(t.shape)} of {t.dtype}")
     inside, outside, neighbours = (t.to(device) for t in (inside, outside, neighbours))
+    scale, made_scale = (None if t is None else t.to(device) for t in (scale, made_scale))
     require_distinct("outside", outside)
     sites, outputs, width = len(outside), made // groups, filled(made // groups)
     to = inside.new_full((sites * groups, width), -1)
@@ -196,6 +215,8 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     depth = depth_for(counts)
     merges = taps > 1 and under.numel() * inputs <= MOST_MERGED
     if merges and int(_whole(under, depth).sum()) > MERGE * int(_whole(under.sum(2), NARROW).sum()):
+        if scale is not None:
+            scale = tap_numbers(scale, neighbours, groups).flatten(1)
         inside, neighbours, weight = _by_site(inside, neighbours, weight, groups)
         taps, inputs = 1, taps * inputs
         counts = under.sum(2)
@@ -207,16 +228,25 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
         fewer = DEPTH * (there.sum((2, 3)).flatten() * padded_outputs(live)).sum()
         prefer = "outputs" if int(fewer) < FEWER * int(by_inputs) else "inputs"
     if prefer == "outputs":
-        return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups), groups, outputs,
-                         reach(inside), reach(outside), entries)
-    rows, channel, begin = filled_up(live_lists(inside.reshape(len(inside) * groups, inputs)), depth)
+        if made_scale is not None:
+            made_scale = made_scale.reshape(live.shape)
+        return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups, scale, made_scale), groups,
+                         outputs, reach(inside), reach(outside), entries)
+    lists = live_lists(inside.reshape(len(inside) * groups, inputs))
+    rows, channel, begin = filled_up(lists, depth)
+    factor = made_factor = None
+    if scale is not None:
+        factor, _, _ = filled_up(numbers_of(lists, scale.reshape(len(inside) * groups, inputs)), depth)
+    if made_scale is not None:
+        made_factor = made_scale.new_zeros(to.shape)
+        made_factor[:, :outputs] = made_scale.reshape(sites * groups, outputs)
     chunks = _under(_whole(counts, depth) // depth, neighbours) * some.reshape(sites, groups, 1)
     each = chunks.flatten()
     chunk_begin = torch.cat([each.new_zeros(1), chunks.sum(2).flatten().cumsum(0)])
     which = torch.arange(len(each), device=device).repeat_interleave(each)  # of (site, group, tap)
     step = torch.arange(len(which), device=device) - (each.cumsum(0) - each)[which]
-    lists = neighbours.long()[:, None, :] * groups + torch.arange(groups, device=device)[:, None]
-    chunk_at = begin[lists.flatten()[which]] // depth + step
+    near = neighbours.long()[:, None, :] * groups + torch.arange(groups, device=device)[:, None]
+    chunk_at = begin[near.flatten()[which]] // depth + step
 
     packed = weight.new_zeros(groups, taps * inputs, width)
     packed[:, :, :outputs] = weight.reshape(groups, outputs, taps * inputs).transpose(1, 2)
@@ -224,7 +254,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
              for size in PANELS if width % size == 0}
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
     flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
-                    taps * inputs, depth, int(each.sum()) // max(1, int(some.sum())))
+                    taps * inputs, depth, int(each.sum()) // max(1, int(some.sum())), factor, made_factor)
     return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries)
 
 

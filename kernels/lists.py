@@ -30,6 +30,13 @@ def live_lists(table: Tensor) -> cuda.Lists:
     return cuda.Lists(begin, table[line, column], column.int())
 
 
+def numbers_of(lists: cuda.Lists, numbers: Tensor) -> cuda.Lists:
+    """The lists with the numbers of a table (lines, width) in place of its rows."""
+    line = torch.arange(len(numbers), device=numbers.device).repeat_interleave(
+        lists.begin.diff().long(), output_size=len(lists.row))
+    return cuda.Lists(lists.begin, numbers[line, lists.column.long()], lists.column)
+
+
 def filled_up(lists: cuda.Lists, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the lists, each list filled up to a multiple of `size` by rows of -1 and columns of 0; and
     (lines,) int64 where each begins."""
@@ -40,7 +47,7 @@ def filled_up(lists: cuda.Lists, size: int) -> tuple[Tensor, Tensor, Tensor]:
     shift = (begin - lists.begin[:-1]).repeat_interleave(counts, output_size=total)
     place = torch.arange(total, device=shift.device) + shift
     row = lists.row.new_full((int(padded.sum()),), -1)
-    column = torch.zeros_like(row)
+    column = torch.zeros_like(row, dtype=lists.column.dtype)
     row[place], column[place] = lists.row, lists.column
     return row, column, begin
 
@@ -51,4 +58,10 @@ def tap_rows(inside: Tensor, neighbours: Tensor, groups: int) -> Tensor:
     if cuda.runs_on(inside.device):
         return cuda.tap_rows(inside.contiguous(), neighbours.contiguous(), groups)
     padded = torch.cat([inside, inside.new_full((1, inside.shape[1]), -1)])  # which -1 finds
+    return padded[neighbours.long()].reshape(*neighbours.shape, groups, -1).transpose(1, 2).contiguous()
+
+
+def tap_numbers(numbers: Tensor, neighbours: Tensor, groups: int) -> Tensor:
+    """The same of numbers, zero where there is no neighbour."""
+    padded = torch.cat([numbers, numbers.new_zeros(1, numbers.shape[1])])
     return padded[neighbours.long()].reshape(*neighbours.shape, groups, -1).transpose(1, 2).contiguous()

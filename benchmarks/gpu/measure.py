@@ -1,6 +1,7 @@
 """Measures a card: roofs, kernels, and peers and engines on real networks; one JSON and one Markdown table.
 
     python benchmarks/gpu/measure.py [--dry] [--seconds 300] [--out FOLDER]
+    python benchmarks/gpu/measure.py --more          # a second call: the net that six minutes have no room for
 
 `--dry` rehearses all of it on the CPU at tiny sizes, the kernels in Triton's interpreter: its times mean nothing.
 Every time stands beside its error.  What the time did not reach is named.
@@ -29,7 +30,7 @@ from torch import nn
 import specxai
 from specxai._files import replacing
 from specxai.backends.cuda.engine import PRECISION
-from specxai.bench.cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case
+from specxai.bench.cases import CASES, COLUMNS, QUESTIONS, SOLVER_SEED, Case, vision
 from specxai.bench.operators import TorchFunc
 from specxai.bench.peers import Subject
 from specxai.operators import LinearOperator
@@ -67,9 +68,10 @@ def tiny(name: str) -> Case:
     return Case(f"tiny, for {name}", make, "6", ())
 
 
-def cases(dry: bool) -> list[Case]:
-    real = [CASES["vgg11_bn"], CASES["efficientnet_lite0"],
-            CASES["densenet121"]]
+def cases(dry: bool, more: bool) -> list[Case]:
+    real = [CASES["vgg11_bn"], CASES["efficientnet_lite0"], CASES["densenet121"]]
+    if more:
+        real = [Case("resnet50", lambda: vision("resnet50"), "layer4", ())]
     return [tiny(case.name) for case in real[:1]] if dry else real
 
 
@@ -175,9 +177,17 @@ def card(device: torch.device, dry: bool) -> dict:
     return found
 
 
+def others(keep: Callable[[str, Iterator[dict]], list[dict]], clock: Clock, dry: bool, roof: dict[str, float]) -> None:
+    """What is asked beside networks."""
+    keep("cases", questions.rows(clock, dry))
+    keep("kernels", rates.layers(clock, dry, roof))
+    keep("cases", decoders.rows(clock, dry))  # last: whatever they take, the rest is there
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="rehearse on the CPU")
+    parser.add_argument("--more", action="store_true", help="ResNet-50 alone, to more.json and more.md")
     parser.add_argument("--seconds", type=float, default=240, help="no new measurement starts after so many")
     parser.add_argument("--out", type=Path, help="folder; by default benchmarks/results/gpu/CARD, dry build/gpu")
     options = parser.parse_args()
@@ -188,6 +198,7 @@ def main() -> None:
     clock, found = Clock(device, options.seconds), {"machine": card(device, options.dry)}
     root = Path(__file__).parents[2]
     name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["card"].lower()).strip("-")
+    stem = "more" if options.more else "result"
     out = options.out or (root / "build/gpu/dry" if options.dry else root / "benchmarks/results/gpu" / name)
 
     def keep(part: str, rows: Iterator[dict]) -> list[dict]:
@@ -197,23 +208,22 @@ def main() -> None:
             kept.append(row)
             print(part, {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in row.items()}, flush=True)
             out.mkdir(parents=True, exist_ok=True)
-            for file, text in (("result.json", json.dumps(found, indent=1) + "\n"), ("result.md", markdown(found))):
+            for file, text in ((f"{stem}.json", json.dumps(found, indent=1) + "\n"), (f"{stem}.md", markdown(found))):
                 with replacing(out / file) as draft:
                     draft.write_text(text)
         return kept
 
-    if options.dry:
+    if options.dry and not options.more:
         found["estimate"] = [vars(step) for step in estimate.steps(PASSES, CALLS)]
         for step in found["estimate"]:
             print(f"on an H100, {step['name']}: {step['seconds']:.0f} s ({step['why']})")
         print(f"on an H100, all: {sum(step['seconds'] for step in found['estimate']):.0f} s expected")
     roof = {row["what"]: row["rate"] for row in keep("roofs", rates.roofs(clock, options.dry))}
-    for case in cases(options.dry):
+    for case in cases(options.dry, options.more):
         keep("cases", Measured(case, clock, options.dry, roof).rows())
-    keep("cases", questions.rows(clock, options.dry))
-    keep("kernels", rates.layers(clock, options.dry, roof))
-    keep("cases", decoders.rows(clock, options.dry))  # last: whatever they take, the rest is there
-    print(f"wrote {out / 'result.json'} and {out / 'result.md'}")
+    if not options.more:
+        others(keep, clock, options.dry, roof)
+    print(f"wrote {out / stem}.json and {out / stem}.md")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ set.  The first peer of a question is what others are compared with."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -121,13 +122,13 @@ def _digits(clock: Clock, dry: bool) -> Iterator[dict]:
     """A data set: 1,000 digits, seconds of each."""
     count, alone = (3, 2) if dry else (1000, 20)
     net, parts = load_digits_net(), digits_data()
-    x = torch.cat([part.x for part in parts])[:count].to(clock.device)
-    net = net.to(clock.device)
+    x = torch.cat([part.x for part in parts])[:count]
+    there, images = copy.deepcopy(net).to(clock.device), x.to(clock.device)
     case, layer = f"a data set: {count:,} digits, seconds of each", "classifier.1"
     wanted = [specxai.explain(net, one[None], layer) for one in x[:alone]]
     for peer, inputs, work in (
-            ("one at a time", alone, lambda: [specxai.explain(net, one[None], layer) for one in x[:alone]]),
-            ("explain_many", count, lambda: list(specxai.explain_many(net, x, layer)))):
+            ("one at a time on the CPU", alone, lambda: [specxai.explain(net, one[None], layer) for one in x[:alone]]),
+            ("explain_many", count, lambda: list(specxai.explain_many(there, images, layer)))):
         found = work()
         off = max(float((a.S - b.S).abs().max() / a.S[0]) for a, b in zip(wanted, found, strict=False))
         told = clock.of(work, 0.3, most=3, warm=False)

@@ -368,7 +368,7 @@ class Local:
 
     @once
     def offsets(self) -> dict[int, Tensor]:
-        """step -> its node's offset; made again with the values where those are not kept."""
+        """{step: its node's offset, of the step's shape}; made again with the values where those are not kept."""
         nodes = self.graph.nodes
         if self._kept is None and any(map(offset_is_large, nodes.values())):
             with full_precision(self.input.device):

@@ -89,7 +89,9 @@ class PlannedProducts:
     def __init__(self, plan: Plan, engine: Engine, arenas: Arenas) -> None:
         self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
         self._engine, self._arenas = engine, arenas
-        self._work = [engine.lower(stage) for stage in plan.stages]
+        # An engine may run several stages as one.
+        self._work = (engine.lower_plan(plan) if hasattr(engine, "lower_plan") else
+                      [engine.lower(stage) for stage in plan.stages])
         self._places = [stage.place for stage in plan.stages]
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
@@ -101,6 +103,7 @@ class PlannedProducts:
         self._seed, self._collect = engine.lower(plan.seed), engine.lower(plan.collect)
         self._taps = plan.taps
         self.arena_rows, self._n, self._m, self._traffic = plan.rows, plan.n, plan.m, plan.traffic
+        self._traffic -= sum(getattr(work, "saved", 0) for work in self._work)
         self.direct, self._source = plan.direct, plan.source
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets

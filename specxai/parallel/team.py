@@ -136,7 +136,7 @@ class Team:
 
     def _all_say(self, mine: dict) -> list[dict]:
         words = torch.zeros(TEXT, dtype=torch.uint8)
-        text = json.dumps(mine).encode()
+        text = json.dumps(mine, ensure_ascii=False).encode()
         words[:len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         heard = [torch.empty_like(words) for _ in range(self.size)]
         self._finish(dist.all_gather(heard, words, group=self._words, async_op=True), None)
@@ -283,4 +283,4 @@ class Team:
 def _line(error: Exception) -> str:
     """Its kind and its text in one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:TEXT // 4]
+    return f"{type(error).__name__}: {text}"[:TEXT // 8]  # of up to four bytes each

@@ -60,7 +60,7 @@ def test_the_rehearsal_measures_everything(tmp_path):
     given = [row for row in others if "left_out" not in row]
     assert all(row["error"] <= (bounds | lens)[row["question"]] for row in given)
     assert bounds.keys() <= {row["question"] for row in given}
-    assert [row["peer"] for row in others if row["question"] == "explained"] == ["one at a time", "explain_many"]
+    assert [row["peer"] for row in others if row["question"] == "explained"] == ["one at a time on the CPU", "explain_many"]
     expected = {step["name"]: step["seconds"] for step in found["estimate"]}
     assert sum(expected.values()) <= 360, expected  # six minutes
     assert all(seconds > 0 for seconds in expected.values())

@@ -47,6 +47,11 @@ class Watched(DenseOperator):
         return DenseOperator(2 * self.matrix)
 
 
+class Wordy(DenseOperator):
+    def _matmat(self, X):
+        raise ValueError("λ" * 5000)
+
+
 def products(rank: int, size: int) -> dict:
     found = {}
     for dtype in (torch.float32, torch.float64):
@@ -137,6 +142,7 @@ def another_model(rank: int, size: int) -> dict:
              "dtype": lambda: jacobian(dtype=torch.float64 if rank == size - 1 else torch.float32),
              "shape": lambda: DenseOperator(torch.ones(3, 4 + (rank == size - 1))),
              "no operator": lambda: torch.ones(3, 4) if rank == size - 1 else DenseOperator(torch.ones(3, 4)),
+             "long": lambda: Wordy(torch.ones(3, 4)) if rank == size - 1 else DenseOperator(torch.ones(3, 4)),
              "not finite": lambda: DenseOperator(torch.ones(3, 4) / (0 if rank == size - 1 else 1))}
     for name, operator in wrong.items():
         try:

@@ -80,6 +80,7 @@ def test_another_model_is_refused_in_every_process(size, tmp_path):
         assert "[3, 5]" in found["shape"]
         assert found["no operator"] == f"process {last}: TypeError: parallel.columns needs a LinearOperator, got Tensor"
         assert found["not finite"] != "accepted"
+        assert found["long"].startswith(f"process {last}: ValueError: λλλ")
 
 
 def test_a_worker_that_ends_is_not_waited_for(tmp_path):

@@ -16,6 +16,7 @@ from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
 from specxai.backends.cuda.stages import GatherWork
 from specxai.backends.products import PlannedBackend
+from specxai.plan import Planner
 from tolerances import assert_close
 from waits import Waits
 
@@ -83,6 +84,49 @@ def test_a_product_waits_for_nothing(name):
     with Waits() as waits:
         J.matmat(X), J.rmatmat(Y), J.rough().matmat(X), J.rough().rmatmat(Y)
     assert waits.found == []
+
+
+class Doubly(nn.Module):
+    """A hidden value with two readers, one through a GELU: its cotangents add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.last = nn.Linear(6, 20), nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        h = self.up(x)
+        return self.last(nn.functional.gelu(self.down(nn.functional.gelu(h))) + h)
+
+
+# A net, its input, and how many of its layers take the factors: those beside a residual sum.  Without one the layer's
+# outputs take the place of the rows that were copied, which are then not there any more.
+GELUS = {
+    "MLP": (nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 8), nn.SiLU(), nn.Linear(8, 3)), (5, 6), 0),
+    "two readers": (Doubly(), (5, 6), 1),
+    "block": (nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation="gelu", batch_first=True), (6, 16), 1),
+    "convolutions": (nn.Sequential(nn.Conv2d(2, 5, 3), nn.GELU(), nn.Conv2d(5, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1)),
+                     (2, 7, 7), 0),
+}
+
+
+@pytest.mark.parametrize("columns", [3, 33])
+@pytest.mark.parametrize("name", GELUS)
+def test_a_copy_with_factors_is_part_of_its_layer(name, columns):
+    torch.manual_seed(3)
+    net, shape, taken = GELUS[name]
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    for got, want in zip(both(ours, columns=columns), both(oracle, columns=columns), strict=True):
+        assert_close(got, want, factor=8)
+    J = ours.jacobian
+    kinds = [type(work).__name__ for work in J._products._work]
+    copies = [stage for stage in Planner(ours.graph).plan([ours.graph.input], [max(ours.graph.nodes)], []).stages
+              if type(stage).__name__ == "Sum"]
+    assert kinds.count("Half") == 2 * taken
+    assert kinds.count("SumWork") == len(copies) - taken
+    assert (J.bytes_moved(columns) < oracle.jacobian.bytes_moved(columns)) == bool(taken)
+    assert J.flops == oracle.jacobian.flops
+    rough = J.rough().matmat(torch.eye(J.shape[1])[:, :columns])
+    assert (rough - J.to_dense()[:, :columns]).norm() <= 1e-4 * rough.norm()
 
 
 def test_explain_is_explain_on_torch():

@@ -191,3 +191,21 @@ def test_tiles_are_of_panels():
         for probes in (1, 8, 33, 64, 200):
             for precision in PRECISIONS:
                 assert tile_for(outputs, probes, precision).out in tables.flow.tiles
+
+
+@pytest.mark.parametrize("groups, depth, probes, parts", [(1, 12, 7, None), (3, 5, 64, None), (1, 40, 8, 3)])
+def test_units_with_factors(dtype, groups, depth, probes, parts):
+    """Of what is read, and of what is written; also where a site has a list of its own."""
+    arguments, dense = random_stage(6, dtype, groups, depth=depth)
+    Z = torch.randn(dense.shape[1], probes, dtype=dtype)
+    per_row = [torch.randn(side, dtype=dtype) for side in dense.shape]  # of each row of out, and of the block
+    made, scale = (factor[arguments[name].clamp_min(0).long()]
+                   for factor, name in zip(per_row, ("outside", "inside"), strict=True))
+    want = per_row[0][:, None] * (dense @ (per_row[1][:, None] * Z))
+    for flow in FLOWS:
+        tables = gathering(**arguments, device="cpu", prefer=flow, scale=scale, made_scale=made)
+        got = torch.zeros(len(dense), probes, dtype=dtype)
+        gather_gemm(tables, Z, got, precision="fp64" if dtype is torch.float64 else "fp32", parts=parts)
+        assert_close(got, want, factor=8)
+    with pytest.raises(ValueError, match="made_scale must be"):
+        gathering(**arguments, device="cpu", made_scale=made[:, 1:])

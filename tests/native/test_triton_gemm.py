@@ -19,21 +19,24 @@ SHAPES = ((128, 64), (64, 64), (16, 64), (64, 8), (16, 16))
 INDICES = "*i32"
 
 
-def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False):
+def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False,
+                scales: bool = False):
     tile, real = tile_for(outputs, probes, precision), "*fp64" if precision == "fp64" else "*fp32"
     types = dict.fromkeys(("tiles", "chunk_begin", "chunk_at", "chunk_weight", "rows", "channel", "outside"), INDICES)
-    types |= dict.fromkeys(("weight", "block", "out"), real)
+    types |= dict.fromkeys(("weight", "factor", "made_factor", "block", "out"), real)
     types |= dict.fromkeys(("n_panels", "n_groups", "group_depth", "probe_units", "in_units", "out_units"), "i32")
     constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "SPLIT": split,
-                 "PROBES_FIRST": tile.probes_first, "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out,
-                 "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
+                 "PROBES_FIRST": tile.probes_first, "SCALES": scales, "SCALES_MADE": scales,
+                 "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
     return gather_gemm.gather_gemm_kernel, types, constants, tile
 
 
-def outputs_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False):
-    _, _, constants, tile = gather_case(outputs, probes, precision, accumulate, split)
+def outputs_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False,
+                 scales: bool = False):
+    _, _, constants, tile = gather_case(outputs, probes, precision, accumulate, split, scales)
     types = dict.fromkeys(("sites", "channel", "to", "chunk_begin", "chunk_at", "chunk_weight", "rows"), INDICES)
-    types |= dict.fromkeys(("weight", "block", "out"), "*fp64" if precision == "fp64" else "*fp32")
+    types |= dict.fromkeys(("weight", "factor", "made_factor", "block", "out"),
+                           "*fp64" if precision == "fp64" else "*fp32")
     types |= dict.fromkeys(("n_groups", "n_outputs", "weight_units", "probe_units", "in_units", "out_units"), "i32")
     return gather_outputs.gather_outputs_kernel, types, constants, tile
 
@@ -105,6 +108,18 @@ def test_gather_gemm_in_parts(case):
     assert_multiplies(built, "tf32x3", 90, 64)
     assert_fits(built, 90)
     assert_wide_copies(built, tile, 64, "tf32x3", 3)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16", "bf16x3", "bf16x6"])
+@pytest.mark.parametrize("outputs, probes", [(128, 64), (64, 64), (64, 8)])
+@pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])
+def test_gather_gemm_with_scales(case, outputs, probes, precision):
+    """Factors of both sides cost one table more, and no wide copy; without tensor cores they would spill."""
+    kernel, types, constants, tile = case(outputs, probes, precision, scales=True)
+    built = built_for(kernel, types, constants, 90, tile.warps, tile.stages)
+    assert_multiplies(built, precision, 90, probes)
+    assert_fits(built, 90)
+    assert_wide_copies(built, tile, probes, precision, 4)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

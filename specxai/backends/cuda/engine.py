@@ -11,11 +11,12 @@ from torch import Tensor
 
 from specxai.backends.cuda.graphs import Graphs
 from specxai.backends.cuda.groups import GroupWork
-from specxai.backends.cuda.stages import DepthwiseWork, GatherWork, PackedWork, SumWork
+from specxai.backends.cuda.scaled import with_scaled
+from specxai.backends.cuda.stages import FULL, DepthwiseWork, GatherWork, PackedWork, SumWork
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
 from specxai.backends.torch import TorchEngine
-from specxai.plan import Gather, LowRank, Stage, Sum
+from specxai.plan import Gather, LowRank, Plan, Stage, Sum
 
 LANES = 4  # numbers that a row is filled up to: sixteen bytes of float32
 INDICES = (1 << 31) - 1  # of the kernels' tables
@@ -58,6 +59,11 @@ class CudaEngine:
         if isinstance(stage, LowRank):
             return GroupWork(stage, self.dtype, self.device)
         return OpaqueTerms(stage, self.lower)
+
+    def lower_plan(self, plan: Plan) -> list[Executable]:
+        """All stages: a copy with factors becomes part of the layer that reads it, on tensor cores."""
+        work = [self.lower(stage) for stage in plan.stages]
+        return work if self.precision in FULL else with_scaled(work, plan, self.dtype, self.device)
 
     def graphs(self) -> Graphs | None:
         return Graphs(self.device) if self.device.type == "cuda" else None
