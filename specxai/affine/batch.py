@@ -21,7 +21,7 @@ __all__ = ["Batch", "MixedBatch"]
 
 
 class MixedBatch(SpecXAIError):
-    """A model, or a layer, in which the inputs of a batch are not apart."""
+    """A model, or a layer, in which the inputs of a batch are not apart, or which cannot take them together."""
 
 
 class Batch:
@@ -79,8 +79,10 @@ class Batch:
                for ids in names.values() for i in ids):
             raise MixedBatch(f"{local.model_name} has offsets that are not those of one input each")
         found = weighed(local.graph, local.captured.program.output, names, local.offsets, weights, self.count)
-        bias = (weights.double() * local.bias.reshape(self.count, -1).double()).sum(1).cpu()
-        size = (weights.double() * local.output.reshape(self.count, -1).double()).abs().sum(1).cpu()
+        # Where a weight is zero an output may be infinite, as masked logits are.
+        bias, size = (torch.where(weights != 0, weights.double() * value.reshape(self.count, -1).double(), 0)
+                      for value in (local.bias, local.output))
+        bias, size = bias.sum(1).cpu(), size.abs().sum(1).cpu()
         total = sum(found.values(), torch.zeros_like(bias))
         size = size + sum((part.abs() for part in found.values()), bias.abs())
         if not bool(((total - bias).abs() <= torch.finfo(weights.dtype).eps ** 0.5 * size).all()):

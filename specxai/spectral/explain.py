@@ -15,7 +15,7 @@ from specxai.spectral.decompose import Request, decomposed, find_local, host, jo
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explanation import Explanation
 
-__all__ = ["Terms", "explain", "read"]
+__all__ = ["Terms", "explain", "read", "weighted"]
 
 
 def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
@@ -92,8 +92,8 @@ def _read(local, split, d: Decomposition, w: torch.Tensor, label: str) -> Explan
         gradient = local.jacobian.rmatvec(w)
         bypass, bypass_gradient = dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
     biases = {k: float(v) for k, v in local.bias_contributions(target=w).items()}
-    return read(d, w, label, Terms(pulled, gradient, bypass, bypass_gradient, dot(w, local.output.flatten()),
-                                   dot(w, local.bias.flatten()), biases), local, not split.bypass.is_zero,
+    return read(d, w, label, Terms(pulled, gradient, bypass, bypass_gradient, weighted(w, local.output),
+                                   weighted(w, local.bias), biases), local, not split.bypass.is_zero,
                 joined(names, local))
 
 
@@ -156,6 +156,11 @@ def _local_of(d: Decomposition, local):
             d.image.double().norm()):
         raise ValueError(f"the Local's map to layer {d.layer!r} is not the decomposed one: its model has other weights")
     return local
+
+
+def weighted(w: torch.Tensor, values: torch.Tensor) -> float:
+    """w·values where w is not zero: elsewhere an output may be infinite, as masked logits are."""
+    return dot(w[w != 0], values.flatten()[w != 0])
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> float:

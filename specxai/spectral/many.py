@@ -15,23 +15,26 @@ from specxai._blocks import as_integer, identity_blocks
 from specxai._processes import spread
 from specxai.affine.batch import Batch, MixedBatch
 from specxai.affine.captured import linearize
+from specxai.affine.local import Local
 from specxai.affine.target import resolve_target
 from specxai.backends.used import used
-from specxai.errors import SpecXAIError
+from specxai.errors import CaptureError, SpecXAIError, StaleError
 from specxai.precision import full_precision
 from specxai.spectral.decompose import Request, joined, recorded
-from specxai.spectral.explain import Terms, explain, read
+from specxai.spectral.explain import Terms, explain, read, weighted
 from specxai.spectral.explanation import Explanation
 from specxai.svd.certify import HELD_OUT, safety_factor
 from specxai.svd.dense import DenseSVDs, dense_svds
 from specxai.svd.products import ProgressBar, gaussian, generator_of
 from specxai.svd.result import SVDResult
+from specxai.svd.solve import check_options
 
 __all__ = ["explain_many"]
 
 MATRICES = 256 << 20  # bytes of the R_i of a batch
 WIDEST = 1024  # side of an R_i; wider ones are decomposed from products, one input after the other
 MOST = 256  # inputs of a batch
+SQUARES = 1e140  # entries of an R_i up to this, and from its inverse on, have squares whose sums float64 holds
 
 
 def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None, target=None, *,
@@ -44,7 +47,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
 
     Where the layer or the input has at most 1,024 units, a whole batch is linearised at once, and a product is one with
     the R_i of every input; R_i is then small enough to be multiplied out, and is decomposed exactly.  That each input
-    is apart from the others is certified for every batch; where it is not, or R_i is larger, each is explained alone.
+    is apart from the others is certified for every batch, and its output is compared with what it has alone; where
+    they differ, where the model runs with one input only, or where R_i is larger, each is explained alone.
 
     model      an nn.Module in eval mode
     inputs     (N, *input_shape), a data set's images, say, or token ids (N, T); or a list of inputs (1, *input_shape)
@@ -53,17 +57,19 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     targets    instead of it, one for each input: the labels of a data set
     rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are the same for all
     each       further arguments by name of which every input has its own: tensors (N, ...), such as attention masks
-    batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of
+    batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of and `max_memory` holds a
+               product with one vector of, at most 256
     devices    one process each, as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]; the model and the options must be such as
                can be pickled, and a script needs `if __name__ == "__main__":`
     max_memory bytes that one product may hold
     progress   True or False forces the bar; None shows it on terminals, on runs longer than two seconds
 
     Yields an `Explanation` for each input, in order: `list(...)` keeps them all.  Its `local` is None; for surgery give
-    it one, `dataclasses.replace(e, local=specxai.linearize(model, x))`.  Arguments are checked before the first.
+    it one, `dataclasses.replace(e, local=specxai.linearize(model, x))`.  Arguments are checked before the first.  All
+    explanations are of the weights at the call: once they have changed, the next batch raises StaleError.
 
-    Raises TypeError or ValueError for an argument out of range, SpecXAIError where a process of `devices` ends, and
-    what `specxai.explain` raises.
+    Raises TypeError, ValueError or IndexError for an argument out of range, SpecXAIError where a process of `devices`
+    ends, and what `specxai.explain` raises.
 
     >>> import torch, specxai
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
@@ -88,6 +94,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     options = {name: value for name, value in options.items() if value is not None}
     asked = {"rank": rank, "tol": tol, "method": method, "seed": seed}
     request = Request.of(**asked)
+    check_options(tol, method, seed)
     if not len(inputs):
         return iter(())
     # The first input by itself: it shows what is wrong with the arguments, and how large things are.
@@ -96,16 +103,20 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
         raise TypeError(f"explain_many needs layer=, the name of a module or the module itself; this model has "
                         f"{', '.join(first.layers[-8:])}")
     split = first.split(layer)
-    resolve_target(chosen[0], first.output)
+    _check_targets(chosen, first.output)
     m, n = split.right.shape
-    most = min(MOST, MATRICES // max(1, m * n * split.right.dtype.itemsize)) if size is None else size
+    most = MOST if size is None else size
+    if size is None:
+        most = min(most, MATRICES // max(1, m * n * split.right.dtype.itemsize))
+    if size is None or max_memory is not None:
+        most = min(most, first.max_memory // max(1, first.jacobian.product_bytes))
     narrow = 0 < min(m, n) <= WIDEST and request.method in ("auto", "exact")
     together = max(1, most) if narrow else 1
     if devices is None:
         run = _Run(model, layer, request, asked, options, first)
         return run.explanations(inputs, each, chosen, together, progress)
     shared = model, split.layer, {**asked, **options, "batch_size": together}
-    return _spread(shared, _devices(devices), inputs, each, chosen, together, progress)
+    return _spread(shared, first, _devices(devices), inputs, each, chosen, together, progress)
 
 
 def _stacked(inputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -152,6 +163,15 @@ def _target(one: Any) -> Any:
     return one if number is None else number
 
 
+def _check_targets(targets: list, output: Tensor) -> None:
+    """Raise what is wrong with a target of any input; what a callable returns only its own input shows."""
+    numbers = {target for target in targets[1:] if isinstance(target, int)}
+    others = [target for target in targets[1:] if target is not None and not isinstance(target, int)]
+    for target in (targets[0], *numbers, *others):
+        if target is targets[0] or isinstance(target, Tensor) or not callable(target):
+            resolve_target(target, output)
+
+
 def _devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
     if isinstance(devices, (str, torch.device)) or not len(devices):
         raise ValueError(f"devices={devices!r}: give a list, as ['cuda:0', 'cuda:1']")
@@ -162,8 +182,8 @@ def _devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
     return found
 
 
-def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, each: dict[str, Tensor], targets: list,
-            size: int, progress: bool | None) -> Iterator[Explanation]:
+def _spread(shared: tuple, first: Local, devices: list[torch.device], inputs: Tensor, each: dict[str, Tensor],
+            targets: list, size: int, progress: bool | None) -> Iterator[Explanation]:
     # Neither so small that a process begins again and again, nor so large that one is left with all of the work.
     size = max(size, min(16, -(-len(inputs) // (4 * len(devices)))))
     parts = [slice(at, at + size) for at in range(0, len(inputs), size)]
@@ -172,11 +192,21 @@ def _spread(shared: tuple, devices: list[torch.device], inputs: Tensor, each: di
     bar = ProgressBar(progress, "explain", " inputs", len(inputs))
     try:
         for found in spread(_explained, shared, devices, tasks):
+            _check_current(first)  # the processes have copies
             for e in found:
                 bar.update(1)
                 yield e
     finally:
         bar.close()
+
+
+def _check_current(first: Local) -> None:
+    """Raise StaleError where the weights have changed, and not only what a forward() keeps of its last batch."""
+    try:
+        first.ensure_current()
+    except StaleError:
+        first.captured.run_model(first.input)
+        first.ensure_current()
 
 
 def _explained(shared: tuple, device: torch.device, task: tuple) -> list[Explanation]:
@@ -196,7 +226,7 @@ class _Run:
     request: Request
     asked: dict
     options: dict
-    first: Any
+    first: Local
 
     def explanations(self, inputs: Tensor, each: dict[str, Tensor], targets: list, size: int,
                      progress: bool | None) -> Iterator[Explanation]:
@@ -204,7 +234,8 @@ class _Run:
         try:
             start = 0
             while start < len(inputs):
-                part = slice(start, start + size)
+                _check_current(self.first)
+                part = slice(start, min(start + size, len(inputs)))
                 found = None
                 if size > 1:
                     try:
@@ -228,12 +259,14 @@ class _Run:
 
     def together(self, inputs: Tensor, each: dict[str, Tensor], targets: list, part: slice) -> list[Explanation]:
         """Raises MixedBatch where the inputs are not apart."""
-        batch = Batch(self.model, inputs[part], **_with(self.options, each, part))
+        try:
+            batch = Batch(self.model, inputs[part], **_with(self.options, each, part))
+            batch.local.split(self.layer)
+        except (CaptureError, ValueError) as error:
+            raise MixedBatch("the model does not run with several inputs as with one") from error
         local = batch.local
         with local.checked(), full_precision(local.input.device):
-            if part.start == 0:
-                last = slice(batch.count - 1, batch.count)
-                self.check_values(batch, inputs[last], _with(self.options, each, last).get("kwargs"))
+            self.check_values(batch, inputs, each, part)
             split = local.split(self.layer)
             shape = batch.per_input(split.shape, f"layer {split.layer!r}")
             chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets[part])]
@@ -257,21 +290,29 @@ class _Run:
                              image=image[i], shape=shape, exactness=float(exactness[i]), ran=ran)
                 own = w[i].double()
                 terms = Terms(pulled[i], gradient[i], float(own @ passed[i].double()), back[i],
-                              float(own @ output[i].double()), float(own @ bias[i].double()),
+                              weighted(own, output[i]), weighted(own, bias[i]),
                               {name: float(part[i]) for name, part in biases.items()})
                 found.append(read(d, w[i], label, terms, None, around, read_by))
             return found
 
-    def check_values(self, batch: Batch, last: Tensor, kwargs: Mapping | None) -> None:
-        """The first and the last output of a batch are those of the inputs alone.  Raises MixedBatch where not."""
-        with torch.no_grad():
-            recording, x = self.first.captured.given(last, kwargs=kwargs)
-            alone = [self.first.output, recording.run_model(x)]
-        for mine, theirs in zip((batch.local.output[:1], batch.local.output[-1:]), alone, strict=True):
-            gap = torch.where(torch.isfinite(theirs), mine - theirs, 0).double().norm()
-            size = torch.where(torch.isfinite(theirs), theirs, 0).double().norm()
-            if mine.shape != theirs.shape or not float(gap) <= torch.finfo(theirs.dtype).eps ** 0.5 * float(size):
-                raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
+    def check_values(self, batch: Batch, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
+        """Raises MixedBatch where an output is not that of the input alone, which no derivative shows."""
+        alone, together = [], batch.local.output
+        for i in range(part.start, part.start + batch.count):
+            one = slice(i, i + 1)
+            recording, x = self.first.captured.given(inputs[one], kwargs=_with(self.options, each, one).get("kwargs"))
+            with torch.no_grad():
+                alone.append(recording.run_model(x).detach())
+        same = all(one.shape == together[:1].shape for one in alone)
+        if same:
+            theirs = torch.cat(alone)
+            finite = torch.isfinite(theirs)
+            gap, size = (torch.where(finite, value, 0).double().reshape(batch.count, -1).norm(dim=1)
+                         for value in (together - theirs, theirs))
+            near = gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size
+            same = bool(near.all() & (finite == torch.isfinite(together)).all())
+        if not same:
+            raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
 
 
 def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult], Tensor]:
@@ -286,9 +327,12 @@ def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult],
     gap = (batch.parts(tall.rmatmat(probes)) - R.mT @ batch.parts(probes)).double()
     R = R.mT if tall is not right else R
     rounding = safety_factor(HELD_OUT) / math.sqrt(HELD_OUT) * torch.linalg.matrix_norm(gap)
-    norms = torch.linalg.matrix_norm(R.double())
+    norms = torch.linalg.vector_norm(R, dim=(1, 2), dtype=torch.float64)
     if not bool(torch.isfinite(R).all()):
         raise ValueError("the products are not finite: the model's weights or an input hold inf or nan")
+    largest = R.abs().amax((1, 2)).double()
+    if bool(((largest > SQUARES) | ((largest > 0) & (largest < 1 / SQUARES))).any()):
+        raise MixedBatch("numbers whose squares float64 cannot hold are scaled for each input alone")
     if not bool((rounding <= torch.finfo(R.dtype).eps ** 0.5 * norms.max()).all()):
         raise MixedBatch("the products with one input's columns reach another's")
     flat = batch.local.input.reshape(-1).to(right.dtype)

@@ -7,7 +7,7 @@ serves there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from specxai.svd.certify import FLOORS, rounding_floor
 from specxai.svd.orth import gram, leading_eigh
 
 __all__ = ["DenseSVDs", "dense_svds"]
+
+AT_ONCE = 16 << 20  # bytes of matrices on the CPU: ten times as many are at work, in float64
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ def dense_svds(R: Tensor, rank: int | None = None, tol: float | None = None,
     >>> round(float(found.S[0, 0]), 5), round(float(found.errors[0]), 3)
     (3.0, 1.0)
     """
+    apart = torch.as_tensor(rounding, dtype=torch.float64, device=R.device).expand(len(R))
+    step = max(1, AT_ONCE // max(1, R[:1].nbytes)) if R.device.type == "cpu" else max(1, len(R))
+    parts = [_dense_svds(*part, rank, tol) for part in zip(R.split(step), apart.split(step), strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return DenseSVDs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(DenseSVDs)))
+
+
+def _dense_svds(R: Tensor, apart: Tensor, rank: int | None, tol: float | None) -> DenseSVDs:
     turned = R.shape[1] > R.shape[2]
     tall = (R if turned else R.mT).double()  # Y Σ Xᵀ, (B, n, w)
     k = tall.shape[2] if rank is None else min(rank, tall.shape[2])
@@ -71,7 +82,6 @@ def dense_svds(R: Tensor, rank: int | None = None, tol: float | None = None,
     # ‖R − UΣVᵀ‖² of the first 0, 1, … triplets: their residuals, and what is left out.
     left_out = torch.cat([S.square(), beyond.clamp_min(0)[:, None]], 1).flip(1).cumsum(1).flip(1)
     known = (left_out + F.pad(forward.square().cumsum(1), (1, 0))).sqrt()
-    apart = torch.as_tensor(rounding, dtype=torch.float64, device=R.device)
     slack = torch.maximum(FLOORS * floors, apart)
     counts = (floors[:, None] < S).sum(1)
     if rank is None and tol is not None:
@@ -90,7 +100,10 @@ def _by_gram(tall: Tensor, narrow: Tensor, k: int) -> tuple[Tensor, Tensor, Tens
     G = torch.stack([gram(one.contiguous()) for one in narrow]) if tall.device.type == "cpu" else tall.mT @ tall
     X = leading_eigh((G + G.mT) / 2, k)
     Y = tall @ X
-    norms, S = G.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt(), torch.linalg.norm(Y, dim=1)
+    norms = G.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt()
+    # Beside a large eigenvalue, rounding may put small ones that are nearly equal in any order.
+    S, order = torch.linalg.norm(Y, dim=1).sort(dim=1, descending=True)
+    X, Y = (block.gather(2, order[:, None].expand_as(block)) for block in (X, Y))
     # Orthogonal but for rounding, which small singular values magnify; the leading ones stay as they are.
     null = torch.finfo(torch.float64).eps * norms[:, None] >= S
     Y = torch.where(null[:, None], 0.0, Y / torch.where(null, 1.0, S)[:, None])

@@ -126,6 +126,16 @@ def _unscaled(result: SVDResult, scale: float) -> SVDResult:
     return replace(result, **{name: getattr(result, name) / scale for name in numbers})
 
 
+def check_options(tol, method, seed) -> None:
+    """Raise ValueError for what no operator can be decomposed with."""
+    if tol is not None and not (isinstance(tol, Real) and math.isfinite(tol) and 0 <= tol < 1):
+        raise ValueError(f"tol is relative and must lie in [0, 1), or be None; got {tol!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if as_integer(seed) is None or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
+
+
 def _checked(
     operator, rank, tol, method, seed, block_size, max_basis, max_products, start
 ) -> int | None:
@@ -144,12 +154,7 @@ def _checked(
             f"rank {rank} is out of range for an operator of shape {operator.shape}: it has {min(operator.shape)} "
             "singular values; give at most that, or None for all"
         )
-    if tol is not None and not (isinstance(tol, Real) and math.isfinite(tol) and 0 <= tol < 1):
-        raise ValueError(f"tol is relative and must lie in [0, 1), or be None; got {tol!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if as_integer(seed) is None or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer in [0, 2**63); got {seed!r}")
+    check_options(tol, method, seed)
     for name, value in (("block_size", block_size), ("max_basis", max_basis), ("max_products", max_products)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, or None for the default; got {value!r}")

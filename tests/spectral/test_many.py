@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+from multiprocessing import connection
 
 import pytest
 import torch
 from torch import nn
 
 import specxai
-from specxai.errors import LayerError, SpecXAIError
+from specxai.errors import LayerError, SpecXAIError, StaleError
 from specxai.spectral import many as module
 from specxai.svd.dense import dense_svds
 from specxai.zoo import load_digits_net
@@ -128,6 +131,124 @@ def test_what_each_input_gets_by_name(devices):
         assert_alike(e, specxai.explain(net, X[i:i + 1], "inner", kwargs={"mask": masks[i:i + 1]}))
 
 
+class Small(nn.Module):
+    """Its output is what `of` makes of the input and of the layers' own."""
+
+    def __init__(self, of) -> None:
+        super().__init__()
+        self.inner, self.last, self.of = nn.Linear(6, 8), nn.Linear(8, 3), of
+
+    def forward(self, x):
+        return self.of(self, x, self.last(torch.relu(self.inner(x))))
+
+
+def only_alone(net, x, y):
+    if len(x) > 1:
+        raise RuntimeError("one at a time")
+    return y
+
+
+def with_state(net, x, y):
+    if len(getattr(net, "state", ())) != len(x):
+        net.state = torch.ones(len(x), 1)
+    return only_alone(net, x, y * net.state)
+
+
+ODD = {
+    "an output without a batch axis": lambda net, x, y: y.squeeze(),
+    "a batch of one in the code": lambda net, x, y: y.reshape(1, 3),
+    "an error for several": only_alone,
+    "another function of several": lambda net, x, y: y if len(x) == 1 else net.last(torch.relu(x @ net.inner.weight.T)),
+    "a scale of the whole batch": lambda net, x, y: y * (x.detach().mean() > 0),
+    "what is kept of the last batch": with_state,
+    "masked logits": lambda net, x, y: y.masked_fill(torch.tensor([False, True, False]), -torch.inf),
+}
+
+
+def odd_inputs():
+    """Of both signs of the mean, which the first batch of four does not show at its ends."""
+    X = torch.randn(10, 6, generator=torch.Generator().manual_seed(3)).abs()
+    X[2:3], X[5:] = -0.1 * X[2:3], -X[5:]
+    X[7] *= -0.1
+    return X
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_models_that_are_not_what_they_are_in_a_batch(name):
+    torch.manual_seed(0)
+    net, X = Small(ODD[name]).eval(), odd_inputs()
+    if name == "what is kept of the last batch":
+        net(X[:1])  # so that what is kept is there when the first input is linearised
+    found = list(specxai.explain_many(net, X, "inner", rank=None, batch_size=4))
+    for i, e in enumerate(found):
+        assert_alike(e, specxai.explain(net, X[i:i + 1], "inner", rank=None))
+        assert ("batch" in e.settings["svd"]) == (name == "masked logits"), i
+
+
+def test_numbers_whose_squares_are_out_of_range():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    with torch.no_grad():
+        net[0].weight.mul_(1e-200)
+    X = torch.randn(3, 6, dtype=torch.float64)
+    for i, e in enumerate(specxai.explain_many(net, X, "1", rank=None)):
+        R = specxai.linearize(net, X[i:i + 1]).split("1").right.to_dense() * 2.0**664
+        true = torch.linalg.svdvals(R)[:len(e)]
+        assert ((e.S * 2.0**664 - true).abs() <= e.residuals * 2.0**664).all()
+        assert e.error > 0
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu"]])
+def test_weights_that_change_on_the_way_are_noticed(devices):
+    torch.manual_seed(0)
+    net, X = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(40, 6)
+    many = specxai.explain_many(net, X, "1", batch_size=4, devices=devices)
+    first = next(many)
+    assert_alike(first, specxai.explain(net, X[:1], "1"))
+    with torch.no_grad():
+        net[0].weight.mul_(1.5)
+    with pytest.raises(StaleError, match=r"0\.weight"):
+        list(many)
+
+
+def test_processes_end_with_their_generator():
+    net, X, layer = CASES["bypass"]
+    many = specxai.explain_many(net, X.repeat(20, 1), layer, batch_size=2, devices=["cpu", "cpu"])
+    next(many)
+    workers = [child for child in multiprocessing.active_children() if child.name.startswith("SpawnProcess")]
+    assert len(workers) == 2
+    many.close()
+    for worker in workers:
+        assert connection.wait([worker.sentinel], 60) == [worker.sentinel]
+
+
+class Dies(Masked):
+    """Ends any other process that it comes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = os.getpid()
+
+    def forward(self, x):
+        if os.getpid() != self.home:
+            os._exit(3)
+        return super().forward(x, torch.ones(1))
+
+
+def test_a_process_that_dies_is_said():
+    with pytest.raises(SpecXAIError, match="ended before its work was done"):
+        list(specxai.explain_many(Dies().eval(), torch.randn(4, 5), "inner", devices=["cpu", "cpu"]))
+
+
+@pytest.mark.parametrize("times, size", [(1, None), (2, 2), (3.5, 3)])
+def test_batches_keep_to_max_memory(times, size):
+    net, X, layer = CASES["a narrow input"]
+    needed = specxai.linearize(net, X[:1]).jacobian.product_bytes
+    for batch_size in (None, 5):
+        found = specxai.explain_many(net, X, layer, max_memory=int(times * needed), batch_size=batch_size)
+        assert next(found).settings["svd"].get("batch") == size
+
+
 def test_processes_give_the_same():
     net, X, layer = load_digits_net(), torch.randn(6, 1, 32, 32), "classifier.1"
     here = list(specxai.explain_many(net, X, layer, batch_size=2))
@@ -157,6 +278,12 @@ def test_batches_are_as_large_as_their_memory_allows(monkeypatch):
     ({"inputs": torch.tensor([[0.0] * 6, [float("nan")] * 6])}, ValueError, "input 1 holds"),
     ({"target": 1, "targets": [0, 1]}, TypeError, "not both"),
     ({"targets": [0]}, ValueError, "1 entries for 2 inputs"),
+    ({"targets": [0, 9]}, IndexError, "out of range"),
+    ({"targets": [0, (1, 2, 3)]}, ValueError, "tuple of 1 integers"),
+    ({"targets": [0, torch.zeros(4)]}, ValueError, "all zero"),
+    ({"method": "best"}, ValueError, "method must be one of"),
+    ({"tol": 2.0}, ValueError, "must lie in"),
+    ({"seed": -1}, ValueError, "seed must be"),
     ({"target": 9}, IndexError, "out of range"),
     ({"batch_size": 0}, ValueError, "positive integer"),
     ({"devices": "cpu"}, ValueError, "give a list"),

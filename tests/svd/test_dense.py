@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from specxai.svd import dense as module
 from specxai.svd.dense import dense_svds
 from specxai.svd.orth import leading_eigh
 
@@ -59,3 +60,20 @@ def test_leading_eigenvectors_of_a_batch(size, k):
     assert X.shape == (3, size, k)
     values = torch.linalg.eigvalsh(G).flip(1)[:, :k]
     assert (G @ X - X * values[:, None]).abs().max() <= 1e-11 * values.max()
+
+
+def test_nearly_equal_values_beside_a_large_one_descend(kit):
+    spectrum = torch.cat([torch.tensor([1e6]), torch.ones(39)])
+    R = torch.stack([kit.prescribed(spectrum, 60, 40, torch.float32) for _ in range(3)])
+    S = dense_svds(R).S
+    assert (S[:, :-1] >= S[:, 1:]).all()
+
+
+@pytest.mark.parametrize("rounding", [0.0, torch.tensor([0.0, 0.5, 0.0, 0.25, 1.0])])
+def test_a_few_matrices_at_a_time_are_as_all_at_once(monkeypatch, rounding):
+    R = torch.randn(5, 20, 30)
+    whole = dense_svds(R, 4, rounding=rounding)
+    monkeypatch.setattr(module, "AT_ONCE", 2 * R[0].nbytes)
+    parts = dense_svds(R, 4, rounding=rounding)
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(parts, name), value), name
