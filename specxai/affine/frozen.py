@@ -47,7 +47,9 @@ def frozen_pull_back(program: Program, policy: Policy, x: Tensor, cotangent: Cal
     with differentiating(), torch.autocast(x.device.type, enabled=False):  # the program has its conversions written out
         leaf = x.detach().clone().requires_grad_()
         values: list[Any] = [None] * len(program.steps)
-        replay = _Replay(program, policy, values)
+        with torch.no_grad():
+            plain = program.run(x.detach().clone())
+        replay = _Replay(program, policy, values, plain)
         for step in program.steps:
             if step.kind == "call":
                 value = values[step.index] = replay.value(step)
@@ -68,10 +70,13 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 
 class _Replay:
-    """Goes through the steps in order and notes what each value is as a factor: how strong a gate."""
+    """Goes through the steps in order and notes what each value is as a factor: how strong a gate.
 
-    def __init__(self, program: Program, policy: Policy, values: list[Any]) -> None:
-        self._program, self._policy, self._values = program, policy, values
+    plain   every step's value, as the program has it
+    """
+
+    def __init__(self, program: Program, policy: Policy, values: list[Any], plain: list[Any]) -> None:
+        self._program, self._policy, self._values, self._plain = program, policy, values, plain
         self._gate: dict[int, int] = {}
 
     def value(self, step: Step) -> Any:
@@ -94,6 +99,8 @@ class _Replay:
             value, gate = self._product(step, name, args, kwargs, given)
         else:
             value = self._expression(step.target, name, given)(*args, **kwargs)
+            if self._policy.norm == "held" and name in _NORMS:
+                value = _anchored(value, self._plain[step.index])
             if name in WEIGHTED:
                 gate = self._behind_weights(given)
         self._gate[step.index] = gate
@@ -190,6 +197,13 @@ def _secant(function: Callable[[Tensor], Tensor], z: Tensor, clips: bool = False
     moved = torch.where(torch.isfinite(z), z - z.detach(), 0)
     as_is = (z == 0) | (value == z) if clips else z == 0
     return torch.where(as_is, value, value.detach() + slope * moved)  # the value itself, to the last digit
+
+
+def _anchored(value: Any, plain: Any) -> Any:
+    """The derivative of one with the digits of the other: what is decided by equal numbers then stays decided."""
+    if isinstance(value, tuple):
+        return (_anchored(value[0], plain[0]), *value[1:])
+    return plain.detach() + torch.where(torch.isfinite(value), value - value.detach(), 0)
 
 
 def _standard(z: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:

@@ -44,12 +44,13 @@ def tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) 
 
 
 def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: Tensor, near: Sequence[Graph] = (),
-         weight: float = 0.0, determined: bool = False) -> Probe:
+         weight: float = 0.0, determined: bool = False, digits: bool = False) -> Probe:
     """Both products, and the largest gap between a node's two directions, relative to the terms of ⟨A z, c⟩.
 
     near, weight   where given, the size of the terms is that before they cancel, and `weight` times what the same node
                    of each of these graphs makes otherwise of the same blocks
     determined     leave out nodes without digits of their own: whose product of a block is not that of its halves
+    digits         every number counts, those too that are below the smallest normal one, where products keep none
     """
     source, target = graph.input, captured.program.output
     taps: dict[int, list[Tensor]] = {step: [] for step in path}
@@ -62,6 +63,8 @@ def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: 
         tangents, cotangents = _scale(taps[step][0]), _scale(c)
         value, size = _inner(_over(taps[step][0], tangents), _over(c, cotangents))
         size = size ** 2
+        tiny = 0.0 if digits else torch.finfo(c.dtype).tiny
+        faint = tiny / tangents * _over(c, cotangents).double().abs().sum()
         for term, part in parts:
             z = v if term.input == source else taps[term.input][0] if taps.get(term.input) else None
             if z is None:
@@ -71,10 +74,11 @@ def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: 
             z, part = _over(z, tangents), _over(part, cotangents)
             other, other_size = _inner(z, part)
             value, size = value - other, size + other_size ** 2
+            faint = faint + tiny / cotangents * z.double().reshape(len(z), -1).abs().sum(1)
             if near:
                 again = [t for g in near for t in g.nodes[step].terms if t.input == term.input]
                 size = size + _before_cancelling(term, z, _over(c, cotangents), again, weight)
-        gaps[step] = torch.where(size > 0, value.abs() / size.sqrt(), 0.0).max().item()
+        gaps[step] = torch.where(size > 0, (value.abs() - faint).clamp_min(0) / size.sqrt(), 0.0).max().item()
 
     with torch.no_grad(), full_precision(v.device):
         pushed = push(graph, {source: v}, [target], taps=taps)[0]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import specxai
+from random_nets import random_net
 from specxai.capture import recording as recording_module
 from specxai.errors import CaptureError, PrecisionWarning
 
@@ -225,3 +226,13 @@ def test_a_function_computed_outside_of_torch_is_named(verify):
 
     with pytest.raises(CaptureError, match=r"Function Outside computed its result outside of torch.*\.py:\d+"):
         specxai.linearize(Squares().eval(), torch.randn(1, 4), verify=verify)
+
+
+@pytest.mark.parametrize("seed, scale, gates, dtype", [
+    (26, 0.0, "frozen", torch.float64), (40, 0.0, "frozen", torch.float32), (5, 1e-3, "frozen", torch.float64),
+    (62, 1e-3, "frozen", torch.float32), (16, 100.0, "tangent", torch.float32)])
+@pytest.mark.filterwarnings("ignore::specxai.errors.PrecisionWarning")
+def test_ties_and_numbers_below_the_smallest_are_no_disagreement(seed, scale, gates, dtype):
+    """A constant image ties every pool, and behind a saturated softmax cotangents have no digits."""
+    net, x = random_net(seed, dtype)
+    assert specxai.linearize(net, x * scale, gates=gates).agreement < 1e-3
