@@ -140,7 +140,7 @@ def _node_by_node(captured: Recording, graph: Graph, path: list[int], u: Tensor,
     """
     if result.witness == "central difference" or not math.isfinite(result.reverse):
         return None
-    return max(result.reverse, run_probe(captured, graph, path, u, v, [graph], 0.0, determined=True).gap)
+    return max(result.reverse, run_probe(captured, graph, path, u, v, [graph], 0.0, determined=True, digits=True).gap)
 
 
 def _against(twin: tuple[Operator, float], result: Agreement, found: Probe, u: Tensor, v: Tensor) -> Agreement:
@@ -209,7 +209,8 @@ def _cancelling(captured: Recording, graph: Graph, path: list[int], result: Agre
                 noise = max(noise, relative(moved, gradient))
     tolerance = max(result.tolerance, ROUNDINGS * min(noise, 1.0))
     if found.gap > result.tolerance:
-        found = run_probe(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance)
+        found = run_probe(captured, graph, path, u, v, [other for other, _ in near], ROUNDINGS / result.tolerance,
+                          digits=found.digits)
     forward = max(found.gap, aligned(found, u, v, gradient))
     return replace(result, forward=forward, tolerance=tolerance, cancellation=tolerance / result.tolerance), found
 

@@ -23,12 +23,14 @@ MOST_PROBED_UNITS = 1 << 20  # units of all nodes up to which several tangents a
 
 @dataclass(frozen=True)
 class Probe:
-    """J v and Jᵀu through the nodes: `pushed` (k, m), `pulled` (n,), the forward gap and the step where it is."""
+    """J v and Jᵀu through the nodes: `pushed` (k, m), `pulled` (n,), the forward gap and the step where it is;
+    `digits` as it was made with."""
 
     pushed: Tensor
     pulled: Tensor
     gap: float
     where: int | None
+    digits: bool = False
 
 
 def tangents(graph: Graph, path: list[int], x: Tensor, gradient: Tensor | None) -> Tensor:
@@ -84,7 +86,7 @@ def run_probe(captured: Recording, graph: Graph, path: list[int], u: Tensor, v: 
         pushed = push(graph, {source: v}, [target], taps=taps)[0]
         pulled = pull(graph, {target: u.unsqueeze(0)}, [source], watch=watch)[0][0]
     where = max(gaps, key=gaps.get, default=None)
-    return Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where)
+    return Probe(pushed.reshape(len(v), -1), pulled, gaps[where] if where is not None else 0.0, where, digits)
 
 
 def _before_cancelling(term: Term, z: Tensor, c: Tensor, again: Sequence[Term], weight: float) -> Tensor:
