@@ -12,7 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find specxai kernels csrc -type f ! -name '*.pyc' ! -name '*.so')
 
-.PHONY: demo test test-kernels bench lint sanitize docs dev cuda clean
+# What further models, photographs and the paper's systems need, with the builds that go with the pinned torch.
+extras: $(VENV)/.stamp-demo
+	$(PIP) ".[models,paper]" $(TORCH) $(VISION)
+
+.PHONY: extras demo test test-kernels bench lint sanitize docs dev cuda clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo

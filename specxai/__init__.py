@@ -35,7 +35,9 @@ _EXPORTS = {
     "Explanation": "specxai.spectral",
 }
 _MODULES = ("capture", "svd")  # callable packages
-_OPENED = ("transformers", "lens", "parallel")  # modules that are imported when they are named
+# Modules that are imported when they are named.
+_OPENED = ("backends", "errors", "lens", "operators", "parallel", "plan", "plots", "rules", "spectral", "transformers",
+           "zoo")
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 

@@ -40,7 +40,7 @@ def _backends(local) -> list[str]:
         chosen += f" from {local.plan_from} columns on, reference below, unless a plan is there already"
     lines = [chosen]
     lines += [f"  refused: {name}, {reason}" for name, able, reason in describe(local.graph.device, local.graph.dtype)
-              if not able]
+              if not able and not (name == "cuda" and local.graph.device.type != "cuda")]
     whole: dict[str, list[str]] = {}
     for step in local.jacobian.opaque_steps():
         origin = local.captured.program.steps[step]
@@ -61,6 +61,6 @@ def _live_table(local) -> list[str]:
         return []
     rows.append(("sum", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
     width = max(len(row[0]) for row in rows)
-    return ["live of all units, MFLOP a column of live of all:",
+    return ["live units of all; MFLOP a column, live of dense:",
             *(f"  {name:<{width}}  {live:>9,} of {units:>9,}   {work:>9,.4g} of {every:>9,.4g}"
               for name, live, units, work, every in rows)]

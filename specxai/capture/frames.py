@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _INNER = tuple(str(Path(__file__).with_name(f"{name}.py"))
                for name in ("frames", "reads", "recorder", "storage", "tape"))
-_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__
+# From torch 2.14 on `apply` is no Python function: then it is the forward() itself that is looked for.
+_FUNCTION_APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 
 
 def frames() -> Iterator[FrameType]:
@@ -39,7 +40,24 @@ def where() -> str:
 
 def in_function() -> bool:
     """Is the forward() of an autograd.Function running, where torch itself switches autograd off?"""
-    return not torch.is_grad_enabled() and any(frame.f_code is _FUNCTION_APPLY for frame in frames())
+    if torch.is_grad_enabled():
+        return False
+    if _FUNCTION_APPLY is not None:
+        return any(frame.f_code is _FUNCTION_APPLY for frame in frames())
+    return any(_is_forward(frame.f_code) for frame in frames())
+
+
+@cache
+def _is_forward(code: CodeType) -> bool:
+    """Is this the forward() of some autograd.Function?"""
+    waiting = [torch.autograd.Function]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        forward = vars(kind).get("forward")
+        if getattr(getattr(forward, "__func__", forward), "__code__", None) is code:
+            return True
+    return False
 
 
 @cache

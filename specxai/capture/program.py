@@ -125,12 +125,15 @@ class Program:
                 raise LayerError(f"this {type(layer).__name__} is not a layer of the captured model (or its output is "
                                  "no tensor that depends on the input); give a module of the same model object")
             layer = names[0]
+        if not isinstance(layer, str):
+            raise LayerError(f"layer={layer!r} is of type {type(layer).__name__}: layers are named by strings, such as "
+                             f"{next(iter(self.layers), '0')!r}, or given as the module itself")
         if layer in self.layers:
             return layer, self.layers[layer]
         if names := self.parts.get(layer):
             if (first or len(names) == 1) and names[0].startswith(f"{layer}["):
                 return names[0], self.layers[names[0]]
-            many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
+            many = "returns several tensors" if any(n.endswith("]") for n in names) else "is called more than once"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:
             raise LayerError(f"no layer {layer!r}: this model has no submodules to split at; wrap it, as in "

@@ -179,7 +179,8 @@ class BenchSettings:
     """
 
     cases: tuple[str, ...] = ("digits", "autoencoder8", "alexnet")
-    """digits, autoencoder8, alexnet, resnet18, vgg11_bn, densenet121, vgg11_bn_fc: the larger ones take minutes"""
+    """digits, autoencoder8, alexnet, resnet18, vgg11_bn, densenet121, vgg11_bn_fc, efficientnet_lite0,
+    mobilenet_v2: the larger ones take minutes"""
     questions: tuple[str, ...] = ()
     """equal (products), first (10 triplets, certified), exact (all), passes (one product); default: each case's own"""
     peers: tuple[str, ...] = ()

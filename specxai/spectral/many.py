@@ -83,6 +83,9 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     inputs = _stacked(inputs)
     if targets is not None and target is not None:
         raise TypeError("give target= for all inputs or targets= for each, not both")
+    if targets is not None and not hasattr(targets, "__len__"):
+        raise TypeError(f"targets={targets!r}: give one for each of {len(inputs)} inputs, as a list or a tensor; the "
+                        "same for all is target=")
     if targets is not None and len(targets) != len(inputs):
         raise ValueError(f"targets has {len(targets)} entries for {len(inputs)} inputs: give one for each")
     size = None if batch_size is None else as_integer(batch_size)

@@ -71,8 +71,9 @@ def _checks(record) -> str:
 def _solver(record) -> list[str]:
     """How the components were found, and what is known of those that were not."""
     error = "unknown" if record.error is None else f"at most {record.error:.2g}"
-    if record.error is not None and record.solver.get("norm"):
-        error += f" of ‖R‖ = {record.solver['norm']:.3g}"
+    if record.error is not None and (norm := record.solver.get("norm")):
+        known = record.error < norm
+        error = f"{error} of ‖R‖ = {norm:.3g}" if known else f"not bounded below ‖R‖ = {norm:.3g}, rank=None is exact"
     worst = record.worst_residual
     residual = "" if worst is None else f"worst residual {worst:.1e} λ₁, "
     reached = "converged" if record.converged else "tolerance NOT reached"

@@ -233,7 +233,7 @@ def test_a_report_says_what_runs_where():
     report = specxai.linearize(net, torch.randn(1, 6), backend="torch").report()
     assert "backend torch\n" in report
     assert "through whole values, by the reference's terms: cumprod.default in 2" in report
-    assert "refused: cuda, the kernels run on an NVIDIA GPU, the model is on cpu" in report
+    assert "refused: cuda" not in report  # of no device that the model is on
 
 
 def test_traffic_counts_each_row_once_a_stage():

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import specxai
 from nets import NETS, build
+from specxai.capture import frames
 from specxai.errors import CaptureError
 
 
@@ -378,3 +379,13 @@ def test_a_deep_model_takes_time_in_proportion():
             sys.setprofile(None)
         counts[depth] = calls
     assert counts[120] <= 4.5 * counts[30]
+
+
+@pytest.mark.parametrize("name", [name for name in STOPS if "function" in name or name == "checkpoint"])
+def test_a_forward_is_known_where_apply_is_no_python_function(name, monkeypatch):
+    """As from torch 2.14 on."""
+    monkeypatch.setattr(frames, "_FUNCTION_APPLY", None)
+    check(model_of(STOPS[name]), X)
+    model = model_of(lambda s, x: s.head(Doubled.apply(s.body(x))))
+    J = specxai.capture(model, X, verify=False).linearize(X).jacobian.to_dense()
+    assert torch.allclose(J, differences(model, X), atol=1e-8)

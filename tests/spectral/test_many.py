@@ -278,6 +278,8 @@ def test_batches_are_as_large_as_their_memory_allows(monkeypatch):
     ({"inputs": torch.tensor([[0.0] * 6, [float("nan")] * 6])}, ValueError, "input 1 holds"),
     ({"target": 1, "targets": [0, 1]}, TypeError, "not both"),
     ({"targets": [0]}, ValueError, "1 entries for 2 inputs"),
+    ({"targets": 0}, TypeError, "targets=0: give one for each of 2 inputs"),
+    ({"layer": 2}, LayerError, "layer=2 is of type int: layers are named by strings"),
     ({"targets": [0, 9]}, IndexError, "out of range"),
     ({"targets": [0, (1, 2, 3)]}, ValueError, "tuple of 1 integers"),
     ({"targets": [0, torch.zeros(4)]}, ValueError, "all zero"),
