@@ -16,7 +16,7 @@ from specxai.errors import SpecXAIError
 
 AHEAD = 2  # tasks that each process may be ahead of what has been read
 
-_shared: Any = None  # of a worker: what its tasks share, and its device
+_shared: Any = None  # of a worker: what its tasks share, and its device; an error where they could not be read
 
 
 def spread(function: Callable[[Any, torch.device, Any], Any], shared: Any, devices: list[torch.device],
@@ -64,10 +64,17 @@ def _begin(payload: bytes, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    function, shared = pickle.loads(payload)
+    try:
+        function, shared = pickle.loads(payload)
+    except Exception as error:  # raised here it would be nobody's
+        _shared = SpecXAIError(f"a process of devices= cannot take on the work: {type(error).__name__}: {error}. What "
+                               "the model is made of must be importable there, from modules and not from a script")
+        return
     _shared = function, shared, torch.device(device)
 
 
 def _work(task: bytes) -> bytes:
+    if isinstance(_shared, SpecXAIError):
+        raise _shared
     function, shared, device = _shared
     return pickle.dumps(function(shared, device, pickle.loads(task)))

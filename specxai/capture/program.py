@@ -133,7 +133,7 @@ class Program:
         if names := self.parts.get(layer):
             if (first or len(names) == 1) and names[0].startswith(f"{layer}["):
                 return names[0], self.layers[names[0]]
-            many = "returns several tensors" if any(n.endswith("]") for n in names) else "is called more than once"
+            many = "returns several tensors" if any(n.endswith("]") for n in names) else f"is called {len(names)} times"
             raise LayerError(f"layer {layer!r} {many}; name one of {', '.join(names)}")
         if not self.layers:
             raise LayerError(f"no layer {layer!r}: this model has no submodules to split at; wrap it, as in "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 from multiprocessing import connection
 
@@ -16,6 +15,7 @@ from specxai.errors import LayerError, SpecXAIError, StaleError
 from specxai.spectral import many as module
 from specxai.svd.dense import dense_svds
 from specxai.zoo import load_digits_net
+from travellers import Dies, Masked, StaysHome
 
 
 @pytest.fixture
@@ -113,15 +113,6 @@ def test_what_the_model_gets_by_name():
         assert_alike(e, specxai.explain(net, X[i:i + 1], layer, rank=None, kwargs=shift))
 
 
-class Masked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.last = nn.Linear(5, 7), nn.Linear(7, 2)
-
-    def forward(self, x, mask=None):
-        return self.last(torch.relu(self.inner(x * mask)))
-
-
 @pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]])
 def test_what_each_input_gets_by_name(devices):
     torch.manual_seed(0)
@@ -212,8 +203,8 @@ def test_weights_that_change_on_the_way_are_noticed(devices):
 
 
 def test_processes_end_with_their_generator():
-    net, X, layer = CASES["bypass"]
-    many = specxai.explain_many(net, X.repeat(20, 1), layer, batch_size=2, devices=["cpu", "cpu"])
+    net, X = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(140, 6)
+    many = specxai.explain_many(net, X, "1", batch_size=2, devices=["cpu", "cpu"])
     next(many)
     workers = [child for child in multiprocessing.active_children() if child.name.startswith("SpawnProcess")]
     assert len(workers) == 2
@@ -222,17 +213,9 @@ def test_processes_end_with_their_generator():
         assert connection.wait([worker.sentinel], 60) == [worker.sentinel]
 
 
-class Dies(Masked):
-    """Ends any other process that it comes to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.home = os.getpid()
-
-    def forward(self, x):
-        if os.getpid() != self.home:
-            os._exit(3)
-        return super().forward(x, torch.ones(1))
+def test_a_process_that_cannot_read_the_model_says_why():
+    with pytest.raises(SpecXAIError, match="cannot take on the work: RuntimeError: only where it was made"):
+        list(specxai.explain_many(StaysHome().eval(), torch.randn(4, 5), "inner", devices=["cpu"]))
 
 
 def test_a_process_that_dies_is_said():
