@@ -87,6 +87,8 @@ def svd(
         choice, blocks = Choice("exact", "an empty operator"), Blocks(block_size or 1, False, 0.0)
     elif method in ("exact", "subspace"):
         choice, blocks = Choice(method, "asked for"), Blocks(block_size or OVERSAMPLING, False, 0.0)
+    elif method == "auto" and rank is None and tol is None:  # what a product costs, which takes a plan, decides nothing
+        choice, blocks = Choice("exact", "every triplet asked for"), Blocks(block_size or OVERSAMPLING, False, 0.0)
     else:
         blocks = choose_blocks(operator, rank, target, block_size)
         choice = choose(operator, rank, tol, blocks) if method == "auto" else Choice(method, "asked for")
