@@ -87,6 +87,16 @@ def decompositions(rank: int, size: int) -> dict:
     return found
 
 
+def said_of(wide, error: type[Exception]) -> str:
+    """What a decomposition fails with."""
+    try:
+        specxai.svd(wide, rank=1)
+    except error as raised:
+        return str(raised)
+    return "nothing"
+
+
+
 def failing(rank: int, size: int) -> dict:
     """Errors of a worker, of the leader, and a model that changes; the block goes on after each."""
     def instead():
@@ -113,10 +123,7 @@ def failing(rank: int, size: int) -> dict:
         found["left"] = wide is None
         if wide is not None:
             model[0].weight.data[0, 0, 0, 0] += 1
-            try:
-                specxai.svd(wide, rank=1)
-            except StaleError as error:
-                found["stale"] = str(error)
+            found["stale"] = said_of(wide, StaleError)
     return found
 
 
@@ -129,10 +136,7 @@ def stale_elsewhere(rank: int, size: int) -> dict:
         type(J).ensure_current = lambda self: (model[0].weight.data[0, 0, 0, 0].add_(1), check(self))
     with specxai.parallel.columns(J, timeout=60) as wide:
         if wide is not None:
-            try:
-                specxai.svd(wide, rank=1)
-            except ParallelError as error:
-                found["stale"] = str(error)
+            found["stale"] = said_of(wide, ParallelError)
     return found
 
 
