@@ -95,7 +95,7 @@ def main(d: int = 256, layers: int = 8, tokens: int = 64, probes: int = 64, head
         spent, theirs = median(work, repeats), median(peers[name], repeats)
         want = peers[name]().detach().reshape(probes, -1).T
         error = float((work() - want).norm() / want.norm())
-        reached = J.flops * probes / spent / 1e9
+        reached = J.flops_run * probes / spent / 1e9
         print(f"{name}: {spent:.3f} s, torch.func {theirs:.3f} s, ratio {theirs / spent:.2f}; {reached:.0f} GFLOP/s, "
               f"{reached / rate:.0%} of torch's rate; error {error:.0e}")
 

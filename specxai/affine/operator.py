@@ -58,7 +58,7 @@ class LocalOperator(LinearOperator):
         self._backend, self._graph = backend, backend.graph
         self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
-        self._taps = list(taps)
+        self._taps, self._expected = list(taps), 0
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
         super().__init__((m, n), dtype, self._graph.device)
@@ -67,8 +67,18 @@ class LocalOperator(LinearOperator):
     def _products(self) -> Products:
         self._check()
         with full_precision(self.device):
-            return self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows,
+            made = self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows,
                                           self._taps)
+        made.expect(self._expected)
+        return made
+
+    def expect(self, columns: int) -> None:
+        """So many columns will be multiplied: where it pays, wide middles become one matrix a position from the first
+        product on, and what was multiplied before decides nothing.
+        """
+        self._expected = max(self._expected, columns)
+        if "_products" in vars(self):
+            self._products.expect(self._expected)
 
     @once
     def reference(self) -> WholeValues:
@@ -124,6 +134,11 @@ class LocalOperator(LinearOperator):
     def flops(self) -> int:
         """Operations of one column's product as the backend runs it, a multiply-add counted as two."""
         return self._products.flops + self.shape[0]
+
+    @property
+    def flops_run(self) -> int:
+        """The same as products run by now: with matrices in place of wide middles, where those pay."""
+        return self._products.flops_run + self.shape[0]
 
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)
@@ -227,6 +242,9 @@ class RoughOperator(LinearOperator):
 
     def ensure_current(self) -> None:
         self._full.ensure_current()
+
+    def expect(self, columns: int) -> None:
+        self._full.expect(columns)
 
     @property
     def own_products(self) -> bool:

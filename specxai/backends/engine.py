@@ -122,9 +122,17 @@ class Products(Protocol):
     def flops(self) -> int:
         """Operations of one column's product, a multiply-add counted as two."""
 
+    @property
+    def flops_run(self) -> int:
+        """The same as products run by now, where some of what they go through has been multiplied out."""
+
+    def expect(self, columns: int) -> None:
+        """So many columns will come."""
+
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product of so many columns holds: block, result, arena, the most that a stage holds beside it,
-        and the tables of all stages.  Copies of weights, which are as large as the model's own, are not counted.
+        the tables of all stages, and the matrices that may come in place of wide middles.  Copies of weights, which are
+        as large as the model's own, are not counted.
         """
 
     def bytes_moved(self, columns: int) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.backends.composed import Composed, affordable, matrix_bytes
 from specxai.backends.engine import Engine, Executable, Passed
 from specxai.graph import Graph
-from specxai.plan import Gather, Opaque, Plan, Planner
+from specxai.plan import Gather, Opaque, Place, Plan, Planner
 from specxai.plan.stages import Span
 
 __all__ = ["Arenas", "PlannedBackend", "PlannedProducts"]
@@ -19,6 +20,8 @@ __all__ = ["Arenas", "PlannedBackend", "PlannedProducts"]
 WIDE = 64  # columns that a product of many mostly has
 KEPT_ARENAS = 2  # idle ones, whatever the number of threads that had one each
 MOST_ROOM = 1 << 30  # bytes that an arena may have room for before they are needed
+COMPOSED = 4  # of the memory of a product, one part in so many may be matrices of positions
+FEW = 16  # columns, of which less take the way through the middles: matrices are read once a product
 
 
 class Arenas:
@@ -64,12 +67,13 @@ class PlannedBackend:
         self._planner = Planner(graph)
         # On other devices a block takes its memory at once.
         self._arenas = Arenas(engine, min(max_memory, MOST_ROOM) if graph.device.type == "cpu" else 0)
+        self._composed = max_memory // COMPOSED
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  columns: Tensor | None = None, rows: Tensor | None = None,
                  taps: Sequence[int] = ()) -> PlannedProducts:
         plan = self._planner.plan(sources, targets, held, columns, rows, taps)
-        return PlannedProducts(plan, self.engine, self._arenas)
+        return PlannedProducts(plan, self.engine, self._arenas, self._composed)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
@@ -84,15 +88,20 @@ class PlannedProducts:
     arenas   shared with other plans of the same engine
     opaque   steps that run through the reference's terms
     instead  (step, engine, reason) of those that another engine runs
+    room     bytes that matrices of positions may take in place of wide middles (`specxai.plan.chains`)
     """
 
-    def __init__(self, plan: Plan, engine: Engine, arenas: Arenas) -> None:
+    def __init__(self, plan: Plan, engine: Engine, arenas: Arenas, room: int = 0) -> None:
         self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
         self._engine, self._arenas = engine, arenas
         # An engine may run several stages as one.
         self._work = (engine.lower_plan(plan) if hasattr(engine, "lower_plan") else
                       [engine.lower(stage) for stage in plan.stages])
         self._places = [stage.place for stage in plan.stages]
+        chains = affordable(plan, engine.dtype.itemsize, room)
+        self._composed = [Composed(chain, plan, engine) for chain in chains]
+        self._matrix_bytes = matrix_bytes(chains, engine.dtype.itemsize)
+        self._served, self._expected = 0, 0
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
@@ -108,14 +117,31 @@ class PlannedProducts:
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
 
+    def expect(self, columns: int) -> None:
+        """So many columns will come; from then on those that did come decide nothing, so that equal solves run alike.
+        """
+        self._expected = max(self._expected, columns)
+
+    def _ways(self, columns: int) -> dict[int, Composed]:
+        """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""
+        if not self._expected:
+            self._served += columns
+        if columns < FEW:
+            return {}
+        known = self._expected or self._served
+        return {k: composed for composed in self._composed if composed.chain.worth <= known
+                for k in range(composed.chain.first, composed.chain.last + 1)}
+
     @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
+        ways = self._ways(X.shape[1])
         if self._graphs is None:
-            return self._forward(X, rough)
-        return self._graphs.run(("matmat", X.shape[1], rough), lambda block: self._forward(block, rough), X)
+            return self._forward(X, rough, ways)
+        return self._graphs.run(("matmat", X.shape[1], rough, *ways),
+                                lambda block: self._forward(block, rough, ways), X)
 
-    def _forward(self, X: Tensor, rough: bool) -> Tensor:
+    def _forward(self, X: Tensor, rough: bool, ways: dict[int, Composed]) -> Tensor:
         probes = X.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._m, probes)
@@ -125,7 +151,9 @@ class PlannedProducts:
             source = self._source_of(X, arena)
             if source is not X:
                 self._seed.forward(X, source, probes, mode)
-            for k, (work, place) in enumerate(zip(self._work, self._places, strict=True)):
+            for k, (work, place) in enumerate(self._items(ways)):
+                if work is None:
+                    continue
                 _clear(arena, place.fresh)
                 work.forward(source if k == self.direct else arena, arena, probes, mode)
             self._collect.forward(arena, out, probes, mode)
@@ -134,11 +162,13 @@ class PlannedProducts:
     @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
+        ways = self._ways(Y.shape[1])
         if self._graphs is None or passed is not None:
-            return self._adjoint(Y, rough, passed)
-        return self._graphs.run(("rmatmat", Y.shape[1], rough), lambda block: self._adjoint(block, rough, None), Y)
+            return self._adjoint(Y, rough, passed, ways)
+        return self._graphs.run(("rmatmat", Y.shape[1], rough, *ways),
+                                lambda block: self._adjoint(block, rough, None, ways), Y)
 
-    def _adjoint(self, Y: Tensor, rough: bool, passed: Passed | None) -> Tensor:
+    def _adjoint(self, Y: Tensor, rough: bool, passed: Passed | None, ways: dict[int, Composed]) -> Tensor:
         probes = Y.shape[1]
         mode = self._mode(probes, rough)
         out = self._engine.empty(self._n, probes)
@@ -148,15 +178,27 @@ class PlannedProducts:
             source = self._source_of(out, arena)
             _clear(arena, self._collect_zero)
             self._collect.adjoint(Y, arena, probes, mode)
-            for k, (work, place) in reversed(list(enumerate(zip(self._work, self._places, strict=True)))):
-                _clear(arena, place.zero)
+            for k, (work, place) in reversed(list(enumerate(self._items(ways)))):
+                if work is not None:
+                    _clear(arena, place.zero)
                 if passed is not None:
                     self._pass_on(k + 1, arena, probes, passed)
+                if work is None:
+                    continue
                 work.adjoint(arena, source if k == self.direct else arena, probes, mode)
             _clear(arena, self._seed_zero)
             if source is not out:
                 self._seed.adjoint(source, out, probes, mode)
         return out
+
+    def _items(self, ways: dict[int, Composed]) -> Iterator[tuple[Executable | None, Place]]:
+        """What each stage runs, and its place: of a chain in `ways` the last stands for all, and the others are None.
+        """
+        for k, (work, place) in enumerate(zip(self._work, self._places, strict=True)):
+            if k not in ways:
+                yield work, place
+            else:
+                yield (ways[k].work if k == ways[k].chain.last else None), ways[k].place
 
     def _arena(self, probes: int):
         if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there
@@ -172,8 +214,15 @@ class PlannedProducts:
 
     @once
     def flops(self) -> int:
-        """Operations of one column's product over live units, a multiply-add counted as two."""
+        """Operations of one column's product over live units, through all middles, a multiply-add counted as two."""
         return 2 * sum(work.multiply_adds for work in self._work)
+
+    @property
+    def flops_run(self) -> int:
+        """The same as it runs by now: with matrices in place of the middles that are worth it."""
+        known = self._expected or self._served
+        return self.flops - 2 * sum(composed.chain.direct - composed.chain.composed for composed in self._composed
+                                    if composed.chain.worth <= known)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of every weighted node, in order."""
@@ -197,7 +246,7 @@ class PlannedProducts:
 
     @once
     def _kept(self) -> int:
-        return sum(work.kept for work in self._all)
+        return sum(work.kept for work in self._all) + self._matrix_bytes
 
     @property
     def _all(self) -> list[Executable]:

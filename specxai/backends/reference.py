@@ -57,7 +57,10 @@ class WholeValues:
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.opaque: list[int] = []  # there is no plan
         self.instead: list[tuple[int, str, str]] = []
-        self.flops = sum(graph.nodes[index].flops for index in path)
+        self.flops = self.flops_run = sum(graph.nodes[index].flops for index in path)
+
+    def expect(self, columns: int) -> None:
+        """Nothing is prepared."""
 
     def product_bytes(self, columns: int) -> int:
         return self._probe_bytes * columns

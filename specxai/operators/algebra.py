@@ -145,6 +145,9 @@ class AdjointOperator(LinearOperator):
     def ensure_current(self) -> None:
         self.original.ensure_current()
 
+    def expect(self, columns: int) -> None:
+        self.original.expect(columns)
+
     # Chunking is the original's: changing its block_size later must reach here.
     def _matmat(self, X: Tensor) -> Tensor:
         return self.original.rmatmat(X)
@@ -197,6 +200,10 @@ class _Pair(LinearOperator):
     def ensure_current(self) -> None:
         self.left.ensure_current()
         self.right.ensure_current()
+
+    def expect(self, columns: int) -> None:
+        self.left.expect(columns)
+        self.right.expect(columns)
 
     def column_cost(self, columns: int) -> float:
         """The mean of the two by their operations."""
@@ -345,6 +352,9 @@ class ScaledOperator(LinearOperator):
 
     def ensure_current(self) -> None:
         self.original.ensure_current()
+
+    def expect(self, columns: int) -> None:
+        self.original.expect(columns)
 
     @property
     def input_shape(self) -> torch.Size:

@@ -75,6 +75,9 @@ class CheckedProducts(ABC):
     def ensure_current(self) -> None:  # noqa: B027  (most are made from nothing that changes)
         """Raise StaleError where what the operator was made from has changed since; solvers ask before and after."""
 
+    def expect(self, columns: int) -> None:  # noqa: B027  (most have nothing to prepare)
+        """So many columns will be multiplied: whatever that pays for may be prepared.  Solvers say it first."""
+
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor:
         """R X for X (n, k); the result is (m, k)."""

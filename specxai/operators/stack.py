@@ -75,6 +75,10 @@ class StackedOperator(LinearOperator):
         for one in self.parts:
             one.ensure_current()
 
+    def expect(self, columns: int) -> None:
+        for one in self.parts:
+            one.expect(columns)
+
     @property
     def input_shape(self) -> torch.Size:
         return self.parts[0].input_shape

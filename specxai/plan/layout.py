@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specxai.graph import Graph
 from specxai.plan.arena import Buffer, lay_out
+from specxai.plan.chains import Chain, chains_of
 from specxai.plan.draft import Draft, order_of
 from specxai.plan.sites import FEW_CHANNELS
 from specxai.plan.stages import Gather, Opaque, Place, Span, Stage, Sum, Tap, sum_of
@@ -57,6 +58,7 @@ class Plan:
     seed_zero: tuple[Span, ...]
     collect_zero: tuple[Span, ...]
     taps: tuple[Tap, ...] = ()
+    chains: tuple[Chain, ...] = ()
 
     @property
     def fills_sources(self) -> bool:
@@ -126,10 +128,12 @@ def laid_out(draft: Draft, graph: Graph, sources: Sequence[int], targets: Sequen
     stages = tuple(replace(stage.moved(table), place=placed[k]) for k, stage in enumerate(draft.stages))
     traffic = sum(int(counts.sum()) + int((stage.writes >= 0).sum())
                   for stage, counts in zip(draft.stages, touched, strict=True))
+    chains = tuple(c for c in chains_of(draft) if direct is None or not c.first <= direct <= c.last)
     return Plan(
         stages, size, traffic, n, m, sum_of(-1, [(table[draft.sources[units].long()], column, None)]),
         sum_of(-1, [(at, table[draft.read.long()], draft.scale)]), span(0), direct, seed_zero,
-        collect_zero, tuple(replace(tap, rows=map_rows(tap.rows, table)) for tap in draft.taps))
+        collect_zero, tuple(replace(tap, rows=map_rows(tap.rows, table)) for tap in draft.taps),
+        chains)
 
 
 def _table(draft: Draft, places: Sequence[int]) -> Tensor:

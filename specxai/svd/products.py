@@ -71,6 +71,9 @@ class Counted(LinearOperator):
     def own_products(self) -> bool:
         return True
 
+    def expect(self, columns: int) -> None:
+        self.operator.expect(columns)
+
     def narrowest_cut(self):
         return self.operator.narrowest_cut()
 

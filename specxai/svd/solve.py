@@ -14,7 +14,7 @@ from specxai._fork import survive_fork
 from specxai.operators import LinearOperator
 from specxai.operators.later import checked_later
 from specxai.precision import full_precision
-from specxai.svd.auto import BLOCKS, Blocks, Choice, choose, choose_blocks, default_basis
+from specxai.svd.auto import BLOCKS, GUARD, Blocks, Choice, choose, choose_blocks, default_basis
 from specxai.svd.exact import exact
 from specxai.svd.krylov import krylov
 from specxai.svd.products import Counted, ProgressBar
@@ -99,12 +99,20 @@ def svd(
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device), checked_later():
+            counted.expect(_expected(choice, rank, counted.shape))
             result = _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed)
             operator.ensure_current()  # products ask for the least; what they may have missed shows here
             return _unscaled(result, counted.scale or 1.0)
     finally:
         bar.close()
         native.release_idle()
+
+
+def _expected(choice: Choice, rank: int | None, shape: tuple[int, int]) -> int:
+    """About how many columns will be multiplied, at the least: of trained nets, whose spectra are steep."""
+    if choice.method == "exact" or rank is None:
+        return min(shape)
+    return min(*shape, 6 * (rank + GUARD))
 
 
 def _solve(counted, choice, blocks, tol, max_basis, max_products, start, settings, seed) -> SVDResult:

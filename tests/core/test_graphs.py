@@ -82,7 +82,7 @@ def test_a_captured_pass_has_an_arena_of_its_own():
     (arena,) = backend._arenas.idle
     arena.fill_(7)
     before = arena.clone()
-    ours._graphs._new(("matmat", 4, False), lambda block: ours._forward(block, False), X)
+    ours._graphs._new(("matmat", 4, False), lambda block: ours._forward(block, False, {}), X)
     assert torch.equal(arena, before), "the shared arena was written"
     assert seen == [(1, True), (1, True)]
     assert not engine.made.capturing

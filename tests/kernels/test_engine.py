@@ -16,7 +16,7 @@ from specxai import backends
 from specxai.backends.cuda import CudaEngine, engine
 from specxai.backends.cuda.stages import GatherWork
 from specxai.backends.products import PlannedBackend
-from specxai.plan import Planner
+from specxai.plan import Planner, chains
 from tolerances import assert_close
 from waits import Waits
 
@@ -42,6 +42,20 @@ def test_random_nets(seed, dtype):
     for layer in (None, oracle.layers[len(oracle.layers) // 2]):
         for got, want in zip(both(ours, layer), both(oracle, layer), strict=True):
             assert_close(got, want, factor=8)
+
+
+def test_matrices_in_place_of_a_wide_middle(monkeypatch):
+    monkeypatch.setattr(chains, "LEAST", 1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20)).eval()
+    ours, oracle = (local.jacobian for local in pair(net, torch.randn(1, 3, 20)))
+    X = torch.randn(60, 16)
+    for J in (ours, oracle):
+        J.expect(1000)
+        assert J.flops_run < J.flops
+    assert ours.other_engines() == []
+    for product in ("matmat", "rmatmat"):
+        assert_close(getattr(ours, product)(X), getattr(oracle, product)(X), factor=8)
 
 
 torch.manual_seed(0)  # the weights decide how many units live

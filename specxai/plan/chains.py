@@ -1,0 +1,246 @@
+"""Wide middles: layers that act position by position, through more units than they have at their ends.
+
+A transformer's feed-forward block leads the d units of a position through 4 d to d again.  At one input that is one
+matrix (d, d) a position, other at each as the activations differ.  A product of k columns takes 16 k d² operations
+through the middle and 2 k d² by the matrices, which take 8 d³ to make: after 0.6 d columns they are the cheaper way.
+A gated block, two projections of which one is the other's factor, takes 16 k d² at 2.7 d units and pays from 0.4 d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from specxai._once import once
+from specxai.plan.draft import Draft
+from specxai.plan.sites import Sites
+from specxai.plan.stages import Gather, Place, Stage, Sum
+from specxai.plan.tables import count_distinct
+
+CHUNK = 1 << 20  # numbers that the scaled weights of some positions may take at once; one position's take what they do
+SLOWER = 1.3  # a matrix that serves one position, beside one that serves all, at 64 columns
+LEAST = 100_000  # multiply-adds that a column must spare
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one link of the sum in the middle carries: a first layer's outputs, times a factor, to the last's inputs.
+
+    stage     number of the first layer
+    channel   (h,) the first layer's output that each of the last layer's inputs takes
+    factor    (positions, h); zero where a unit is dead
+    """
+
+    stage: int
+    channel: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Consecutive stages of a plan that lead the units of a position to units of the same one.
+
+    first, last   numbers of the stages, all of which the chain takes: layers that read one table of rows, a sum or
+                  copy of their results or none, and the layer that reads it
+    parts         see `Part`
+    direct        multiply-adds of a column through the middle, over live units
+    composed      and by one matrix a position
+    making        and of making the matrices, once
+    size          their numbers
+
+    >>> import specxai
+    >>> from specxai.plan import Planner
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)).eval()
+    >>> graph = specxai.linearize(net, torch.linspace(0, 1, 512).reshape(1, 8, 64)).graph
+    >>> plan = Planner(graph).plan([graph.input], [max(graph.nodes)], [])
+    >>> chain, = plan.chains
+    >>> len(plan.stages), chain.first, chain.last, chain.direct // 8, chain.composed // 8, chain.worth
+    (3, 0, 2, 32768, 4096, 39)
+    """
+
+    first: int
+    last: int
+    parts: tuple[Part, ...]
+    direct: int
+    composed: int
+    making: int
+    size: int
+
+    @property
+    def saved(self) -> float:
+        """Multiply-adds of a column that are spared, those by matrices at the rate that they have."""
+        return self.direct - SLOWER * self.composed
+
+    @property
+    def worth(self) -> int:
+        """Columns from which the matrices have saved what they take to make."""
+        return math.ceil(self.making / self.saved)
+
+    def wide(self, stages: Sequence[Stage]) -> Wide:
+        """What makes the layer that stands for the chain; `stages` are all of the plan's."""
+        near, far = (stages[k] for k in (max(part.stage for part in self.parts), self.last))
+        place = replace(far.place, zero=near.place.zero, accumulate=near.place.accumulate, scratch=0)
+        return Wide(self, near.reads.reshape(1, -1), far.writes.reshape(1, -1), far.own, place, _bare(far),
+                    tuple(_bare(stages[part.stage]) for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Wide:
+    """A chain with its ends: all that is needed of it once the stages are gone.
+
+    reads, writes, own, place   as of the layer that stands for it
+    far, near                   the last layer and that of each part, for their weights
+    """
+
+    chain: Chain
+    reads: Tensor
+    writes: Tensor
+    own: int | None
+    place: Place
+    far: Gather
+    near: tuple[Gather, ...]
+
+    def layer(self, device: torch.device, transposed: bool = False) -> Gather:
+        """One fully connected layer, whose groups are positions.
+
+        transposed   its matrices lie as the adjoint reads them
+        """
+        made = self._matrices(device, transposed)
+        sites = Sites((made.mT if transposed else made)[..., None], (1,), (1,), None, True, True)
+        return Gather(step=self.far.step, reads=self.reads, writes=self.writes, sites=sites, own=self.own,
+                      place=self.place)
+
+    def _matrices(self, device: torch.device, transposed: bool) -> Tensor:
+        """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or what is transposed to it."""
+        far = _weight(self.far).to(device)  # (outputs, h)
+        near = [_weight(stage).to(device)[part.channel.to(device)]
+                for stage, part in zip(self.near, self.chain.parts, strict=True)]
+        factors = torch.stack([part.factor for part in self.chain.parts]).to(far)
+        (outputs, middle), inputs, positions = far.shape, near[0].shape[1], factors.shape[1]
+        made = far.new_empty((positions, inputs, outputs) if transposed else (positions, outputs, inputs))
+        some = min(positions, max(1, CHUNK // (middle * inputs)))
+        room = far.new_empty(some, middle, inputs)
+        for start in range(0, positions, some):
+            of, into = factors[:, start:start + some], made[start:start + some]
+            live = of.ne(0).any(0).any(0)
+            live = live.nonzero().flatten() if 4 * int(live.sum()) < 3 * middle else slice(None)
+            read = far[:, live]
+            scaled = room.flatten()[:of.shape[1] * read.shape[1] * inputs].view(of.shape[1], -1, inputs)
+            for number, (weight, factor) in enumerate(zip(near, of, strict=True)):
+                weight, factor = weight[live], factor[:, live, None]
+                torch.mul(weight, factor, out=scaled) if number == 0 else scaled.addcmul_(weight, factor)
+            if transposed:
+                torch.matmul(scaled.mT, read.T, out=into)
+            else:
+                torch.matmul(read, scaled, out=into)
+        return made
+
+
+def _weight(stage: Gather) -> Tensor:
+    return stage.weight()[0, :, :, 0]
+
+
+def _bare(stage: Gather) -> Gather:
+    """The stage without its tables."""
+    return replace(stage, reads=stage.reads[:0], writes=stage.writes[:0])
+
+
+def chains_of(draft: Draft) -> tuple[Chain, ...]:
+    """Those of a draft; a stage belongs to one at most."""
+    finder = _Finder(draft)
+    return tuple(chain for k in range(len(draft.stages)) if (chain := finder.ending_at(k)) is not None)
+
+
+class _Finder:
+    """Looks for the stages in front of a layer that it alone reads, position by position."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+
+    @once
+    def tapped(self) -> set[int]:
+        return {b for tap in self.draft.taps
+                for b in count_distinct(tap.rows, self.draft.begin).nonzero().flatten().tolist()}
+
+    def ending_at(self, k: int) -> Chain | None:
+        """The chain whose last layer is stage k."""
+        far = self.draft.stages[k]
+        if not isinstance(far, Gather) or not _by_position(far) or far.reads.numel() * far.sites.outputs < LEAST:
+            return None
+        middle = self._maker(far.reads, k)
+        if middle is None:
+            return None
+        stage, live = self.draft.stages[middle], far.reads[far.reads >= 0]
+        links = stage.links() if isinstance(stage, Sum) else [(live, live, None)]
+        makers = [self._maker(rows, k) for _, rows, _ in links]
+        if None in makers or {*makers, middle} != set(range(min(makers), k)):
+            return None
+        nears = [self.draft.stages[maker] for maker in makers]
+        if not all(isinstance(near, Gather) and _by_position(near) and not near.adds and
+                   len(near.reads) == len(far.reads) and torch.equal(near.reads, nears[0].reads) for near in nears):
+            return None
+        parts = [_part(maker, near.writes, far.reads, *link)
+                 for maker, near, link in zip(makers, nears, links, strict=True)]
+        return None if None in parts else self._counted(min(makers), k, parts)
+
+    def _counted(self, first: int, k: int, parts: list[Part]) -> Chain | None:
+        stages = self.draft.stages
+        far = stages[k]
+        ends_in, ends_out = ((rows >= 0).sum(1) for rows in (stages[parts[0].stage].reads, far.writes))
+        middle = (far.reads >= 0).sum(1)
+        direct = int((middle * ends_out).sum())
+        for maker in {part.stage for part in parts}:
+            direct += int(((stages[maker].writes >= 0).sum(1) * ends_in).sum())
+        composed = int((ends_in * ends_out).sum())
+        size = len(far.reads) * far.sites.outputs * stages[parts[0].stage].sites.inputs
+        chain = Chain(first, k, tuple(parts), direct, composed, int((middle * ends_in * ends_out).sum()), size)
+        return chain if chain.saved >= LEAST else None
+
+    def _maker(self, rows: Tensor, last: int) -> int | None:
+        """The stage that alone makes these rows, where stages up to `last` alone read them."""
+        draft = self.draft
+        found = count_distinct(rows, draft.begin).nonzero().flatten().tolist()
+        if len(found) != 1 or found[0] in draft.shared or found[0] in self.tapped:
+            return None
+        born = draft.buffers[found[0]].born
+        read_later = any(int(counts[found[0]]) for counts in draft.counts[last + 1:])
+        return born if 0 <= born < last and not read_later else None
+
+
+def _by_position(stage: Gather) -> bool:
+    """Is it a fully connected layer, one matrix for all positions, that reads no row twice?"""
+    sites = stage.sites
+    return sites.geometry is None and sites.groups == 1 and sites.taps == 1 and not stage.repeats
+
+
+def _part(maker: int, writes: Tensor, reads: Tensor, to: Tensor, rows: Tensor, scale: Tensor | None) -> Part | None:
+    """The link from rows of `writes` to rows `to` of `reads`; None where it leads to another position, or where it is
+    not channel by channel.
+    """
+    positions, width = reads.shape
+    to, source = _places(reads, to), _places(writes, rows)
+    if bool((to < 0).any()) or bool((source < 0).any()) or len(to.unique()) != len(to):
+        return None
+    (position, unit), (from_position, from_unit) = ((at // table.shape[1], at % table.shape[1])
+                                                    for at, table in ((to, reads), (source, writes)))
+    channel = torch.zeros(width, dtype=torch.int64, device="cpu")
+    channel[unit] = from_unit
+    if not torch.equal(from_position, position) or not torch.equal(channel[unit], from_unit):
+        return None
+    factor = torch.zeros(positions, width, dtype=torch.float64 if scale is None else scale.dtype, device="cpu")
+    factor[position, unit] = 1 if scale is None else scale
+    return Part(maker, channel, factor)
+
+
+def _places(table: Tensor, rows: Tensor) -> Tensor:
+    """Where each row lies in the flat table, whose rows are all different; -1 for nowhere."""
+    flat = table.flatten()
+    live = (flat >= 0).nonzero().flatten()
+    low, size = int(flat[live].min()), int(flat.max()) + 1
+    at = torch.full((size - low + 1,), -1, dtype=torch.int64, device="cpu")  # the last for what lies outside
+    at[(flat[live] - low).long()] = live
+    return at[torch.where((rows >= low) & (rows < size), rows - low, size - low).long()]
