@@ -58,7 +58,7 @@ class LocalOperator(LinearOperator):
         self._backend, self._graph = backend, backend.graph
         self._sources, self._targets, self._held = list(sources), list(targets), list(held)
         self._columns, self._rows, self.max_memory = columns, rows, max_memory
-        self._taps, self._expected = list(taps), 0
+        self._taps, self._expected = list(taps), None
         m = self._units(self._targets) if rows is None else len(rows)
         n = self._units(self._sources) if columns is None else len(columns)
         super().__init__((m, n), dtype, self._graph.device)
@@ -69,16 +69,19 @@ class LocalOperator(LinearOperator):
         with full_precision(self.device):
             made = self._backend.products(self._sources, self._targets, self._held, self._columns, self._rows,
                                           self._taps)
-        made.expect(self._expected)
+        if self._expected is not None:
+            made.expect(*self._expected)
         return made
 
-    def expect(self, columns: int) -> None:
+    def expect(self, columns: int, rough: bool = False) -> None:
         """So many columns will be multiplied: where it pays, wide middles become one matrix a position from the first
         product on, and what was multiplied before decides nothing.
+
+        rough   all of them in rough products, for which matrices of few digits do
         """
-        self._expected = max(self._expected, columns)
+        self._expected = columns if self._expected is None else max(self._expected[0], columns), rough
         if "_products" in vars(self):
-            self._products.expect(self._expected)
+            self._products.expect(*self._expected)
 
     @once
     def reference(self) -> WholeValues:
@@ -165,10 +168,13 @@ class LocalOperator(LinearOperator):
 
     @once
     def _cut(self) -> LiveCut | None:
+        return narrowest(self._graph, self.live_units(), self._sources, self._targets, self._held)
+
+    def live_units(self) -> dict[int, Tensor]:
+        """The live units of the sources and of every step between: step -> mask (units,)."""
         self._check()
         with full_precision(self.device):
-            live = self._backend.live_units(self._sources, self._targets, self._held, self._columns, self._rows)
-            return narrowest(self._graph, live, self._sources, self._targets, self._held)
+            return self._backend.live_units(self._sources, self._targets, self._held, self._columns, self._rows)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of weighted nodes; empty where all units are computed."""

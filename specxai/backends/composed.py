@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
-from specxai._once import once
 from specxai.backends.engine import Engine, Executable
 from specxai.plan import Plan
 from specxai.plan.chains import Chain, Wide
@@ -15,19 +15,32 @@ COPIES = 3  # of the matrices: as they are made, and as each direction reads the
 class Composed:
     """The layer that stands for a chain of a plan's stages, made when it is first run.
 
-    adjoint_only   no other product will come
+    rough   in fewer digits, for rough products alone
     """
 
-    def __init__(self, chain: Chain, plan: Plan, engine: Engine, adjoint_only: bool = False) -> None:
-        self.chain, self._engine, self._adjoint_only = chain, engine, adjoint_only
+    def __init__(self, chain: Chain, plan: Plan, engine: Engine) -> None:
+        self.chain, self._engine, self._lock = chain, engine, Lock()
         self._wide: Wide | None = chain.wide(plan.stages)
-        self.place = self._wide.place
+        self.size = self._wide.reads.numel() + self._wide.writes.numel()
+        self._made: Executable | None = None
+        self.place, self.rough = self._wide.place, False
 
-    @once
-    def work(self) -> Executable:
-        layer = self._wide.layer(self._engine.empty(0, 1).device, self._adjoint_only)
-        self._wide = None
-        return self._engine.lower(layer)
+    def work(self, adjoint: bool) -> Executable:
+        """`adjoint`: it is for an adjoint that it is asked for, as whose matrices lie from the first."""
+        with self._lock:
+            if self._made is None:
+                engine, wide = self._engine, self._wide
+                if self.rough:
+                    self._made = engine.lower_rough(wide, adjoint)
+                else:
+                    device, times = engine.empty(0, 1).device, getattr(engine, "times", None)
+                    self._made = engine.lower(wide.layer(device, adjoint, times))
+                self._wide = None
+            return self._made
+
+    def scratch(self, stride: int) -> int:
+        """Numbers beside the blocks, of which rough products hold some in half the size."""
+        return 2 * self.size * stride if self.rough else 0
 
 
 def affordable(plan: Plan, itemsize: int, room: int) -> list[Chain]:

@@ -126,8 +126,8 @@ class Products(Protocol):
     def flops_run(self) -> int:
         """The same as products run by now, where some of what they go through has been multiplied out."""
 
-    def expect(self, columns: int) -> None:
-        """So many columns will come."""
+    def expect(self, columns: int, rough: bool = False) -> None:
+        """So many columns will come, or so many `rough` ones alone."""
 
     def product_bytes(self, columns: int) -> int:
         """Bytes that a product of so many columns holds: block, result, arena, the most that a stage holds beside it,

@@ -117,25 +117,29 @@ class PlannedProducts:
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
 
-    def expect(self, columns: int) -> None:
+    def expect(self, columns: int, rough: bool = False) -> None:
         """So many columns will come; from then on those that did come decide nothing, so that equal solves run alike.
+
+        rough   all of them in rough products, for which matrices of few digits do
         """
         self._expected = max(self._expected, columns)
+        for composed in self._composed:
+            composed.rough = rough and getattr(self._engine, "lower_rough", None) is not None
 
-    def _ways(self, columns: int) -> dict[int, Composed]:
+    def _ways(self, columns: int, rough: bool) -> dict[int, Composed]:
         """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""
         if not self._expected:
             self._served += columns
         if columns < FEW:
             return {}
         known = self._expected or self._served
-        return {k: composed for composed in self._composed if composed.chain.worth <= known
+        return {k: composed for composed in self._composed if composed.chain.worth <= known and composed.rough <= rough
                 for k in range(composed.chain.first, composed.chain.last + 1)}
 
     @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         X = self._engine.columns(X)
-        ways = self._ways(X.shape[1])
+        ways = self._ways(X.shape[1], rough)
         if self._graphs is None:
             return self._forward(X, rough, ways)
         return self._graphs.run(("matmat", X.shape[1], rough, *ways),
@@ -151,7 +155,7 @@ class PlannedProducts:
             source = self._source_of(X, arena)
             if source is not X:
                 self._seed.forward(X, source, probes, mode)
-            for k, (work, place) in enumerate(self._items(ways)):
+            for k, (work, place) in enumerate(self._items(ways, adjoint=False)):
                 if work is None:
                     continue
                 _clear(arena, place.fresh)
@@ -162,7 +166,7 @@ class PlannedProducts:
     @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         Y = self._engine.columns(Y)
-        ways = self._ways(Y.shape[1])
+        ways = self._ways(Y.shape[1], rough)
         if self._graphs is None or passed is not None:
             return self._adjoint(Y, rough, passed, ways)
         return self._graphs.run(("rmatmat", Y.shape[1], rough, *ways),
@@ -178,7 +182,7 @@ class PlannedProducts:
             source = self._source_of(out, arena)
             _clear(arena, self._collect_zero)
             self._collect.adjoint(Y, arena, probes, mode)
-            for k, (work, place) in reversed(list(enumerate(self._items(ways)))):
+            for k, (work, place) in reversed(list(enumerate(self._items(ways, adjoint=True)))):
                 if work is not None:
                     _clear(arena, place.zero)
                 if passed is not None:
@@ -191,14 +195,14 @@ class PlannedProducts:
                 self._seed.adjoint(source, out, probes, mode)
         return out
 
-    def _items(self, ways: dict[int, Composed]) -> Iterator[tuple[Executable | None, Place]]:
+    def _items(self, ways: dict[int, Composed], adjoint: bool) -> Iterator[tuple[Executable | None, Place]]:
         """What each stage runs, and its place: of a chain in `ways` the last stands for all, and the others are None.
         """
         for k, (work, place) in enumerate(zip(self._work, self._places, strict=True)):
             if k not in ways:
                 yield work, place
             else:
-                yield (ways[k].work if k == ways[k].chain.last else None), ways[k].place
+                yield (ways[k].work(adjoint) if k == ways[k].chain.last else None), ways[k].place
 
     def _arena(self, probes: int):
         if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there
@@ -241,7 +245,7 @@ class PlannedProducts:
         # A captured pass keeps a block and a result of its own.
         numbers += (self._n + self._m) * columns * (1 + (0 if self._graphs is None else self._graphs.kept))
         passed = max((2 * len(tap.rows) * columns for tap in self._taps), default=0)
-        numbers += max(passed, *(work.scratch(stride) for work in self._all))
+        numbers += max(passed, *(work.scratch(stride) for work in (*self._all, *self._composed)))
         return self.dtype.itemsize * numbers + self._kept
 
     @once

@@ -59,7 +59,7 @@ class WholeValues:
         self.instead: list[tuple[int, str, str]] = []
         self.flops = self.flops_run = sum(graph.nodes[index].flops for index in path)
 
-    def expect(self, columns: int) -> None:
+    def expect(self, columns: int, rough: bool = False) -> None:
         """Nothing is prepared."""
 
     def product_bytes(self, columns: int) -> int:

@@ -17,22 +17,11 @@ from specxai.backends.reference import pull, push
 from specxai.errors import LayerError
 from specxai.lens.decoder import Between, Decoder
 from specxai.lens.prompts import valid_positions
+from specxai.lens.segments import Segment, segments_of
 from specxai.precision import full_precision
 from specxai.rules.policy import Gates
 
 KEPT = 4  # captures, of the last lengths
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of the network that one plan runs: from `source` to `target`, steps of residual streams.
-
-    taps   the other sources in between, which the target's cotangents do not reach through `source` alone
-    """
-
-    source: int
-    target: int
-    taps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,19 +59,10 @@ class Linearised:
 
     @once
     def segments(self) -> tuple[Segment, ...]:
-        """From the target down to the first source: cut where nothing goes around a source; one where none is planned.
-        """
+        """From the target down to the first source, cut where nothing goes around; one where none is planned."""
         if not self.planned:
             return (Segment(self.sources[0], self.target, self.sources[1:]),)
-        graph, first, found = self.local.graph, self.sources[0], []
-        target, taps = self.target, ()
-        for source in reversed(self.sources):
-            if source == first or not graph.between([first], [self.target], [source]):
-                found.append(Segment(source, target, taps))
-                target, taps = source, ()
-            else:
-                taps = (source, *taps)
-        return tuple(found)
+        return segments_of(self.local, self.sources, self.target)
 
     @once
     def positions(self) -> dict[int, list[int]]:
@@ -104,13 +84,18 @@ class Linearised:
                 found[step] = torch.stack(met).all(0).nonzero().flatten().tolist() if len(met) == 2 else []
         return {step: places or list(range(self.tokens)) for step, places in found.items()}
 
-    def along(self, segment: Segment) -> LocalOperator:
-        """The operator of a segment at the positions that matter, which makes a plan of its own; the lens's target is
-        summed over valid ones.
+    def along(self, segment: Segment, chunk: range | None = None) -> LocalOperator:
+        """The operator of a segment at the positions that matter, of a chunk only or of all, which makes a plan of its
+        own; the lens's target is summed over valid ones.
         """
-        target = summed(self.valid) if segment.target == self.target else self.positions[segment.target]
-        return self.local.operator(segment.source, segment.target, taps=segment.taps, target_positions=target,
-                                   source_positions=self.positions[segment.source])
+        source, target = ([place for place in places if chunk is None or place in chunk]
+                          for places in (self.positions[segment.source], self.at_target(segment)))
+        return self.local.operator(segment.source, segment.target, taps=segment.taps, source_positions=source,
+                                   target_positions=summed(target) if segment.target == self.target else target)
+
+    def at_target(self, segment: Segment) -> list[int]:
+        """The positions that matter where a segment ends."""
+        return list(range(self.tokens)[self.valid]) if segment.target == self.target else self.positions[segment.target]
 
     def between(self, source: int, taps: Sequence[int] = ()) -> LocalOperator:
         """The same from another source: a new one, which makes a plan of its own."""

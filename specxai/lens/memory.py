@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from specxai.affine.local import DEFAULT_MEMORY
 from specxai.lens.decoder import Decoder
+from specxai.lens.segments import MATRICES
 from specxai.lens.sweep import whole_blocks
 
 TABLES = 6  # times the values of a segment: rows and numbers of its plan, for the stages and for the kernels
@@ -25,7 +26,8 @@ class Estimate:
     weights   of the model, which is there already
     sums      of the layers' matrices (d, d)
     values    about what the linear map of one prompt holds
-    plan      about what the plan of one segment, from a source layer to the next, holds: copies of weights, and tables
+    plan      about what the plan of one segment, from a source layer to the next, holds: copies of weights, tables, and
+              matrices of positions
     held      cotangents between two segments
     block     the most that a block of columns may take
     """
@@ -79,7 +81,8 @@ def estimate(decoder: Decoder, layers: list[int], tokens: int, max_memory: int |
     values, column = whole.bytes - first.bytes, tokens * width * size
     widest = max(stop - start for start, stop in pairwise((*layers, last)))
     packed = max(sum(p.nbytes for p in block.parameters()) for block in decoder.blocks)
-    held = 0 if len(layers) == 1 else column * min(width, whole_blocks(width, column))
+    most = DEFAULT_MEMORY if max_memory is None else max_memory
+    held = 0 if len(layers) == 1 else column * min(width, whole_blocks(width, column, most))
     return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, values,
-                    widest * (packed + TABLES * values // (last - layers[0])), held,
-                    DEFAULT_MEMORY if max_memory is None else max_memory)
+                    widest * (packed + TABLES * values // (last - layers[0])) + 2 * min(column * width, MATRICES), held,
+                    most)

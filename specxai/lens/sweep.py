@@ -17,12 +17,13 @@ from specxai.affine.operator import LocalOperator
 from specxai.backends.reference import pull
 from specxai.graph import Graph
 from specxai.lens.linear import Linearised
+from specxai.lens.segments import Segment, most_held
 from specxai.precision import full_precision
 from specxai.rules import LinearNode
 
 COLUMNS = 64  # of a block by a plan, whose rate more do not raise
+WIDE = 256  # of one by matrices of positions, which are read once a block
 ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
-HELD = 192 << 20  # bytes of cotangents between two segments
 
 
 Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
@@ -50,25 +51,52 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
             means = _through(rough, found, block)
             yield from ((number, start, means[source]) for number, source in enumerate(found.sources))
         return
-    give_back()
     for first, group in _pieces(rows, group_columns(found)):
-        held = [(first + start, block.T.to(found.local.graph.dtype).contiguous())
-                for start, block in _pieces(group, COLUMNS)]
+        held = group.T.to(found.local.graph.dtype)
         for segment in found.segments:
-            operator = found.along(segment)
-            columns = block_columns(found, operator)
-            for number, (start, block) in enumerate(held):
-                pulled = []
-                for at, piece in _pieces(block.T, columns):
-                    means: dict[int, Tensor] = {}
+            given, held = held, _room(found, segment, held)
+            for chunk in segment.chunks or (None,):
+                for number, start, part in _pulled(found, segment, chunk, given, held, rough):
+                    yield number, first + start, part
+            if segment.source in found.sources:
+                yield found.sources.index(segment.source), first, _mean_of(found, segment.source, held)
 
-                    def passed(step: int, cotangents: Tensor, means: dict[int, Tensor] = means) -> None:
-                        means[step] = _mean(cotangents.reshape(found.tokens, found.width, -1)[found.valid], 0).T
 
-                    pulled.append(operator.pull_back(piece.T, passed, rough))
-                    means[segment.source] = _mean_of(found, segment.source, pulled[-1])
-                    yield from ((found.sources.index(step), start + at, mean) for step, mean in means.items())
-                held[number] = start, pulled[0] if len(pulled) == 1 else torch.cat(pulled, 1)
+def _room(found: Linearised, segment: Segment, given: Tensor) -> Tensor:
+    """(positions that matter · d, k) for the cotangents at a segment's source: those at its target, where they fit."""
+    size = len(found.positions[segment.source]) * found.width
+    return given if len(given) == size and segment.target != found.target else given.new_empty(size, given.shape[1])
+
+
+def _pulled(found: Linearised, segment: Segment, chunk: range | None, given: Tensor, into: Tensor, rough: bool
+            ) -> Iterator[Part]:
+    """Pull cotangents at a segment's target back to its source, at the positions of a chunk or at all; yields the parts
+    of the sources in between.
+    """
+    before, after = (_places(found, places, chunk) for places in (found.at_target(segment),
+                                                                  found.positions[segment.source]))
+    if before.start == before.stop or after.start == after.stop:
+        into[after] = 0
+        return
+    give_back()
+    read = slice(None) if segment.target == found.target else before
+    operator = found.along(segment, chunk)
+    operator.expect(given.shape[1], rough)
+    columns = block_columns(found, operator, COLUMNS if chunk is None else WIDE)
+    for start in range(0, given.shape[1], columns):
+        piece, means = slice(start, start + columns), {}
+
+        def passed(step: int, cotangents: Tensor, means: dict[int, Tensor] = means) -> None:
+            means[step] = _mean(cotangents.reshape(found.tokens, found.width, -1)[found.valid], 0).T
+
+        into[after, piece] = operator.pull_back(given[read, piece], passed, rough)
+        yield from ((found.sources.index(step), start, mean) for step, mean in means.items())
+
+
+def _places(found: Linearised, positions: list[int], chunk: range | None) -> slice:
+    """The rows of a chunk's positions among those of all that matter."""
+    inside = [at for at, place in enumerate(positions) if chunk is None or place in chunk]
+    return slice(inside[0] * found.width, (inside[-1] + 1) * found.width) if inside else slice(0, 0)
 
 
 def _mean_of(found: Linearised, source: int, pulled: Tensor) -> Tensor:
@@ -148,9 +176,9 @@ def in_bfloat16(graph: Graph) -> Graph:
     return replace(graph, nodes={step: rough(node) for step, node in graph.nodes.items()})
 
 
-def block_columns(found: Linearised, operator: LocalOperator) -> int:
-    """Columns of one block: what `max_memory` holds, and no more than is worth it."""
-    worth = COLUMNS if found.planned else max(8, ROWS // found.tokens)
+def block_columns(found: Linearised, operator: LocalOperator, planned: int = COLUMNS) -> int:
+    """Columns of one block: what `max_memory` holds, and no more than is worth it, `planned` by a plan."""
+    worth = planned if found.planned else max(8, ROWS // found.tokens)
     return max(1, min(found.width, operator.block_size, worth))
 
 
@@ -158,14 +186,15 @@ def group_columns(found: Linearised) -> int:
     """Columns that go through a segment before the next one is planned."""
     if len(found.segments) == 1:
         return COLUMNS
-    return whole_blocks(found.width, found.tokens * found.width * found.local.graph.dtype.itemsize)
+    return whole_blocks(found.width, found.tokens * found.width * found.local.graph.dtype.itemsize,
+                        found.local.max_memory)
 
 
-def whole_blocks(width: int, column: int) -> int:
-    """How many of `width` columns, in groups of about one size and of whole blocks: cotangents of `HELD` bytes at most,
-    or those of one block; `column` bytes each.
+def whole_blocks(width: int, column: int, max_memory: int) -> int:
+    """How many of `width` columns, in groups of about one size and of whole blocks: cotangents `most_held` bytes at
+    most, or those of one block; `column` bytes each.
     """
-    groups = -(-width * column // max(HELD, COLUMNS * column))
+    groups = -(-width * column // max(most_held(max_memory), COLUMNS * column))
     return -(-width // (groups * COLUMNS)) * COLUMNS
 
 

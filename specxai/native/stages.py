@@ -37,6 +37,7 @@ class GatherGemm:
     neighbours   (positions outside, taps) positions inside
     weight       (width, taps, depth)
     across       positions outside of one line of their grid, which is gone through in squares; None for a single line
+    own          nobody writes to the weights later: they are kept without a copy where they lie as the kernels read
     may_spread   in `run`: 1 to 8 probes need either the inputs laid out once more, every time, or the weights, once and
                  for good; whichever takes the fewest operations, or without it the weights wherever there is more
                  than one site
@@ -53,7 +54,7 @@ class GatherGemm:
     """
 
     def __init__(self, *, inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int = 1,
-                 across: int | None = None) -> None:
+                 across: int | None = None, own: bool = False) -> None:
         tables = {"inside": inside, "outside": outside, "neighbours": neighbours}
         for name, table in tables.items():
             require_table(name, table, 2)
@@ -66,7 +67,7 @@ class GatherGemm:
             raise ValueError(f"weight has shape {tuple(weight.shape)}, which does not hold {width} outputs")
         if max(len(inside), len(outside)) >= 1 << 31:
             raise ValueError("a stage has fewer than 2^31 positions")
-        self._weight = require_contiguous("weight", _packed(weight), self.dtype)
+        self._weight = require_contiguous("weight", _packed(weight, own), self.dtype)
         self._stage = getattr(compiled(), f"GatherGemm_{suffix(self.dtype)}")(
             **{name: array(t) for name, t in tables.items()}, weight=array(self._weight), n_inside=len(inside),
             n_outside=len(outside), taps=taps, across=max(1, len(outside)) if across is None else across, groups=groups,
@@ -228,12 +229,14 @@ def pitch_of(depth: int) -> int:
     return depth if depth <= LINE // 2 else -(-depth // LINE) * LINE
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """A copy (outputs, taps, pitch) of (outputs, taps, depth), filled with zeros."""
+def _packed(weight: Tensor, own: bool) -> Tensor:
+    """A copy (outputs, taps, pitch) of (outputs, taps, depth), filled with zeros; or the weights, where they are like
+    that and nobody else's.
+    """
     depth = weight.shape[2]
     pitch = pitch_of(depth)
     if pitch == depth:
-        return weight.clone(memory_format=torch.contiguous_format)
+        return weight if own and weight.is_contiguous() else weight.clone(memory_format=torch.contiguous_format)
     packed = weight.new_zeros(*weight.shape[:2], pitch)
     packed[:, :, :depth] = weight
     return packed

@@ -9,7 +9,7 @@ A gated block, two projections of which one is the other's factor, takes 16 k d�
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,9 +21,11 @@ from specxai.plan.sites import Sites
 from specxai.plan.stages import Gather, Place, Stage, Sum
 from specxai.plan.tables import count_distinct
 
-CHUNK = 1 << 20  # numbers that the scaled weights of some positions may take at once; one position's take what they do
+CHUNK = 1 << 22  # numbers that the scaled weights of some positions may take at once; one position's take what they do
 SLOWER = 1.3  # a matrix that serves one position, beside one that serves all, at 64 columns
 LEAST = 100_000  # multiply-adds that a column must spare
+
+Times = Callable[[Tensor], Callable[[Tensor, Tensor], None]]  # as `matmul`
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Part:
     channel: Tensor
     factor: Tensor
 
+    def read(self, weight: Tensor) -> Tensor:
+        """(h, inputs) of the first layer's weight (outputs, inputs)."""
+        channel = self.channel.to(weight.device)
+        ordered = torch.equal(channel, torch.arange(len(weight), device=weight.device))
+        return weight if ordered else weight[channel]
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -46,7 +54,8 @@ class Chain:
 
     first, last   numbers of the stages, all of which the chain takes: layers that read one table of rows, a sum or
                   copy of their results or none, and the layer that reads it
-    parts         see `Part`
+    positions     those with a live unit at an end
+    parts         see `Part`, at those positions
     direct        multiply-adds of a column through the middle, over live units
     composed      and by one matrix a position
     making        and of making the matrices, once
@@ -64,6 +73,7 @@ class Chain:
 
     first: int
     last: int
+    positions: Tensor
     parts: tuple[Part, ...]
     direct: int
     composed: int
@@ -84,7 +94,8 @@ class Chain:
         """What makes the layer that stands for the chain; `stages` are all of the plan's."""
         near, far = (stages[k] for k in (max(part.stage for part in self.parts), self.last))
         place = replace(far.place, zero=near.place.zero, accumulate=near.place.accumulate, scratch=0)
-        return Wide(self, near.reads.reshape(1, -1), far.writes.reshape(1, -1), far.own, place, _bare(far),
+        reads, writes = (rows[self.positions].reshape(1, -1) for rows in (near.reads, far.writes))
+        return Wide(self, reads, writes, far.own, place, _bare(far),
                     tuple(_bare(stages[part.stage]) for part in self.parts))
 
 
@@ -104,40 +115,69 @@ class Wide:
     far: Gather
     near: tuple[Gather, ...]
 
-    def layer(self, device: torch.device, transposed: bool = False) -> Gather:
+    def layer(self, device: torch.device, transposed: bool = False, times: Times | None = None) -> Gather:
         """One fully connected layer, whose groups are positions.
 
-        transposed   its matrices lie as the adjoint reads them
+        transposed   its matrices lie as the adjoint reads them, where that takes no further work
+        times        how they are multiplied
         """
-        made = self._matrices(device, transposed)
-        sites = Sites((made.mT if transposed else made)[..., None], (1,), (1,), None, True, True)
+        transposed = transposed and len(self.near) == 1
+        made = self.matrices(device, transposed, times or matmul)
+        sites = Sites((made.mT if transposed else made)[..., None], (1,), (1,), None, True, True, own=True)
         return Gather(step=self.far.step, reads=self.reads, writes=self.writes, sites=sites, own=self.own,
                       place=self.place)
 
-    def _matrices(self, device: torch.device, transposed: bool) -> Tensor:
-        """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or what is transposed to it."""
-        far = _weight(self.far).to(device)  # (outputs, h)
-        near = [_weight(stage).to(device)[part.channel.to(device)]
-                for stage, part in zip(self.near, self.chain.parts, strict=True)]
-        factors = torch.stack([part.factor for part in self.chain.parts]).to(far)
-        (outputs, middle), inputs, positions = far.shape, near[0].shape[1], factors.shape[1]
-        made = far.new_empty((positions, inputs, outputs) if transposed else (positions, outputs, inputs))
-        some = min(positions, max(1, CHUNK // (middle * inputs)))
-        room = far.new_empty(some, middle, inputs)
+    def matrices(self, device: torch.device, transposed: bool, times: Times,
+                 dtype: torch.dtype | None = None) -> Tensor:
+        """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or W_nearᵀ diag(factor) W_farᵀ of one part.
+
+        dtype   of the matrices, and of what is multiplied; None for that of the weights
+        """
+        left = _weight(self.far).to(device)  # (outputs, h)
+        right = [part.read(_weight(stage).to(device))
+                 for stage, part in zip(self.near, self.chain.parts, strict=True)]
+        if transposed:
+            left, right = right[0].mT.contiguous(), [left.mT.contiguous()]
+        factors = torch.stack([part.factor for part in self.chain.parts]).to(left)
+        live = factors.ne(0).any(0)
+        if 4 * int(live.sum()) < 3 * live.numel():
+            return _over_live(left, right, factors, live).to(dtype)
+        left = left.to(dtype)
+        (middle, columns), positions = right[0].shape, factors.shape[1]
+        some = min(positions, max(1, CHUNK // (middle * columns)))
+        made, room = left.new_empty(positions, len(left), columns), left.new_empty(some, middle, columns)
+        multiply = times(left)
         for start in range(0, positions, some):
-            of, into = factors[:, start:start + some], made[start:start + some]
-            live = of.ne(0).any(0).any(0)
-            live = live.nonzero().flatten() if 4 * int(live.sum()) < 3 * middle else slice(None)
-            read = far[:, live]
-            scaled = room.flatten()[:of.shape[1] * read.shape[1] * inputs].view(of.shape[1], -1, inputs)
-            for number, (weight, factor) in enumerate(zip(near, of, strict=True)):
-                weight, factor = weight[live], factor[:, live, None]
-                torch.mul(weight, factor, out=scaled) if number == 0 else scaled.addcmul_(weight, factor)
-            if transposed:
-                torch.matmul(scaled.mT, read.T, out=into)
-            else:
-                torch.matmul(read, scaled, out=into)
+            of = factors[:, start:start + some, :, None]
+            multiply(_scaled(right, of, room[:of.shape[1]]), made[start:start + some])
         return made
+
+
+def matmul(left: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """(matrices (p, h, n), room (p, m, n)) ↦ the products with `left` (m, h) into that room."""
+
+    def multiply(right: Tensor, into: Tensor) -> None:
+        for one, made in zip(right, into, strict=True):
+            torch.mm(left, one, out=made)
+
+    return multiply
+
+
+def _over_live(left: Tensor, right: Sequence[Tensor], factors: Tensor, live: Tensor) -> Tensor:
+    """The same position by position, without the units that are dead there."""
+    made = left.new_empty(len(live), len(left), right[0].shape[1])
+    for position, into in enumerate(made):
+        at = live[position].nonzero().flatten()
+        parts = [weight[at] for weight in right]
+        torch.mm(left[:, at], _scaled(parts, factors[:, position, at, None], torch.empty_like(parts[0])), out=into)
+    return made
+
+
+def _scaled(weights: Sequence[Tensor], factors: Tensor, room: Tensor) -> Tensor:
+    """Σ weight · factor, in the room that is given."""
+    for number, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
+        torch.mul(weight, factor, out=room) if number == 0 else room.addcmul_(weight, factor)
+    return room
 
 
 def _weight(stage: Gather) -> Tensor:
@@ -191,13 +231,16 @@ class _Finder:
         stages = self.draft.stages
         far = stages[k]
         ends_in, ends_out = ((rows >= 0).sum(1) for rows in (stages[parts[0].stage].reads, far.writes))
+        positions = ((ends_in > 0) | (ends_out > 0)).nonzero().flatten()
+        parts = [replace(part, factor=part.factor[positions]) for part in parts]
         middle = (far.reads >= 0).sum(1)
         direct = int((middle * ends_out).sum())
         for maker in {part.stage for part in parts}:
             direct += int(((stages[maker].writes >= 0).sum(1) * ends_in).sum())
         composed = int((ends_in * ends_out).sum())
-        size = len(far.reads) * far.sites.outputs * stages[parts[0].stage].sites.inputs
-        chain = Chain(first, k, tuple(parts), direct, composed, int((middle * ends_in * ends_out).sum()), size)
+        size = len(positions) * far.sites.outputs * stages[parts[0].stage].sites.inputs
+        making = int((middle * ends_in * ends_out).sum())
+        chain = Chain(first, k, positions, tuple(parts), direct, composed, making, size)
         return chain if chain.saved >= LEAST else None
 
     def _maker(self, rows: Tensor, last: int) -> int | None:

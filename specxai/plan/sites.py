@@ -28,6 +28,7 @@ class Sites:
                   which has one group
     exact         liveness follows each weight that is zero, as of a causal pattern, and not only what no weight reads
     batch         inputs of the network that a convolution's value holds
+    own           nothing else holds the weights, so that an engine may keep them without a copy
     """
 
     weight: Tensor
@@ -38,6 +39,7 @@ class Sites:
     lead: bool
     exact: bool = False
     batch: int = 1
+    own: bool = False
 
     @property
     def groups(self) -> int:

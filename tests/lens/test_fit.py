@@ -10,6 +10,7 @@ from torch import nn
 
 import specxai
 from small import BLOCKS, CONTEXT, WIDTH, reference_lens, relative, small_gpt, some_prompts
+from specxai.backends.composed import Composed
 from specxai.errors import FileError
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearizer
@@ -169,7 +170,7 @@ def test_blocks_and_groups_give_the_same(gpt, columns, held, monkeypatch):
     prompts = some_prompts((20,))
     wanted = reference_lens(gpt, gpt.blocks, prompts, [0, 2], skip_first=5)
     monkeypatch.setattr("specxai.lens.sweep.COLUMNS", columns)
-    monkeypatch.setattr("specxai.lens.sweep.HELD", held)
+    monkeypatch.setattr("specxai.lens.segments.HELD", held)
     lens = specxai.lens.fit(gpt, prompts, [0, 2], skip_first=5)
     assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
 
@@ -302,3 +303,42 @@ def test_residuals_of_chosen_blocks(gpt):
     assert list(some) == [-1, 0]
     assert torch.equal(some[-1], every[BLOCKS - 1])
     assert torch.equal(some[0], every[0])
+
+
+class Closed(Block):
+    """Its feed-forward units are ReLUs of which few are open."""
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.ln_1(x)).chunk(3, -1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.down(torch.relu(self.up(self.ln_2(x)) - 1))
+
+
+@pytest.mark.parametrize("kind", [Block, Closed])
+def test_feed_forward_blocks_go_through_by_position(kind, monkeypatch):
+    """Some positions at a time with all columns, by one matrix each; not where so few units live that none pays."""
+    monkeypatch.setattr("specxai.lens.segments.MATRICES", 6 * 48 * 48 * 4)
+    monkeypatch.setattr("specxai.plan.chains.LEAST", 1)
+    torch.manual_seed(0)
+    model = GPT(vocabulary=40, width=48, heads=3, blocks=3, context=24)
+    model.blocks = nn.ModuleList(kind(48, 3) for _ in range(3))
+    model, prompts = model.eval(), some_prompts((20,))
+    found = Linearizer(Decoder(model), [0, 1], 5).at(prompts[0])
+    if not found.planned:
+        pytest.skip("no compiled kernels, so no plans")
+    cut = [segment for segment in found.segments if segment.chunks]
+    assert len(cut) == (2 if kind is Block else 0)
+    for segment in cut:
+        assert [place for chunk in segment.chunks for place in chunk] == list(range(20))
+        assert len(segment.chunks) == 4
+    made, work = set(), Composed.work
+    monkeypatch.setattr(Composed, "work", lambda self, adjoint: made.add(self) or work(self, adjoint))
+    rows = unit_rows(found, 0, found.width)
+    got = sweep(found, rows)
+    assert len(made) == (6 if kind is Block else 0)  # the first chunk has no position that counts
+    wanted = reference_lens(model, model.blocks, prompts, [0, 1], skip_first=5)
+    assert max(relative(got[number], wanted[number]) for number in wanted) < 1e-5
+    rough, name = rough_of(found)
+    if name == "16-bit factors":
+        assert 0 < relative(sweep(found, rows, rough), got) < 1e-2

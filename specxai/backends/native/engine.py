@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.engine import Executable
+from specxai.backends.native.bfloat16 import InBfloat16, has_bfloat16
 from specxai.backends.native.depthwise import MOST_TAPS, DepthwiseWork
 from specxai.backends.native.gather import GatherWork
 from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
 from specxai.backends.opaque import OpaqueTerms
 from specxai.plan import Gather, LowRank, Stage, Sum
+from specxai.plan.chains import Wide
 
 # Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
 # in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
@@ -55,6 +57,30 @@ class NativeEngine:
         if isinstance(stage, LowRank):
             return GroupWork(stage)
         return OpaqueTerms(stage, self.lower)
+
+    def lower_rough(self, wide: Wide, adjoint: bool) -> Executable:
+        """Matrices of positions for rough products: in bfloat16 where the processor multiplies that, in full precision
+        where it does not.
+        """
+        if self.has_rough and has_bfloat16():
+            return InBfloat16(wide, adjoint)
+        return self.lower(wide.layer(torch.device("cpu"), adjoint, self.times))
+
+    def times(self, left: Tensor) -> Callable[[Tensor, Tensor], None]:
+        """As `specxai.plan.chains.matmul`, at the rate of the kernels."""
+        (m, h), made = left.shape, {}
+
+        def multiply(right: Tensor, into: Tensor) -> None:
+            p, _, n = right.shape
+            if n % native.PROBE_UNIT:
+                return torch.matmul(left, right, out=into)
+            if p not in made:
+                rows = [torch.arange(p * k, dtype=torch.int32).reshape(p, k) for k in (h, m, 1)]
+                made[p] = native.GatherGemm(inside=rows[0], outside=rows[1], neighbours=rows[2], weight=left[:, None],
+                                            own=True)
+            made[p].run(right.reshape(p * h, n), into.view(p * m, n))
+
+        return multiply
 
     def graphs(self) -> None:
         return None

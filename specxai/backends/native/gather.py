@@ -119,4 +119,4 @@ def _made(stage: Gather, inside: Tensor, outside: Tensor, adjoint: bool) -> nati
         else:
             inside, neighbours, weight = cells.table(inside), cells.gathering, cells.of_inputs(weight)
     return native.GatherGemm(inside=inside.contiguous(), outside=outside.contiguous(), neighbours=neighbours,
-                             weight=weight, groups=sites.groups, across=across)
+                             weight=weight, groups=sites.groups, across=across, own=sites.own)
