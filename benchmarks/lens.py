@@ -20,6 +20,7 @@ from functools import partial
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import specxai
 from clock import Clock
@@ -27,10 +28,31 @@ from specxai.bench.fresh import measured
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.sweep import group_columns, rough_of, sweep, unit_rows
-from specxai.zoo.gpt import GPT
+from specxai.zoo.gpt import GPT, Block
 
 VOCABULARY = 50257
 BATCHES = (8, 16, 32, 64)
+
+
+class Closed(Block):
+    """With ReLUs, as OPT has, of which `close` closes a share at one prompt."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.ln_1(x)).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.down(self.up(self.ln_2(x)).relu())
+
+
+@torch.no_grad()
+def close(model: GPT, ids: Tensor, share: float) -> None:
+    """This share of the ReLUs of every block, by their biases."""
+    for block in model.blocks:
+        found: list[Tensor] = []
+        handle = block.up.register_forward_hook(lambda module, args, output, found=found: found.append(output))
+        model(ids)
+        handle.remove()
+        block.up.bias -= found[0].flatten()[:1 << 23].quantile(share)
 
 
 class Loop:
@@ -73,11 +95,11 @@ class Ours:
         return sweep(self.found, unit_rows(self.found, start, stop), self.rough)
 
 
-def model_of(tokens: int, blocks: int, width: int, plain: bool) -> tuple[Decoder, Tensor, str]:
+def model_of(tokens: int, blocks: int, width: int, plain: bool, dead: float = 0.0) -> tuple[Decoder, Tensor, str]:
     """(a decoder without gradients of weights, token ids (1, T), whose model it is)."""
     torch.manual_seed(0)
     try:
-        if plain:
+        if plain or dead:
             raise ImportError
         import transformers
 
@@ -85,8 +107,14 @@ def model_of(tokens: int, blocks: int, width: int, plain: bool) -> tuple[Decoder
         model, whose = transformers.GPT2LMHeadModel(config), f"transformers {transformers.__version__}"
     except ImportError:
         model, whose = GPT(VOCABULARY, width, width // 64, blocks, max(tokens, 128)), "plain torch"
+    ids = torch.randint(VOCABULARY, (1, tokens))
+    if dead:
+        model.blocks = nn.ModuleList(Closed(width, width // 64) for _ in range(blocks))
     model = model.eval().requires_grad_(False)
-    return Decoder(model), torch.randint(VOCABULARY, (1, tokens)), whose
+    if dead:
+        close(model, ids, dead)
+        whose += f", {dead:.0%} of its ReLUs closed"
+    return Decoder(model), ids, whose
 
 
 def clocked(work):
@@ -129,7 +157,7 @@ def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: boo
 
 def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None = None, skip_first: int = 16,
          batches: tuple[int, ...] = BATCHES, threads: int = 2, plain: bool = False, memory: bool = True,
-         side: str = "", batch: int = 0) -> None:
+         dead: float = 0.0, side: str = "", batch: int = 0) -> None:
     """Print the ratios.
 
     Args:
@@ -142,11 +170,12 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
         threads: of torch.
         plain: the twin in plain torch, even where transformers is installed.
         memory: peaks of both sides too.
+        dead: share of the feed-forward units that are ReLUs and closed, in the twin in plain torch; 0 for GELU.
         side: for a fresh process: loop or ours.
         batch: for a fresh process.
     """
     torch.set_num_threads(threads)
-    decoder, ids, whose = model_of(tokens, blocks, width, plain)
+    decoder, ids, whose = model_of(tokens, blocks, width, plain, dead)
     rows = width if rows is None else min(rows, width)
 
     def ours(rough: bool = False) -> Ours:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
+from typing import Any
 
-from specxai.backends.engine import Engine, Executable
-from specxai.plan import Plan
+import torch
+from torch import Tensor
+
+from specxai.backends.engine import Engine
+from specxai.plan import Gather, Plan
 from specxai.plan.chains import Chain, Wide
+from specxai.plan.stages import Span
 
 COPIES = 3  # of the matrices: as they are made, and as each direction reads them
 
@@ -19,28 +25,74 @@ class Composed:
     """
 
     def __init__(self, chain: Chain, plan: Plan, engine: Engine) -> None:
-        self.chain, self._engine, self._lock = chain, engine, Lock()
+        self.chain, self.rough, self._engine, self._lock = chain, False, engine, Lock()
         self._wide: Wide | None = chain.wide(plan.stages)
-        self.size = self._wide.reads.numel() + self._wide.writes.numel()
-        self._made: Executable | None = None
-        self.place, self.rough = self._wide.place, False
+        self._units = self._wide.reads.numel() + self._wide.writes.numel()
+        self._made: Standing | None = None
 
-    def work(self, adjoint: bool) -> Executable:
+    def work(self, adjoint: bool) -> Standing:
         """`adjoint`: it is for an adjoint that it is asked for, as whose matrices lie from the first."""
         with self._lock:
             if self._made is None:
-                engine, wide = self._engine, self._wide
-                if self.rough:
-                    self._made = engine.lower_rough(wide, adjoint)
-                else:
-                    device, times = engine.empty(0, 1).device, getattr(engine, "times", None)
-                    self._made = engine.lower(wide.layer(device, adjoint, times))
+                engine = self._engine
+                self._made = Standing(self._wide.layer(
+                    engine.empty(0, 1).device, adjoint, getattr(engine, "times", None),
+                    getattr(engine, "rough_matrices", None) if self.rough else None), engine)
                 self._wide = None
             return self._made
 
     def scratch(self, stride: int) -> int:
-        """Numbers beside the blocks, of which rough products hold some in half the size."""
-        return 2 * self.size * stride if self.rough else 0
+        """Numbers beside the blocks: what is set aside, and in fewer digits what is rounded."""
+        return (2 if self.rough else 1) * self._units * stride
+
+
+class Standing:
+    """Runs a layer that stands for several, and clears what they would.
+
+    It reads when the last of them would run, and writes when the first would: rows that are free for others in between
+    are set aside before they are cleared or written.
+    """
+
+    def __init__(self, layer: Gather, engine: Engine) -> None:
+        place = layer.place
+        self._fresh, self._zero, self._engine = place.fresh, place.zero, engine
+        self._read, reads = _aside(layer.reads, layer.writes, place.fresh)
+        self._written, writes = _aside(layer.writes, layer.reads, place.zero)
+        self._forward = self._adjoint = engine.lower(replace(layer, reads=reads))
+        if self._read is not None or self._written is not None:
+            self._adjoint = engine.lower(replace(layer, writes=writes))
+
+    def forward(self, inside: Tensor, outside: Tensor, probes: int, mode: Any) -> None:
+        source = self._copied(inside, self._read)
+        clear(outside, self._fresh)
+        self._forward.forward(source, outside, probes, mode)
+
+    def adjoint(self, outside: Tensor, inside: Tensor, probes: int, mode: Any) -> None:
+        source = self._copied(outside, self._written)
+        clear(inside, self._zero)
+        self._adjoint.adjoint(source, inside, probes, mode)
+
+    def _copied(self, block: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return block
+        return torch.index_select(block, 0, rows, out=self._engine.empty(len(rows), block.shape[1]))
+
+
+def _aside(rows: Tensor, others: Tensor, cleared: Sequence[Span]) -> tuple[Tensor | None, Tensor]:
+    """(the rows to set aside, their numbers there), (None, the rows) where no other is one of them."""
+    live = rows[rows >= 0]
+    clash = torch.isin(live, others[others >= 0]).any() or any(
+        bool(((live >= start) & (live < stop)).any()) for start, stop in cleared)
+    if not clash:
+        return None, rows
+    number = torch.full_like(rows, -1)
+    number[rows >= 0] = torch.arange(len(live), dtype=rows.dtype, device="cpu")
+    return live.long(), number
+
+
+def clear(arena: Tensor, spans: Sequence[Span]) -> None:
+    for start, stop in spans:
+        arena[start:stop].zero_()
 
 
 def affordable(plan: Plan, itemsize: int, room: int) -> list[Chain]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from specxai._once import once
-from specxai.backends.composed import Composed, affordable, matrix_bytes
+from specxai.backends.composed import Composed, affordable, clear, matrix_bytes
 from specxai.backends.engine import Engine, Executable, Passed
 from specxai.graph import Graph
 from specxai.plan import Gather, Opaque, Place, Plan, Planner
-from specxai.plan.stages import Span
 
 __all__ = ["Arenas", "PlannedBackend", "PlannedProducts"]
 
@@ -124,7 +123,7 @@ class PlannedProducts:
         """
         self._expected = max(self._expected, columns)
         for composed in self._composed:
-            composed.rough = rough and getattr(self._engine, "lower_rough", None) is not None
+            composed.rough = rough
 
     def _ways(self, columns: int, rough: bool) -> dict[int, Composed]:
         """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""
@@ -158,7 +157,7 @@ class PlannedProducts:
             for k, (work, place) in enumerate(self._items(ways, adjoint=False)):
                 if work is None:
                     continue
-                _clear(arena, place.fresh)
+                clear(arena, place.fresh)
                 work.forward(source if k == self.direct else arena, arena, probes, mode)
             self._collect.forward(arena, out, probes, mode)
         return out
@@ -180,17 +179,17 @@ class PlannedProducts:
             out.zero_()
         with self._arena(probes) as arena:
             source = self._source_of(out, arena)
-            _clear(arena, self._collect_zero)
+            clear(arena, self._collect_zero)
             self._collect.adjoint(Y, arena, probes, mode)
             for k, (work, place) in reversed(list(enumerate(self._items(ways, adjoint=True)))):
                 if work is not None:
-                    _clear(arena, place.zero)
+                    clear(arena, place.zero)
                 if passed is not None:
                     self._pass_on(k + 1, arena, probes, passed)
                 if work is None:
                     continue
                 work.adjoint(arena, source if k == self.direct else arena, probes, mode)
-            _clear(arena, self._seed_zero)
+            clear(arena, self._seed_zero)
             if source is not out:
                 self._seed.adjoint(source, out, probes, mode)
         return out
@@ -202,7 +201,7 @@ class PlannedProducts:
             if k not in ways:
                 yield work, place
             else:
-                yield (ways[k].work(adjoint) if k == ways[k].chain.last else None), ways[k].place
+                yield (ways[k].work(adjoint) if k == ways[k].chain.last else None), Place()
 
     def _arena(self, probes: int):
         if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there
@@ -269,9 +268,4 @@ class PlannedProducts:
         if columns.shape[1] == arena.shape[1] and columns.is_contiguous():
             return columns
         return arena[slice(*self._source)]
-
-
-def _clear(arena: Tensor, spans: Sequence[Span]) -> None:
-    for start, stop in spans:
-        arena[start:stop].zero_()
 

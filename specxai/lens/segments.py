@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from specxai.affine.local import Local
 
-MATRICES = 32 << 20  # bytes of the matrices of the positions that go through at a time
+MATRICES = 64 << 20  # bytes of the matrices of the positions that go through at a time
 HELD = 512 << 20  # bytes of cotangents between two segments, with max_memory for four times as many
+MOST = 16  # parts that the positions are cut into, each with a plan
 PAYS = 3  # times the multiply-adds of a matrix: what a column must take otherwise
 
 
@@ -53,9 +54,11 @@ def _by_position(local: Local, segment: Segment) -> list[Segment]:
     """The segment, cut in two where its last part acts by position and has a middle as wide as pays."""
     graph, (tokens, width) = local.graph, local.graph.shapes[segment.target][-2:]
     size = width * width * graph.dtype.itemsize
-    if segment.taps or tokens * size <= MATRICES or tokens * size > most_held(local.max_memory):
+    # On other devices a plan takes longer than its products.
+    room = MATRICES if graph.device.type == "cpu" else local.max_memory // 12
+    if segment.taps or tokens * size <= room or tokens * size > most_held(local.max_memory):
         return [segment]  # one plan has room for the matrices; or too few columns go through together to pay for them
-    parts = -(-tokens * size // MATRICES)
+    parts = min(-(-tokens * size // room), MOST)
     chunks = tuple(range(tokens * part // parts, tokens * (part + 1) // parts) for part in range(parts))
     for step in graph.between([segment.source], [segment.target]):
         if (step != segment.target and graph.shapes[step] == graph.shapes[segment.target]

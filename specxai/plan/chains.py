@@ -115,24 +115,23 @@ class Wide:
     far: Gather
     near: tuple[Gather, ...]
 
-    def layer(self, device: torch.device, transposed: bool = False, times: Times | None = None) -> Gather:
+    def layer(self, device: torch.device, transposed: bool = False, times: Times | None = None,
+              dtype: torch.dtype | None = None) -> Gather:
         """One fully connected layer, whose groups are positions.
 
         transposed   its matrices lie as the adjoint reads them, where that takes no further work
-        times        how they are multiplied
+        times        how they are multiplied; `matmul` with a dtype
+        dtype        of the matrices, and of what is multiplied; None for that of the weights
         """
         transposed = transposed and len(self.near) == 1
-        made = self.matrices(device, transposed, times or matmul)
+        made = self.matrices(device, transposed, matmul if times is None or dtype is not None else times, dtype)
         sites = Sites((made.mT if transposed else made)[..., None], (1,), (1,), None, True, True, own=True)
         return Gather(step=self.far.step, reads=self.reads, writes=self.writes, sites=sites, own=self.own,
                       place=self.place)
 
     def matrices(self, device: torch.device, transposed: bool, times: Times,
                  dtype: torch.dtype | None = None) -> Tensor:
-        """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or W_nearᵀ diag(factor) W_farᵀ of one part.
-
-        dtype   of the matrices, and of what is multiplied; None for that of the weights
-        """
+        """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or W_nearᵀ diag(factor) W_farᵀ of one part."""
         left = _weight(self.far).to(device)  # (outputs, h)
         right = [part.read(_weight(stage).to(device))
                  for stage, part in zip(self.near, self.chain.parts, strict=True)]

@@ -95,7 +95,7 @@ def block_svds(operator: LinearOperator, blocks: int, rank: int, *, tol: float =
     counted = Counted(operator, bar)
     try:
         with full_precision(operator.device):
-            return _Solver(counted, blocks, rank, tol, seed, max_memory).solve(method)
+            return _Solver(counted, blocks, rank, tol, seed, max_memory, method).solve()
     finally:
         bar.close()
 
@@ -103,8 +103,8 @@ def block_svds(operator: LinearOperator, blocks: int, rank: int, *, tol: float =
 class _Solver:
     """What exact blocks and a shared range have in common: J = outer @ inner, probes, weights, certificates."""
 
-    def __init__(self, operator: Counted, blocks: int, rank: int, tol: float, seed: int,
-                 max_memory: int | None) -> None:
+    def __init__(self, operator: Counted, blocks: int, rank: int, tol: float, seed: int, max_memory: int | None,
+                 method: str) -> None:
         self.operator, self.T, self.d = operator, blocks, operator.shape[1] // blocks
         self.tol, self.seed, self.max_memory = tol, seed, max_memory
         cut = useful_cut(operator)
@@ -113,6 +113,9 @@ class _Solver:
         self.k = min(rank, self.width, self.d)
         self.room = self._room(cut is not None)
         self.outer, self.inner = (None, operator) if cut is None else _through(operator, cut)
+        exact, sought = self.width + FORWARD, FIRST + A_TRIPLET * self.k + A_COLUMN * KRYLOV_BLOCK
+        self.by_range = method == "range" or (method == "auto" and sought <= WORTH_A_RANGE * exact)
+        self.inner.expect(sought if self.by_range else exact)
         self.generator = generator_of(seed)
         probes = gaussian(self.width, WEIGHING + HELD_OUT, self.generator, operator)
         image = self.inner.rmatmat(probes)
@@ -128,12 +131,8 @@ class _Solver:
         self.factor = safety_factor(HELD_OUT, FAILURE / (self.T * self.k)) / math.sqrt(HELD_OUT)
         self.floors = rounding_floor(1.0, operator.dtype) * self.norms
 
-    def solve(self, method: str) -> BlockSVDs:
-        exact = self.width + FORWARD
-        sought = FIRST + A_TRIPLET * self.k + A_COLUMN * KRYLOV_BLOCK
-        if method == "range" or (method == "auto" and sought <= WORTH_A_RANGE * exact):
-            return self._by_range()
-        return self._exact()
+    def solve(self) -> BlockSVDs:
+        return self._by_range() if self.by_range else self._exact()
 
     def _exact(self) -> BlockSVDs:
         parts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from torch.nn import functional as F
 
 import specxai
 from specxai.backends import make
-from specxai.plan import Planner, chains
+from specxai.backends.composed import Standing
+from specxai.backends.torch import TorchEngine
+from specxai.plan import Place, Planner, chains
 
 TOKENS, WIDTH, HIDDEN = 5, 48, 192
 
@@ -102,6 +106,53 @@ def test_matrices_as_the_adjoint_reads_them(kind):
     assert one.sites.weight.shape == (TOKENS, WIDTH, WIDTH, 1)
 
 
+class Stack(nn.Module):
+    """Random feed-forward blocks: with norms and residual adds or without, gated or not, narrow at one end or not."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.kinds = [tuple(bool(bit) for bit in torch.randint(2, (5,))) for _ in range(3)]
+        self.norms, self.ups, self.gates, self.downs, self.mixes = (nn.ModuleList() for _ in range(5))
+        for _ in self.kinds:
+            self.norms.append(nn.LayerNorm(WIDTH))
+            self.ups.append(nn.Linear(WIDTH, HIDDEN))
+            self.gates.append(nn.Linear(WIDTH, HIDDEN))
+            self.downs.append(nn.Linear(HIDDEN, WIDTH))
+            self.mixes.append(nn.Linear(TOKENS, TOKENS))
+
+    def forward(self, x):
+        for (norm, residual, gated, mixed, across), *layers in zip(
+                self.kinds, self.norms, self.ups, self.gates, self.downs, self.mixes, strict=True):
+            normed, up, gate, down, mix = layers
+            z = mix(x.mT).mT if across else x  # then the stream's positions are others than the block's
+            z = normed(z) if norm else z
+            hidden = up(z) * F.silu(gate(z)) if gated else F.gelu(up(z))
+            x = x + down(hidden) if residual else down(hidden)
+            if mixed:
+                x = x + mix(x.mT).mT
+        return x
+
+
+@pytest.mark.parametrize("gates", ["tangent", "frozen"])
+@pytest.mark.parametrize("seed", range(25))
+def test_random_stacks(seed, gates):
+    """Layers that read rows which they write, or which are free for others before the chain has run."""
+    net = Stack(seed).eval().double()
+    graph = specxai.linearize(net, torch.randn(1, TOKENS, WIDTH, dtype=torch.float64), gates=gates).graph
+    some = torch.arange(2 * WIDTH, 4 * WIDTH)
+    for columns, rows in ((None, None), (some, None), (None, some)):
+        want, *ours = (make(name, graph).products([graph.input], [max(graph.nodes)], [], columns, rows)
+                       for name in ("reference", "native", "torch"))
+        X, Y = (torch.randn(TOKENS * WIDTH if chosen is None else len(chosen), 16, dtype=torch.float64)
+                for chosen in (columns, rows))
+        for products in ours:
+            products.expect(10**6)
+            assert products._ways(16, False)
+            torch.testing.assert_close(products.matmat(X), want.matmat(X), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(products.rmatmat(Y), want.rmatmat(Y), rtol=1e-10, atol=1e-10)
+
+
 def test_half_of_the_positions_and_units():
     """Sources and targets of a few units: dead rows at both ends of a middle."""
     graph = graph_of("gated")
@@ -172,7 +223,8 @@ def test_matrices_are_part_of_the_memory_and_left_out_where_it_is_tight():
     tight = specxai.linearize(net, x, backend="native", max_memory=4 * needed - 4).jacobian
     assert tight._products._composed == []
     assert tight._products._matrix_bytes == 0
-    assert plan.product_bytes(16) - tight._products.product_bytes(16) == needed
+    aside = 4 * 16 * plan._composed[0]._units
+    assert plan.product_bytes(16) - tight._products.product_bytes(16) == needed + aside
 
 
 def test_rough_products_by_matrices():
@@ -184,3 +236,22 @@ def test_rough_products_by_matrices():
     X = torch.randn(TOKENS * WIDTH, 64)
     want = make("reference", graph).products([graph.input], [max(graph.nodes)], []).matmat(X)
     assert float((ours.matmat(X, rough=True) - want).norm() / want.norm()) < 1e-2
+
+
+def test_rows_that_are_cleared_first_are_set_aside():
+    plan = plan_of(graph_of("gelu"))
+    layer = plan.chains[0].wide(plan.stages).layer(torch.device("cpu"))
+    size = TOKENS * WIDTH
+    reads, writes = (torch.arange(start, start + size, dtype=torch.int32)[None] for start in (0, size))
+    engine = TorchEngine(torch.float64, torch.device("cpu"))
+    for spans in ((), ((5, 9),)):
+        forward, back = (Standing(replace(layer, reads=one, writes=other, own=None, place=place), engine)
+                         for one, other, place in ((reads, writes, Place(fresh=spans)),
+                                                   (writes, reads, Place(zero=spans))))
+        for standing, product, way in ((forward, "forward", layer.sites.weight),
+                                       (back, "adjoint", layer.sites.weight.transpose(1, 2))):
+            arena = torch.randn(2 * size, 3, dtype=torch.float64)
+            want = torch.bmm(way[..., 0], arena[:size].clone().view(TOKENS, WIDTH, 3)).flatten(0, 1)
+            getattr(standing, product)(arena, arena, 3, None)
+            torch.testing.assert_close(arena[size:], want)
+            assert bool((arena[5:9] == 0).all()) == bool(spans)

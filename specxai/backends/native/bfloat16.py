@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specxai.plan.chains import Wide, matmul
+from specxai.plan import Gather
 
 
 @cache
@@ -19,16 +19,17 @@ def has_bfloat16() -> bool:
 
 
 class InBfloat16:
-    """Runs what a chain stands for: rows gathered and rounded, one product a position, added up in float32 inside."""
+    """Runs a layer whose groups are positions: rows gathered and rounded, one product a position, added up in float32
+    inside.
+    """
 
-    kept = 0  # what `composed` counts
+    kept = 0  # as its plan counts the matrices
 
-    def __init__(self, wide: Wide, adjoint: bool) -> None:
-        made = wide.matrices(torch.device("cpu"), adjoint and len(wide.near) == 1, matmul, torch.bfloat16)
-        self._weight = made.mT if adjoint and len(wide.near) == 1 else made  # (positions, outputs, inputs)
-        self._reads, self._writes = (_Rows(rows, len(made)) for rows in (wide.reads, wide.writes))
-        self._adds, self._accumulates = wide.own is not None, wide.place.accumulate
-        self.multiply_adds = wide.chain.composed
+    def __init__(self, stage: Gather) -> None:
+        self._weight = stage.sites.weight[..., 0]  # (positions, outputs, inputs)
+        self._reads, self._writes = (_Rows(rows, len(self._weight)) for rows in (stage.reads, stage.writes))
+        self._adds, self._accumulates = stage.adds, stage.place.accumulate
+        self.multiply_adds = self._weight.numel()
 
     def scratch(self, stride: int) -> int:
         return 2 * (self._reads.size + self._writes.size) * stride

@@ -17,7 +17,6 @@ from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
 from specxai.backends.opaque import OpaqueTerms
 from specxai.plan import Gather, LowRank, Stage, Sum
-from specxai.plan.chains import Wide
 
 # Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
 # in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
@@ -50,6 +49,8 @@ class NativeEngine:
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):
+            if stage.sites.weight.dtype is torch.bfloat16:
+                return InBfloat16(stage)
             sums = stage.depthwise and stage.sites.taps <= MOST_TAPS
             return DepthwiseWork(stage) if sums else GatherWork(stage)
         if isinstance(stage, Sum):
@@ -58,13 +59,10 @@ class NativeEngine:
             return GroupWork(stage)
         return OpaqueTerms(stage, self.lower)
 
-    def lower_rough(self, wide: Wide, adjoint: bool) -> Executable:
-        """Matrices of positions for rough products: in bfloat16 where the processor multiplies that, in full precision
-        where it does not.
-        """
-        if self.has_rough and has_bfloat16():
-            return InBfloat16(wide, adjoint)
-        return self.lower(wide.layer(torch.device("cpu"), adjoint, self.times))
+    @property
+    def rough_matrices(self) -> torch.dtype | None:
+        """Of matrices of positions for rough products; None for the full one."""
+        return torch.bfloat16 if self.has_rough and has_bfloat16() else None
 
     def times(self, left: Tensor) -> Callable[[Tensor, Tensor], None]:
         """As `specxai.plan.chains.matmul`, at the rate of the kernels."""
