@@ -97,7 +97,7 @@ def read_state(path: str | os.PathLike, layers: list[int], dtype: torch.dtype, m
         _require(theirs.get(what, mine) == mine, path, f"is of another fit: {what} is {theirs.get(what)!r} there and "
                                                        f"{mine!r} here; give another checkpoint, or remove it")
     found.sums = {layer: total.to(dtype) for layer, total in found.sums.items()}
-    found.metadata = {**{key: theirs[key] for key in ("rough_error",) if key in theirs}, **metadata}
+    found.metadata = {**{key: theirs[key] for key in ("rough_error", "rough_kind") if key in theirs}, **metadata}
     return found
 
 

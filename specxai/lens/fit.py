@@ -146,12 +146,12 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
                 found = make.at(ids)
                 if state is None:
                     state = _empty(make, found, metadata)
-                rough: Rough = False
-                if "products" in metadata:
-                    rough, kind = rough_of(found)
-                    if "rough_error" not in state.metadata:
-                        state.metadata |= {"rough_kind": kind, "rough_error": _rough_error(found, rough)}
-                _add(state, make.layers, found, rough, bar)
+                if "products" not in metadata:
+                    _add(state, make.layers, found, False, bar)
+                elif "rough_error" in state.metadata:
+                    _add(state, make.layers, found, rough_of(found)[0], bar)
+                else:
+                    state.metadata |= _add_measured(state, make.layers, found, bar)
                 state.n_done += 1
             if state is not None:
                 state.next_idx = number + 1
@@ -203,12 +203,22 @@ def _add(state: State, layers: list[int], found: Linearised, rough: Rough, bar: 
             bar.set_postfix(layer=layers[number], rows=f"{stop}/{found.width}")
 
 
-def _rough_error(found: Linearised, rough: Rough) -> float:
-    """The largest relative error of a layer's rough rows, at a few rows that lie evenly."""
+def _add_measured(state: State, layers: list[int], found: Linearised, bar: tqdm) -> dict:
+    """The same in rough products: what those are, and the largest relative error of a layer at a few rows that lie
+    evenly.
+    """
+    rough, kind = rough_of(found)
     places = torch.linspace(0, found.width - 1, min(CHECKED_ROWS, found.width)).long()
-    rows = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)[places]
-    exact = sweep(found, rows)
-    return float(((sweep(found, rows, rough) - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max())
+
+    def at_places() -> torch.Tensor:
+        return torch.stack([state.sums[layer][places] for layer in layers])
+
+    before = at_places()
+    _add(state, layers, found, rough, bar)
+    eye = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)
+    exact = sweep(found, eye[places]).to(before)
+    errors = (at_places() - before - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    return {"rough_kind": kind, "rough_error": float(errors.max())}
 
 
 def _kept_dtype(found: Linearised) -> torch.dtype:

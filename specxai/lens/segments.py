@@ -7,14 +7,16 @@ positions at a time, with all columns, which one matrix a position serves (`spec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from specxai.affine.local import Local
+from specxai.graph import Graph
 
 MATRICES = 64 << 20  # bytes of the matrices of the positions that go through at a time
 HELD = 512 << 20  # bytes of cotangents between two segments, with max_memory for four times as many
 MOST = 16  # parts that the positions are cut into, each with a plan
-PAYS = 3  # times the multiply-adds of a matrix: what a column must take otherwise
+PAYS = 3  # times the multiply-adds of a matrix: what a column must take otherwise, so that d columns pay for it
 
 
 @dataclass(frozen=True)
@@ -43,35 +45,55 @@ def segments_of(local: Local, sources: Sequence[int], target: int) -> tuple[Segm
     end, taps = target, ()
     for source in reversed(sources):
         if source == first or not graph.between([first], [target], [source]):
-            found += _by_position(local, Segment(source, end, taps))
+            found += [Segment(source, end, taps)] if taps else _by_position(local, source, end)
             end, taps = source, ()
         else:
             taps = (source, *taps)
     return tuple(found)
 
 
-def _by_position(local: Local, segment: Segment) -> list[Segment]:
-    """The segment, cut in two where its last part acts by position and has a middle as wide as pays."""
-    graph, (tokens, width) = local.graph, local.graph.shapes[segment.target][-2:]
+def _by_position(local: Local, source: int, target: int) -> list[Segment]:
+    """The part from a source to a target, cut around what acts by position and has a middle as wide as pays."""
+    graph, (tokens, width) = local.graph, local.graph.shapes[target][-2:]
     size = width * width * graph.dtype.itemsize
     # On other devices a plan takes longer than its products.
     room = MATRICES if graph.device.type == "cpu" else local.max_memory // 12
-    if segment.taps or tokens * size <= room or tokens * size > most_held(local.max_memory):
-        return [segment]  # one plan has room for the matrices; or too few columns go through together to pay for them
+    if tokens * size <= room or tokens * size > most_held(local.max_memory):
+        # One plan has room for the matrices; or too few columns go through together to pay for them.
+        return [Segment(source, target)]
     parts = min(-(-tokens * size // room), MOST)
     chunks = tuple(range(tokens * part // parts, tokens * (part + 1) // parts) for part in range(parts))
-    for step in graph.between([segment.source], [segment.target]):
-        if (step != segment.target and graph.shapes[step] == graph.shapes[segment.target]
-                and not graph.nodes[step].view and not graph.between([segment.source], [segment.target], [step])
-                and _pays(local, step, segment.target, chunks)):
-            return [Segment(step, segment.target, chunks=chunks), replace(segment, target=step)]
-    return [segment]
+    found: list[Segment] = []
+    parts_of = pairwise((*_cuts(graph, source, target), target))
+    for alone, run in groupby(((start, end, _alone(local, start, end, chunks)) for start, end in parts_of),
+                              key=lambda part: part[2] is not None):
+        run = list(run)
+        start, end = run[0][0], run[-1][1]
+        if alone and sum(part[2] for part in run) > PAYS * tokens * width * width:
+            found.append(Segment(start, end, chunks=chunks))
+        elif found and not found[-1].chunks:
+            found[-1] = Segment(found[-1].source, end)
+        else:
+            found.append(Segment(start, end))
+    return found[::-1]
 
 
-def _pays(local: Local, source: int, target: int, chunks: Sequence[range]) -> bool:
-    """Does no position of a chunk lead to one of another, by so many live units that as many columns as the stream has
-    channels pay for a matrix of each position?
-    """
+def _cuts(graph: Graph, source: int, target: int) -> list[int]:
+    """The source and the steps of the target's shape through which everything between the two goes, views aside."""
+    path, found = graph.between([source], [target]), [source]
+    readers = {source: source} | {step: step for step in path}
+    for step in path:
+        readers |= {term.input: step for term in graph.nodes[step].terms if term.input in readers}
+    reach = readers[source]  # the last step that reads what lies before
+    for step in path:
+        if reach <= step < target and graph.shapes[step] == graph.shapes[target] and not graph.nodes[step].view:
+            found.append(step)
+        reach = max(reach, readers[step])
+    return found
+
+
+def _alone(local: Local, source: int, target: int, chunks: Sequence[range]) -> int | None:
+    """Multiply-adds of a column over live units; None where a position of a chunk leads to one of another."""
     graph, multiply_adds = local.graph, 0
     tokens, width = graph.shapes[target][-2:]
     for chunk in chunks:
@@ -79,9 +101,9 @@ def _pays(local: Local, source: int, target: int, chunks: Sequence[range]) -> bo
         reached = live[target].reshape(tokens, width).any(1)
         reached[chunk.start:chunk.stop] = False
         if bool(reached.any()):
-            return False
+            return None
         for step, mask in live.items():
             if step != source and graph.nodes[step].fully_connected is not None:
                 read = live[graph.nodes[step].terms[0].input]
                 multiply_adds += int(mask.sum()) * int(read.sum()) // len(chunk)
-    return multiply_adds > PAYS * tokens * width * width
+    return multiply_adds

@@ -339,6 +339,9 @@ def test_feed_forward_blocks_go_through_by_position(kind, monkeypatch):
     assert len(made) == (6 if kind is Block else 0)  # the first chunk has no position that counts
     wanted = reference_lens(model, model.blocks, prompts, [0, 1], skip_first=5)
     assert max(relative(got[number], wanted[number]) for number in wanted) < 1e-5
+    one = Linearizer(Decoder(model), [0], 5).at(prompts[0])  # both blocks behind it, in four parts
+    assert [bool(segment.chunks) for segment in one.segments] == ([True, False] * 2 if kind is Block else [False])
+    assert relative(sweep(one, rows)[0], wanted[0]) < 1e-5
     rough, name = rough_of(found)
     if name == "16-bit factors":
         assert 0 < relative(sweep(found, rows, rough), got) < 1e-2
