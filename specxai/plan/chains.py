@@ -189,9 +189,14 @@ def _bare(stage: Gather) -> Gather:
 
 
 def chains_of(draft: Draft) -> tuple[Chain, ...]:
-    """Those of a draft; a stage belongs to one at most."""
+    """Those of a draft.  A stage belongs to one at most: of two that share a layer, the one that saves more is taken."""
     finder = _Finder(draft)
-    return tuple(chain for k in range(len(draft.stages)) if (chain := finder.ending_at(k)) is not None)
+    found = [chain for k in range(len(draft.stages)) if (chain := finder.ending_at(k)) is not None]
+    taken: list[Chain] = []
+    for chain in sorted(found, key=lambda chain: -chain.saved):
+        if all(chain.last < other.first or other.last < chain.first for other in taken):
+            taken.append(chain)
+    return tuple(sorted(taken, key=lambda chain: chain.first))
 
 
 class _Finder:

@@ -153,6 +153,24 @@ def test_random_stacks(seed, gates):
             torch.testing.assert_close(products.rmatmat(Y), want.rmatmat(Y), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU])
+def test_a_layer_between_two_middles_belongs_to_one_of_them(activation, engine):
+    """Layers of one width: each pair that follows each other would be a chain."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(part for _ in range(5) for part in (nn.Linear(WIDTH, WIDTH), activation()))).eval().double()
+    graph = specxai.linearize(net, torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)).graph
+    found = plan_of(graph).chains
+    assert len(found) == 2
+    assert found[0].last < found[1].first
+    want, ours = (make(name, graph).products([graph.input], [max(graph.nodes)], []) for name in ("reference", engine))
+    ours.expect(10**6)
+    X = torch.randn(TOKENS * WIDTH, 16, dtype=graph.dtype)
+    assert ours._ways(16, False)
+    torch.testing.assert_close(ours.matmat(X), want.matmat(X), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ours.rmatmat(X), want.rmatmat(X), rtol=1e-11, atol=1e-11)
+
+
 def test_half_of_the_positions_and_units():
     """Sources and targets of a few units: dead rows at both ends of a middle."""
     graph = graph_of("gated")
