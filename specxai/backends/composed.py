@@ -30,6 +30,12 @@ class Composed:
         self._units = self._wide.reads.numel() + self._wide.writes.numel()
         self._made: Standing | None = None
 
+    def expect(self, rough: bool) -> None:
+        """Matrices that are made stay as they are: those of few digits never serve a product in full precision."""
+        with self._lock:
+            if self._made is None:
+                self.rough = rough
+
     def work(self, adjoint: bool) -> Standing:
         """`adjoint`: it is for an adjoint that it is asked for, as whose matrices lie from the first."""
         with self._lock:

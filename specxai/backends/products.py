@@ -123,7 +123,7 @@ class PlannedProducts:
         """
         self._expected = max(self._expected, columns)
         for composed in self._composed:
-            composed.rough = rough
+            composed.expect(rough)
 
     def _ways(self, columns: int, rough: bool) -> dict[int, Composed]:
         """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""

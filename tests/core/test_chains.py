@@ -256,6 +256,21 @@ def test_rough_products_by_matrices():
     assert float((ours.matmat(X, rough=True) - want).norm() / want.norm()) < 1e-2
 
 
+def test_matrices_of_few_digits_never_serve_full_products(monkeypatch):
+    monkeypatch.setattr("specxai.backends.native.engine.has_bfloat16", lambda: True)
+    graph = graph_of("gelu", torch.float32)
+    ours = make("native", graph).products([graph.input], [max(graph.nodes)], [])
+    if not ours.has_rough:
+        pytest.skip("this processor has no rough products")
+    X = torch.randn(TOKENS * WIDTH, 64)
+    want = make("reference", graph).products([graph.input], [max(graph.nodes)], []).matmat(X)
+    ours.expect(10**6, rough=True)
+    assert 1e-4 < float((ours.matmat(X, rough=True) - want).norm() / want.norm()) < 1e-2
+    for rough in (True, False):  # whoever comes next, as a solver does, may expect full ones
+        ours.expect(10**6, rough)
+        torch.testing.assert_close(ours.matmat(X), want, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_that_are_cleared_first_are_set_aside():
     plan = plan_of(graph_of("gelu"))
     layer = plan.chains[0].wide(plan.stages).layer(torch.device("cpu"))
