@@ -44,10 +44,22 @@ def test_random_nets(seed, dtype):
             assert_close(got, want, factor=8)
 
 
-def test_matrices_in_place_of_a_wide_middle(monkeypatch):
+class Activated(nn.Module):
+    """x + f(GELU(x)) for a wide f: its first layer reads a copy with factors, of rows that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.GELU(), nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20))
+
+    def forward(self, x):
+        return x + self.wide(x)
+
+
+@pytest.mark.parametrize("kind", [Activated, lambda: nn.Sequential(nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20))])
+def test_matrices_in_place_of_a_wide_middle(monkeypatch, kind):
     monkeypatch.setattr(chains, "LEAST", 1)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20)).eval()
+    net = nn.Sequential(nn.Linear(20, 20), kind()).eval()
     ours, oracle = (local.jacobian for local in pair(net, torch.randn(1, 3, 20)))
     X = torch.randn(60, 16)
     for J in (ours, oracle):

@@ -31,9 +31,9 @@ class Scaled:
 
 def scaled_pairs(plan: Plan, dtype: torch.dtype) -> dict[int, Scaled]:
     """Place of a copy -> what it and the layer behind it become."""
-    found = {}
+    found, read = {}, {chain.first for chain in plan.chains}  # whose rows matrices of positions need as well
     for k, (copy, layer) in enumerate(zip(plan.stages, plan.stages[1:], strict=False)):
-        if plan.direct not in (k, k + 1) and (pair := _pair(copy, layer, dtype)) is not None:
+        if plan.direct not in (k, k + 1) and k + 1 not in read and (pair := _pair(copy, layer, dtype)) is not None:
             found[k] = pair
     return found
 
