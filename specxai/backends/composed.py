@@ -62,8 +62,9 @@ class Standing:
     def __init__(self, layer: Gather, engine: Engine) -> None:
         place = layer.place
         self._fresh, self._zero, self._engine = place.fresh, place.zero, engine
-        self._read, reads = _aside(layer.reads, layer.writes, place.fresh)
-        self._written, writes = _aside(layer.writes, layer.reads, place.zero)
+        device = engine.empty(0, 1).device
+        self._read, reads = _aside(layer.reads, layer.writes, place.fresh, device)
+        self._written, writes = _aside(layer.writes, layer.reads, place.zero, device)
         self._forward = self._adjoint = engine.lower(replace(layer, reads=reads))
         if self._read is not None or self._written is not None:
             self._adjoint = engine.lower(replace(layer, writes=writes))
@@ -84,8 +85,9 @@ class Standing:
         return torch.index_select(block, 0, rows, out=self._engine.empty(len(rows), block.shape[1]))
 
 
-def _aside(rows: Tensor, others: Tensor, cleared: Sequence[Span]) -> tuple[Tensor | None, Tensor]:
-    """(the rows to set aside, their numbers there), (None, the rows) where no other is one of them."""
+def _aside(rows: Tensor, others: Tensor, cleared: Sequence[Span], device: torch.device
+           ) -> tuple[Tensor | None, Tensor]:
+    """(the rows to set aside, on the device; their numbers there), (None, the rows) where no other is one of them."""
     live = rows[rows >= 0]
     clash = torch.isin(live, others[others >= 0]).any() or any(
         bool(((live >= start) & (live < stop)).any()) for start, stop in cleared)
@@ -93,7 +95,7 @@ def _aside(rows: Tensor, others: Tensor, cleared: Sequence[Span]) -> tuple[Tenso
         return None, rows
     number = torch.full_like(rows, -1)
     number[rows >= 0] = torch.arange(len(live), dtype=rows.dtype, device="cpu")
-    return live.long(), number
+    return live.long().to(device), number
 
 
 def clear(arena: Tensor, spans: Sequence[Span]) -> None:

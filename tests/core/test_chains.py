@@ -288,3 +288,10 @@ def test_rows_that_are_cleared_first_are_set_aside():
             getattr(standing, product)(arena, arena, 3, None)
             torch.testing.assert_close(arena[size:], want)
             assert bool((arena[5:9] == 0).all()) == bool(spans)
+
+
+def test_rows_are_set_aside_where_the_arena_is():
+    plan = plan_of(graph_of("gelu"))
+    layer = plan.chains[0].wide(plan.stages).layer(torch.device("cpu"))
+    standing = Standing(replace(layer, reads=layer.writes), TorchEngine(torch.float64, torch.device("meta")))
+    assert standing._read.device.type == standing._written.device.type == "meta"
