@@ -66,13 +66,13 @@ class PlannedBackend:
         self._planner = Planner(graph)
         # On other devices a block takes its memory at once.
         self._arenas = Arenas(engine, min(max_memory, MOST_ROOM) if graph.device.type == "cpu" else 0)
-        self._composed = max_memory // COMPOSED
+        self._max_memory = max_memory
 
     def products(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                  columns: Tensor | None = None, rows: Tensor | None = None,
                  taps: Sequence[int] = ()) -> PlannedProducts:
         plan = self._planner.plan(sources, targets, held, columns, rows, taps)
-        return PlannedProducts(plan, self.engine, self._arenas, self._composed)
+        return PlannedProducts(plan, self.engine, self._arenas, self._max_memory)
 
     def live_units(self, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
                    columns: Tensor | None = None, rows: Tensor | None = None) -> dict[int, Tensor]:
@@ -84,22 +84,22 @@ class PlannedProducts:
 
     The plan itself is not kept: its executables hold what they need of it.
 
-    arenas   shared with other plans of the same engine
-    opaque   steps that run through the reference's terms
-    instead  (step, engine, reason) of those that another engine runs
-    room     bytes that matrices of positions may take in place of wide middles (`specxai.plan.chains`)
+    arenas       shared with other plans of the same engine
+    opaque       steps that run through the reference's terms
+    instead      (step, engine, reason) of those that another engine runs
+    max_memory   bytes that a product may hold: matrices of positions come in place of wide middles
+                 (`specxai.plan.chains`) where they leave room for a product of many columns
     """
 
-    def __init__(self, plan: Plan, engine: Engine, arenas: Arenas, room: int = 0) -> None:
+    def __init__(self, plan: Plan, engine: Engine, arenas: Arenas, max_memory: int = 0) -> None:
         self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
         self._engine, self._arenas = engine, arenas
         # An engine may run several stages as one.
         self._work = (engine.lower_plan(plan) if hasattr(engine, "lower_plan") else
                       [engine.lower(stage) for stage in plan.stages])
         self._places = [stage.place for stage in plan.stages]
-        chains = affordable(plan, engine.dtype.itemsize, room)
-        self._composed = [Composed(chain, plan, engine) for chain in chains]
-        self._matrix_bytes = matrix_bytes(chains, engine.dtype.itemsize)
+        self._composed: list[Composed] = []
+        self._matrix_bytes = 0
         self._served, self._expected = 0, 0
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
@@ -115,6 +115,10 @@ class PlannedProducts:
         self.direct, self._source = plan.direct, plan.source
         self._seed_zero, self._collect_zero = plan.seed_zero, plan.collect_zero
         self._fills_sources, self._fills_targets = plan.fills_sources, plan.fills_targets
+        chains = affordable(plan, engine.dtype.itemsize,
+                            min(max_memory // COMPOSED, max_memory - self.product_bytes(WIDE)))
+        self._composed = [Composed(chain, plan, engine) for chain in chains]
+        self._matrix_bytes = matrix_bytes(chains, engine.dtype.itemsize)
 
     def expect(self, columns: int, rough: bool = False) -> None:
         """So many columns will come; from then on those that did come decide nothing, so that equal solves run alike.
@@ -245,11 +249,11 @@ class PlannedProducts:
         numbers += (self._n + self._m) * columns * (1 + (0 if self._graphs is None else self._graphs.kept))
         passed = max((2 * len(tap.rows) * columns for tap in self._taps), default=0)
         numbers += max(passed, *(work.scratch(stride) for work in (*self._all, *self._composed)))
-        return self.dtype.itemsize * numbers + self._kept
+        return self.dtype.itemsize * numbers + self._kept + self._matrix_bytes
 
     @once
     def _kept(self) -> int:
-        return sum(work.kept for work in self._all) + self._matrix_bytes
+        return sum(work.kept for work in self._all)
 
     @property
     def _all(self) -> list[Executable]:

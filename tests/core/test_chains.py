@@ -245,6 +245,21 @@ def test_matrices_are_part_of_the_memory_and_left_out_where_it_is_tight():
     assert plan.product_bytes(16) - tight._products.product_bytes(16) == needed + aside
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_no_memory_is_too_little_because_of_matrices(backend, monkeypatch):
+    """They come where a product of many columns has room beside them."""
+    net = nn.Sequential(nn.Linear(8, 1024), nn.GELU(), nn.Linear(1024, 8)).eval()
+    x = torch.randn(1, TOKENS, 8)
+    roomy = specxai.linearize(net, x, backend=backend).jacobian
+    matrices, wide = roomy._products._matrix_bytes, roomy._products.product_bytes(64)
+    needed = roomy.product_bytes - matrices
+    assert 0 < 4 * matrices < needed
+    for memory, found in ((needed, 0), (needed + matrices, 0), (wide, 1)):
+        tight = specxai.linearize(net, x, backend=backend, max_memory=memory).jacobian
+        assert len(tight._products._composed) == found
+        assert tight.product_bytes <= memory
+
+
 def test_rough_products_by_matrices():
     graph = graph_of("gelu", torch.float32)
     ours = make("native", graph).products([graph.input], [max(graph.nodes)], [])
