@@ -61,7 +61,7 @@ def _by_position(local: Local, source: int, target: int) -> list[Segment]:
     if tokens * size <= room or tokens * size > most_held(local.max_memory):
         # One plan has room for the matrices; or too few columns go through together to pay for them.
         return [Segment(source, target)]
-    parts = min(-(-tokens * size // room), MOST)
+    parts = min(-(-tokens * size // room), MOST, tokens)
     chunks = tuple(range(tokens * part // parts, tokens * (part + 1) // parts) for part in range(parts))
     found: list[Segment] = []
     parts_of = pairwise((*_cuts(graph, source, target), target))

@@ -63,9 +63,13 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
 
 
 def _room(found: Linearised, segment: Segment, given: Tensor) -> Tensor:
-    """(positions that matter · d, k) for the cotangents at a segment's source: those at its target, where they fit."""
-    size = len(found.positions[segment.source]) * found.width
-    return given if len(given) == size and segment.target != found.target else given.new_empty(size, given.shape[1])
+    """(positions that matter · d, k) for the cotangents at a segment's source: those at its target, where the positions
+    are the same, so that a chunk takes the place of its own alone.
+    """
+    after = found.positions[segment.source]
+    if segment.target != found.target and after == found.positions[segment.target]:
+        return given
+    return given.new_empty(len(after) * found.width, given.shape[1])
 
 
 def _pulled(found: Linearised, segment: Segment, chunk: range | None, given: Tensor, into: Tensor, rough: bool

@@ -189,7 +189,8 @@ def _bare(stage: Gather) -> Gather:
 
 
 def chains_of(draft: Draft) -> tuple[Chain, ...]:
-    """Those of a draft.  A stage belongs to one at most: of two that share a layer, the one that saves more is taken."""
+    """Those of a draft; a stage belongs to one at most: of two that share a layer, the one that saves more is taken.
+    """
     finder = _Finder(draft)
     found = [chain for k in range(len(draft.stages)) if (chain := finder.ending_at(k)) is not None]
     taken: list[Chain] = []

@@ -345,3 +345,17 @@ def test_feed_forward_blocks_go_through_by_position(kind, monkeypatch):
     rough, name = rough_of(found)
     if name == "16-bit factors":
         assert 0 < relative(sweep(found, rows, rough), got) < 1e-2
+
+
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_positions_are_never_cut_into_more_parts_than_there_are(tokens, monkeypatch):
+    monkeypatch.setattr("specxai.lens.segments.MATRICES", 1)
+    model, prompts = small_gpt(), some_prompts((tokens,))
+    found = Linearizer(Decoder(model), [0], 0).at(prompts[0])
+    if not found.planned:
+        pytest.skip("no compiled kernels, so no plans")
+    cut = [segment.chunks for segment in found.segments if segment.chunks]
+    assert [len(chunks) for chunks in cut] == [min(tokens, 16)] * 3
+    assert all(map(len, cut[0]))
+    got = sweep(found, unit_rows(found, 0, found.width))
+    assert relative(got[0], reference_lens(model, model.blocks, prompts, [0], skip_first=0)[0]) < 1e-5
