@@ -100,7 +100,7 @@ class PlannedProducts:
         self._places = [stage.place for stage in plan.stages]
         self._composed: list[Composed] = []
         self._matrix_bytes = 0
-        self._served, self._expected = 0, 0
+        self._served, self._expected, self._few_digits = 0, 0, False
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
@@ -125,18 +125,16 @@ class PlannedProducts:
 
         rough   all of them in rough products, for which matrices of few digits do
         """
-        self._expected = max(self._expected, columns)
-        for composed in self._composed:
-            composed.expect(rough)
+        self._expected, self._few_digits = max(self._expected, columns), rough
 
     def _ways(self, columns: int, rough: bool) -> dict[int, Composed]:
         """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""
         if not self._expected:
             self._served += columns
-        if columns < FEW:
+        if columns < FEW or self._few_digits > rough:
             return {}
         known = self._expected or self._served
-        return {k: composed for composed in self._composed if composed.chain.worth <= known and composed.rough <= rough
+        return {k: composed for composed in self._composed if composed.chain.worth <= known
                 for k in range(composed.chain.first, composed.chain.last + 1)}
 
     @torch.no_grad()
@@ -158,7 +156,7 @@ class PlannedProducts:
             source = self._source_of(X, arena)
             if source is not X:
                 self._seed.forward(X, source, probes, mode)
-            for k, (work, place) in enumerate(self._items(ways, adjoint=False)):
+            for k, (work, place) in enumerate(self._items(ways, rough, adjoint=False)):
                 if work is None:
                     continue
                 clear(arena, place.fresh)
@@ -185,7 +183,7 @@ class PlannedProducts:
             source = self._source_of(out, arena)
             clear(arena, self._collect_zero)
             self._collect.adjoint(Y, arena, probes, mode)
-            for k, (work, place) in reversed(list(enumerate(self._items(ways, adjoint=True)))):
+            for k, (work, place) in reversed(list(enumerate(self._items(ways, rough, adjoint=True)))):
                 if work is not None:
                     clear(arena, place.zero)
                 if passed is not None:
@@ -198,14 +196,15 @@ class PlannedProducts:
                 self._seed.adjoint(source, out, probes, mode)
         return out
 
-    def _items(self, ways: dict[int, Composed], adjoint: bool) -> Iterator[tuple[Executable | None, Place]]:
+    def _items(self, ways: dict[int, Composed], rough: bool, adjoint: bool
+               ) -> Iterator[tuple[Executable | None, Place]]:
         """What each stage runs, and its place: of a chain in `ways` the last stands for all, and the others are None.
         """
         for k, (work, place) in enumerate(zip(self._work, self._places, strict=True)):
             if k not in ways:
                 yield work, place
             else:
-                yield (ways[k].work(adjoint) if k == ways[k].chain.last else None), Place()
+                yield (ways[k].work(adjoint, rough and self._few_digits) if k == ways[k].chain.last else None), Place()
 
     def _arena(self, probes: int):
         if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there

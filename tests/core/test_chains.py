@@ -224,6 +224,14 @@ def test_whoever_expects_columns_decides_and_what_was_multiplied_does_not():
     assert ours._composed[0]._made is None
 
 
+@pytest.mark.parametrize(("columns", "error"), [(-1, ValueError), (1.5, TypeError), ("many", TypeError),
+                                                 (True, TypeError)])
+def test_what_is_no_number_of_columns(columns, error):
+    J = specxai.linearize(Block("gelu").eval(), torch.randn(1, TOKENS, WIDTH)).jacobian
+    with pytest.raises(error, match="columns"):
+        J.expect(columns)
+
+
 def test_two_solves_agree_in_every_bit():
     net, x = Block("gelu").eval(), torch.randn(1, TOKENS, WIDTH)
     J = specxai.linearize(net, x, backend="native").jacobian
@@ -241,12 +249,12 @@ def test_matrices_are_part_of_the_memory_and_left_out_where_it_is_tight():
     tight = specxai.linearize(net, x, backend="native", max_memory=4 * needed - 4).jacobian
     assert tight._products._composed == []
     assert tight._products._matrix_bytes == 0
-    aside = 4 * 16 * plan._composed[0]._units
+    aside = 4 * plan._composed[0].scratch(16)
     assert plan.product_bytes(16) - tight._products.product_bytes(16) == needed + aside
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-def test_no_memory_is_too_little_because_of_matrices(backend, monkeypatch):
+def test_no_memory_is_too_little_because_of_matrices(backend):
     """They come where a product of many columns has room beside them."""
     net = nn.Sequential(nn.Linear(8, 1024), nn.GELU(), nn.Linear(1024, 8)).eval()
     x = torch.randn(1, TOKENS, 8)
@@ -261,29 +269,26 @@ def test_no_memory_is_too_little_because_of_matrices(backend, monkeypatch):
 
 
 def test_rough_products_by_matrices():
+    """Matrices in few digits where rough columns alone are expected; products in full precision never meet them."""
     graph = graph_of("gelu", torch.float32)
-    ours = make("native", graph).products([graph.input], [max(graph.nodes)], [])
-    if not ours.has_rough:
-        pytest.skip("this processor has no rough products")
-    ours.expect(10**6)
-    X = torch.randn(TOKENS * WIDTH, 64)
-    want = make("reference", graph).products([graph.input], [max(graph.nodes)], []).matmat(X)
-    assert float((ours.matmat(X, rough=True) - want).norm() / want.norm()) < 1e-2
-
-
-def test_matrices_of_few_digits_never_serve_full_products(monkeypatch):
-    monkeypatch.setattr("specxai.backends.native.engine.has_bfloat16", lambda: True)
-    graph = graph_of("gelu", torch.float32)
-    ours = make("native", graph).products([graph.input], [max(graph.nodes)], [])
+    ours, want = (make(name, graph).products([graph.input], [max(graph.nodes)], []) for name in ("native", "reference"))
     if not ours.has_rough:
         pytest.skip("this processor has no rough products")
     X = torch.randn(TOKENS * WIDTH, 64)
-    want = make("reference", graph).products([graph.input], [max(graph.nodes)], []).matmat(X)
+    exact = want.matmat(X)
+
+    def error(rough: bool) -> float:
+        return float((ours.matmat(X, rough=rough) - exact).norm() / exact.norm())
+
     ours.expect(10**6, rough=True)
-    assert 1e-4 < float((ours.matmat(X, rough=True) - want).norm() / want.norm()) < 1e-2
-    for rough in (True, False):  # whoever comes next, as a solver does, may expect full ones
-        ours.expect(10**6, rough)
-        torch.testing.assert_close(ours.matmat(X), want, rtol=1e-4, atol=1e-5)
+    assert error(False) < 1e-6
+    assert 1e-6 < error(True) < 1e-2
+    assert ours._ways(64, True)
+    assert not ours._ways(64, False)
+    ours.expect(10**6)
+    assert ours._ways(64, False)
+    assert error(False) < 1e-6
+    assert error(True) < 1e-2
 
 
 def test_rows_that_are_cleared_first_are_set_aside():
