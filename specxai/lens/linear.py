@@ -66,8 +66,8 @@ class Linearised:
 
     @once
     def positions(self) -> dict[int, list[int]]:
-        """Of each source where a segment ends the positions that matter, from valid ones of the first source to valid
-        ones of the target: a random probe finds them.  Those before the valid ones do not, in a causal model.
+        """Of each source where a segment ends the positions that matter, from valid ones of a source to valid ones of
+        the target: a random probe finds them.  Those before the valid ones do not, in a causal model.
         """
         first, cuts = self.sources[0], [segment.target for segment in self.segments[1:]]
         found = {first: list(range(self.tokens)[self.valid])}
@@ -80,8 +80,10 @@ class Linearised:
                 push(graph, {first: probe}, [self.target], taps=down)
                 pull(graph, {self.target: probe}, [first], taps=up)
             for step in cuts:
-                met = [blocks[0][0, 0].ne(0).any(-1) for blocks in (down[step], up[step]) if blocks]
-                found[step] = torch.stack(met).all(0).nonzero().flatten().tolist() if len(met) == 2 else []
+                reached, wanted = (blocks[0][0, 0].ne(0).any(-1).cpu() if blocks else torch.zeros(self.tokens).bool()
+                                   for blocks in (down[step], up[step]))
+                reached[self.valid] = True  # from a later source, where nothing leads there from the first
+                found[step] = (reached & wanted).nonzero().flatten().tolist()
         return {step: places or list(range(self.tokens)) for step, places in found.items()}
 
     def along(self, segment: Segment, chunk: range | None = None) -> LocalOperator:

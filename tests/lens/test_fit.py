@@ -359,3 +359,28 @@ def test_positions_are_never_cut_into_more_parts_than_there_are(tokens, monkeypa
     assert all(map(len, cut[0]))
     got = sweep(found, unit_rows(found, 0, found.width))
     assert relative(got[0], reference_lens(model, model.blocks, prompts, [0], skip_first=0)[0]) < 1e-5
+
+
+class Rectified(nn.Module):
+    """No residual stream, and every unit of some positions closed."""
+
+    def __init__(self, width: int, bias: float) -> None:
+        super().__init__()
+        self.up, self.down, self.bias = nn.Linear(width, 6), nn.Linear(6, width), bias
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x) + self.bias))
+
+
+def test_a_source_counts_where_nothing_leads_from_the_first():
+    torch.manual_seed(0)
+    model = GPT(vocabulary=40, width=8, heads=2, blocks=3, context=24)
+    nn.init.normal_(model.tokens.weight)
+    model.blocks = nn.ModuleList(Rectified(8, bias) for bias in (1, -0.9, 1))
+    model, prompts = model.eval(), some_prompts((18,))
+    middle = specxai.lens.residuals(model, prompts[0], [1])[1]
+    closed = (middle == model.blocks[1].down.bias).all(-1).sum()
+    assert 0 < closed < 18
+    fitted = specxai.lens.fit(model, prompts, layers=[0, 1], skip_first=2)
+    wanted = reference_lens(model, model.blocks, prompts, [0, 1], skip_first=2)
+    assert max(relative(fitted.J[layer], wanted[layer]) for layer in wanted) < 1e-5
