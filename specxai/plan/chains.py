@@ -18,11 +18,12 @@ from torch import Tensor
 from specxai._once import once
 from specxai.plan.draft import Draft
 from specxai.plan.sites import Sites
-from specxai.plan.stages import Gather, Place, Stage, Sum
+from specxai.plan.stages import Gather, Link, Place, Stage, Sum
 from specxai.plan.tables import count_distinct
 
 CHUNK = 1 << 22  # numbers that the scaled weights of some positions may take at once; one position's take what they do
 SLOWER = 1.3  # a matrix that serves one position, beside one that serves all, at 64 columns
+LINKS = 16  # from the first layers to the last, at the most
 LEAST = 100_000  # multiply-adds that a column must spare
 
 Times = Callable[[Tensor], Callable[[Tensor, Tensor], None]]  # as `matmul`
@@ -52,8 +53,8 @@ class Part:
 class Chain:
     """Consecutive stages of a plan that lead the units of a position to units of the same one.
 
-    first, last   numbers of the stages, all of which the chain takes: layers that read one table of rows, a sum or
-                  copy of their results or none, and the layer that reads it
+    first, last   numbers of the stages, all of which the chain takes: layers that read one table of rows, sums and
+                  copies of their results and of each other or none, and the layer that reads the last
     positions     those with a live unit at an end
     parts         see `Part`, at those positions
     direct        multiply-adds of a column through the middle, over live units
@@ -216,21 +217,42 @@ class _Finder:
         far = self.draft.stages[k]
         if not isinstance(far, Gather) or not _by_position(far) or far.reads.numel() * far.sites.outputs < LEAST:
             return None
-        middle = self._maker(far.reads, k)
-        if middle is None:
+        live = far.reads[far.reads >= 0]
+        found = self._links(live, k)
+        if found is None:
             return None
-        stage, live = self.draft.stages[middle], far.reads[far.reads >= 0]
-        links = stage.links() if isinstance(stage, Sum) else [(live, live, None)]
-        makers = [self._maker(rows, k) for _, rows, _ in links]
-        if None in makers or {*makers, middle} != set(range(min(makers), k)):
+        links, passed = found
+        makers = [maker for maker, _ in links]
+        if not makers or passed != set(range(min(makers), k)):
             return None
         nears = [self.draft.stages[maker] for maker in makers]
         if not all(isinstance(near, Gather) and _by_position(near) and not near.adds and
                    len(near.reads) == len(far.reads) and torch.equal(near.reads, nears[0].reads) for near in nears):
             return None
-        parts = [_part(maker, near.writes, far.reads, *link)
-                 for maker, near, link in zip(makers, nears, links, strict=True)]
-        return None if None in parts else self._counted(min(makers), k, parts)
+        parts = [_part(maker, near.writes, far.reads, *link) for near, (maker, link) in zip(nears, links, strict=True)]
+        return None if None in parts else self._counted(min(makers), k, _joined(parts))
+
+    def _links(self, live: Tensor, k: int) -> tuple[list[tuple[int, Link]], set[int]] | None:
+        """(what leads from layers to rows that stage k reads, through sums of sums: (number of the layer, link);
+        the stages met), None where others read what lies between.
+        """
+        todo: list[Link] = [(live, live, None)]
+        found, met = [], set()
+        while todo:
+            link = todo.pop(0)
+            maker = self._maker(link[1], k)
+            if maker is None or len(todo) + len(found) >= LINKS:
+                return None
+            met.add(maker)
+            stage = self.draft.stages[maker]
+            if not isinstance(stage, Sum):
+                found.append((maker, link))
+                continue
+            inner = [one for one in stage.links() if len(one[0])]
+            if any(len(to.unique()) < len(to) for to, _, _ in inner):
+                return None
+            todo += [behind for one in inner if len((behind := _behind(link, one))[0])]
+        return found, met
 
     def _counted(self, first: int, k: int, parts: list[Part]) -> Chain | None:
         stages = self.draft.stages
@@ -282,6 +304,30 @@ def _part(maker: int, writes: Tensor, reads: Tensor, to: Tensor, rows: Tensor, s
     factor = torch.zeros(positions, width, dtype=torch.float64 if scale is None else scale.dtype, device="cpu")
     factor[position, unit] = 1 if scale is None else scale
     return Part(maker, channel, factor)
+
+
+def _behind(link: Link, inner: Link) -> Link:
+    """The link through two sums, of which the inner one makes the rows that the other reads."""
+    (to, rows, scale), (made, source, factor) = link, inner
+    at = _places(made, rows)
+    some = at >= 0
+    to, at = to[some], at[some]
+    parts = [part for part in (None if scale is None else scale[some], None if factor is None else factor[at])
+             if part is not None]
+    return to, source[at], math.prod(parts[1:], start=parts[0]) if parts else None
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """One part for all links from a layer by the same channels."""
+    joined: list[Part] = []
+    for part in parts:
+        same = next((at for at, other in enumerate(joined)
+                     if other.stage == part.stage and torch.equal(other.channel, part.channel)), None)
+        if same is None:
+            joined.append(part)
+        else:
+            joined[same] = replace(part, factor=joined[same].factor + part.factor)
+    return joined
 
 
 def _places(table: Tensor, rows: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ class Block(nn.Module):
         elif self.kind == "split":
             left, right = self.up(z).chunk(2, -1)
             hidden = F.gelu(left) * right
+        elif self.kind == "by hand":  # as some models write their GELU
+            z = self.up(z)
+            hidden = 0.5 * z * (1 + torch.tanh(0.8 * (z + 0.044715 * z**3)))
+        elif self.kind == "gated by hand":
+            left = self.gate(z)
+            hidden = left * torch.sigmoid(left) * self.up(z)
         elif self.kind == "linear":
             hidden = self.up(z)
         elif self.kind == "read twice":
@@ -57,8 +63,8 @@ class Block(nn.Module):
         return self.last(x + self.down(hidden))
 
 
-FOUND = {"gelu": 1, "relu": 1, "silu": 1, "gated": 1, "split": 1, "linear": 1, "read twice": 0, "other positions": 0,
-         "other inputs": 0}
+FOUND = {"gelu": 1, "relu": 1, "silu": 1, "by hand": 1, "gated": 1, "gated by hand": 1, "split": 1, "linear": 1,
+         "read twice": 0, "other positions": 0, "other inputs": 0}
 
 
 def graph_of(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0):
