@@ -1,5 +1,5 @@
-"""How a product is cut into programs: not measured on a card yet, but what compiles without spills and copies sixteen
-bytes at a time (tests/native/test_triton_gemm.py)."""
+"""How a product is cut into programs: by size, what compiles without spills and copies sixteen bytes at a time
+(tests/native/test_triton_gemm.py), not measured on a card yet; and what else is worth a trial there."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ def test_the_rehearsal_of_the_second_call_tries_the_ways_of_layers(tmp_path):
 def test_the_table_of_ways_names_what_did_not_run():
     row = {"case": "net", "stage": "layer", "counted": "a", "chosen": "b", "seconds": {"b": 2.0},
            "failed": {"a": "OutOfResources: shared memory"}, "gain": None}
-    kept = row | {"chosen": "a", "stage": "other", "seconds": {"a": 1.0, "b": 3.0}, "failed": {}, "gain": 1.0}
+    kept = row | {"chosen": "a", "stage": "unchanged", "seconds": {"a": 1.0, "b": 3.0}, "failed": {}, "gain": 1.0}
     lines = report._choices([row, kept])
     assert "1 of 2 stages run another way than the counted one. One run of each takes 1 s in place of 1 s." in lines[3]
     assert "| net | layer | a |  | b | 2 s |  | a |" in lines
     assert lines[-1] == "- did not run: a (OutOfResources: shared memory)"
-    assert not any("other" in line for line in lines)
+    assert not any("unchanged" in line for line in lines)

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def test_measured_choices(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="its kernels are Triton's")
-    net = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3)).eval().cuda()
-    x = torch.randn(1, 16, 12, 12, device="cuda")
+    net = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3)).eval().cuda()
+    x = torch.randn(1, 32, 12, 12, device="cuda")
     captured = specxai.capture(net, x, verify=False)
     X = torch.randn(x.numel(), 64, device="cuda")
     want = captured.linearize(x, backend="torch", verify=False).jacobian.matmat(X)
@@ -35,4 +35,4 @@ def test_measured_choices(monkeypatch, tmp_path):
     found = json.loads(file.read_text())["choices"]
     assert len(found) == 2
     assert all(len(record["seconds"]) > 1 for record in found.values()), found
-    assert not any(record["failed"] for record in found.values()), found
+    assert all(record["chosen"] in record["seconds"] for record in found.values()), found

@@ -36,6 +36,7 @@ __all__ = ["Choices", "Events", "choices", "using"]
 
 BEYOND = 2.0  # times the least counted cost from which on a way is not tried
 MOST = 6  # ways that are tried, the counted choice included
+LEAST = 1e6  # of a counted cost, 3 µs on an H100: what takes less is not worth the kernels that trials compile
 GAIN = 0.97  # of the counted choice's time that another may take at most: less is within the noise
 RUNS = 3
 FORMAT, KEPT, MOST_BYTES = 1, 4096, 1 << 24  # of a file: its format, stages that it keeps, and what is read
@@ -63,6 +64,7 @@ class Choices:
         file: where choices are remembered; None for the process alone.
         anew: whether what the file has is measured again.
         capturing: whether a CUDA graph is being captured, in which nothing can be timed.
+        least: the counted cost from which on a stage is worth trials.
 
     >>> from types import SimpleNamespace
     >>> found = Choices(lambda work: work() or 1.0)
@@ -72,8 +74,8 @@ class Choices:
     """
 
     def __init__(self, clock: Clock, file: Path | None = None, anew: bool = False,
-                 capturing: Callable[[], bool] = lambda: False) -> None:
-        self._clock, self._file, self._capturing = clock, file, capturing
+                 capturing: Callable[[], bool] = lambda: False, least: float = 0.0) -> None:
+        self._clock, self._file, self._capturing, self._least = clock, file, capturing, least
         self._found: dict[str, dict] = {} if file is None or anew else _read(file)
         self._measured: dict[str, dict] = {}  # by this process, which its file gets
         self._lock = RLock()  # two threads that time at once would each time the other's work
@@ -94,7 +96,7 @@ class Choices:
             if found is not None:
                 # Where a name fits none, the counts of this stage, of the same key as another, put that way beyond.
                 return next((way for way in chain([counted], ways) if way.name == found["chosen"]), counted)
-            if self._capturing():
+            if counted.cost < self._least or self._capturing():
                 return counted
             tried = _worth_trying(counted, ways)
             if len(tried) == 1:
@@ -239,7 +241,7 @@ def choices(device: torch.device) -> Choices | None:
     with _making:
         if device.type == "cuda" and device not in _by_device:
             _by_device[device] = Choices(Events(device), _file_of(device), asked == "again",
-                                         torch.cuda.is_current_stream_capturing)
+                                         torch.cuda.is_current_stream_capturing, LEAST)
         return _by_device.get(device)
 
 
