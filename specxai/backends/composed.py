@@ -19,31 +19,31 @@ COPIES = 3  # of the matrices: as they are made, and as each direction reads the
 
 
 class Composed:
-    """The layer that stands for a chain of a plan's stages, made when it is first run.
-
-    rough   in fewer digits, for rough products alone
-    """
+    """The layer that stands for a chain of a plan's stages, made when it is first run."""
 
     def __init__(self, chain: Chain, plan: Plan, engine: Engine) -> None:
-        self.chain, self.rough, self._engine, self._lock = chain, False, engine, Lock()
-        self._wide: Wide | None = chain.wide(plan.stages)
+        self.chain, self._engine, self._lock = chain, engine, Lock()
+        self._wide: Wide = chain.wide(plan.stages)
         self._units = self._wide.reads.numel() + self._wide.writes.numel()
-        self._made: Standing | None = None
+        self._made: tuple[torch.dtype | None, Standing] | None = None
 
-    def work(self, adjoint: bool) -> Standing:
-        """`adjoint`: it is for an adjoint that it is asked for, as whose matrices lie from the first."""
+    def work(self, adjoint: bool, few_digits: bool) -> Standing:
+        """The layer, in as few digits as the engine's rough products may have or in all.
+
+        adjoint   it is asked for by an adjoint: its matrices lie as that reads them
+        """
+        engine = self._engine
+        dtype = getattr(engine, "rough_matrices", None) if few_digits else None
         with self._lock:
-            if self._made is None:
-                engine = self._engine
-                self._made = Standing(self._wide.layer(
-                    engine.empty(0, 1).device, adjoint, getattr(engine, "times", None),
-                    getattr(engine, "rough_matrices", None) if self.rough else None), engine)
-                self._wide = None
-            return self._made
+            if self._made is None or self._made[0] is not dtype:
+                self._made = None  # gone before the other comes
+                layer = self._wide.layer(engine.empty(0, 1).device, adjoint, getattr(engine, "times", None), dtype)
+                self._made = dtype, Standing(layer, engine)
+            return self._made[1]
 
     def scratch(self, stride: int) -> int:
         """Numbers beside the blocks: what is set aside, and in fewer digits what is rounded."""
-        return (2 if self.rough else 1) * self._units * stride
+        return 2 * self._units * stride
 
 
 class Standing:

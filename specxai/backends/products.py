@@ -100,7 +100,7 @@ class PlannedProducts:
         chains = affordable(plan, engine.dtype.itemsize, room)
         self._composed = [Composed(chain, plan, engine) for chain in chains]
         self._matrix_bytes = matrix_bytes(chains, engine.dtype.itemsize)
-        self._served, self._expected = 0, 0
+        self._served, self._expected, self._few_digits = 0, 0, False
         self._weighted = [(k, stage.step, stage.live) for k, stage in enumerate(plan.stages)
                           if isinstance(stage, Gather)]
         self.opaque = [stage.step for stage in plan.stages if isinstance(stage, Opaque)]
@@ -121,18 +121,16 @@ class PlannedProducts:
 
         rough   all of them in rough products, for which matrices of few digits do
         """
-        self._expected = max(self._expected, columns)
-        for composed in self._composed:
-            composed.rough = rough
+        self._expected, self._few_digits = max(self._expected, columns), rough
 
     def _ways(self, columns: int, rough: bool) -> dict[int, Composed]:
         """The stages whose chain's matrices run instead, in a product of so many columns that is about to be made."""
         if not self._expected:
             self._served += columns
-        if columns < FEW:
+        if columns < FEW or self._few_digits > rough:
             return {}
         known = self._expected or self._served
-        return {k: composed for composed in self._composed if composed.chain.worth <= known and composed.rough <= rough
+        return {k: composed for composed in self._composed if composed.chain.worth <= known
                 for k in range(composed.chain.first, composed.chain.last + 1)}
 
     @torch.no_grad()
@@ -201,7 +199,7 @@ class PlannedProducts:
             if k not in ways:
                 yield work, place
             else:
-                yield (ways[k].work(adjoint) if k == ways[k].chain.last else None), Place()
+                yield (ways[k].work(adjoint, self._few_digits) if k == ways[k].chain.last else None), Place()
 
     def _arena(self, probes: int):
         if self._graphs is not None and self._graphs.capturing:  # the graph's own: no other product may write there

@@ -333,7 +333,7 @@ def test_feed_forward_blocks_go_through_by_position(kind, monkeypatch):
         assert [place for chunk in segment.chunks for place in chunk] == list(range(20))
         assert len(segment.chunks) == 4
     made, work = set(), Composed.work
-    monkeypatch.setattr(Composed, "work", lambda self, adjoint: made.add(self) or work(self, adjoint))
+    monkeypatch.setattr(Composed, "work", lambda self, *how: made.add(self) or work(self, *how))
     rows = unit_rows(found, 0, found.width)
     got = sweep(found, rows)
     assert len(made) == (6 if kind is Block else 0)  # the first chunk has no position that counts
