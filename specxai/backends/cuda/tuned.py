@@ -67,10 +67,11 @@ class Choices:
         least: the counted cost from which on a stage is worth trials.
 
     >>> from types import SimpleNamespace
-    >>> found = Choices(lambda work: work() or 1.0)
-    >>> way = SimpleNamespace(name="inputs 64x64", cost=1.0)
-    >>> found.choose("a layer", iter([way]), lambda way: None).name, found.table()[0]["gain"]
-    ('inputs 64x64', 1.0)
+    >>> times = iter([3.0, 3.0, 3.0, 2.0, 2.0, 2.0])
+    >>> found = Choices(lambda work: next(times))
+    >>> ways = [SimpleNamespace(name=name, cost=1.0) for name in ("inputs", "outputs")]
+    >>> found.choose("a layer", iter(ways), lambda way: None).name, found.table()[0]["gain"]
+    ('outputs', 1.5)
     """
 
     def __init__(self, clock: Clock, file: Path | None = None, anew: bool = False,
