@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from specxai._blocks import as_integer
 from specxai._once import once
 from specxai.affine.snapshot import Snapshot
 from specxai.backends import Backend
@@ -78,8 +79,15 @@ class LocalOperator(LinearOperator):
         product on, and what was multiplied before decides nothing.
 
         rough   all of them in rough products, for which matrices of few digits do
+
+        Raises TypeError for what is no whole number, ValueError for one below zero.
         """
-        self._expected = columns if self._expected is None else max(self._expected[0], columns), rough
+        count = as_integer(columns)
+        if count is None:
+            raise TypeError(f"expect takes a number of columns; got {columns!r}")
+        if count < 0:
+            raise ValueError(f"expect takes how many columns will be multiplied, at least 0; got {count}")
+        self._expected = count if self._expected is None else max(self._expected[0], count), rough
         if "_products" in vars(self):
             self._products.expect(*self._expected)
 

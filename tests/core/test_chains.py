@@ -206,6 +206,14 @@ def test_whoever_expects_columns_decides_and_what_was_multiplied_does_not():
     assert ours._composed[0]._made is None
 
 
+@pytest.mark.parametrize(("columns", "error"), [(-1, ValueError), (1.5, TypeError), ("many", TypeError),
+                                                 (True, TypeError)])
+def test_what_is_no_number_of_columns(columns, error):
+    J = specxai.linearize(Block("gelu").eval(), torch.randn(1, TOKENS, WIDTH)).jacobian
+    with pytest.raises(error, match="columns"):
+        J.expect(columns)
+
+
 def test_two_solves_agree_in_every_bit():
     net, x = Block("gelu").eval(), torch.randn(1, TOKENS, WIDTH)
     J = specxai.linearize(net, x, backend="native").jacobian
