@@ -223,6 +223,18 @@ def test_where_all_fail_the_error_is_the_counted_choices(tmp_path):
     assert not (tmp_path / "card.json").exists()
 
 
+def test_without_room_for_a_trial_nothing_is_remembered(tmp_path):
+    def trial(way: Named) -> None:
+        if way.name == "b":
+            raise torch.OutOfMemoryError("no room")
+
+    found = Choices(lambda work: 1.0, tmp_path / "card.json")
+    with pytest.raises(torch.OutOfMemoryError):
+        found.choose("stage", iter([A, B, C]), trial)
+    assert found.table() == []
+    assert not (tmp_path / "card.json").exists()
+
+
 def test_nothing_is_tried_in_a_capture():
     told, busy = Told(a=3.0, b=1.0, c=2.0), [True]
     found = Choices(told, capturing=lambda: busy[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -174,6 +176,19 @@ def test_a_remembered_way_that_does_not_run_gives_way(local, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+def test_without_room_for_a_trial_the_counted_way_runs(local, monkeypatch):
+    wanted = both(products_of(local.graph))
+
+    def full(way: Way) -> Way:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Way, "apart", full)
+    with tuned.using(CPU, Choices(Ever(0.9))) as found:
+        ours = products_of(local.graph)
+        assert all(torch.equal(got, want) for got, want in zip(both(ours), wanted, strict=True))
+    assert found.table() == []
+
+
 def test_trials_hold_what_is_stated(local, monkeypatch):
     """The block that ways are tried into, beside the arena; what sums in parts take is stated with and without."""
     apart, run, trials, largest = Way.apart, Way.run, [], []
@@ -206,3 +221,17 @@ def test_tiles_are_few_and_none_twice(precision, probes):
         tiles = tiles_for(outputs, probes, precision)
         assert len(set(tiles)) == len(tiles) <= 5
         assert all(tile.probes >= 16 or not tile.probes_first for tile in tiles)
+
+
+def test_an_operator_with_ways_goes_when_it_is_no_longer_held(local):
+    """By its references alone: tables of a card do not wait for the collector of cycles."""
+    with tuned.using(CPU, Choices(Ever(0.9))):
+        ours = products_of(local.graph)
+        both(ours)
+        held = [weakref.ref(work) for work in ours._work if isinstance(work, GatherWork | PackedWork)]
+        gc.disable()
+        try:
+            del ours
+            assert [ref() for ref in held] == [None] * len(held)
+        finally:
+            gc.enable()

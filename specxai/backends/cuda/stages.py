@@ -162,15 +162,17 @@ class _Multiplied(_Weighted):
         # What ways are tried into has every row of the block up to the last that is written.
         return stride * (most_part_rows() + max(reach(rows) for rows in (self._stage.writes, self._apart[0])))
 
-    def _run_chosen(self, choices: tuned.Choices, back: bool, block: Tensor, out: Tensor, accumulate: bool,
-                    precision: str) -> None:
+    def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+        choices = tuned.choices(self._device)
+        if choices is None:
+            self._counted(back, block, out, accumulate, mode.precision)
+            return
         if back not in self._chosen:
             inside, outside, _ = self._sides(back)
             groups, *sides, taps = self._weight_shape()
             weight = groups, *(sides[::-1] if back else sides), taps
-            self._chosen[back] = Chosen(choices, described(self.kind, back, inside, outside, weight),
-                                        lambda probes, precision: self._ways(back, probes, precision))
-        self._chosen[back].run(block, out, accumulate, precision)
+            self._chosen[back] = Chosen(choices, described(self.kind, back, inside, outside, weight))
+        self._chosen[back].run(lambda *width: self._ways(back, *width), block, out, accumulate, mode.precision)
 
     def _weight_shape(self) -> tuple[int, int, int, int]:
         """(groups, outputs, inputs, taps)."""
@@ -180,6 +182,10 @@ class _Multiplied(_Weighted):
     @abstractmethod
     def _ways(self, back: bool, probes: int, precision: str) -> Iterator[Way]:
         """The counted way first."""
+
+    @abstractmethod
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
+        """One direction in the counted way."""
 
 
 class GatherWork(_Multiplied):
@@ -243,14 +249,13 @@ class GatherWork(_Multiplied):
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
         if mode.precision in FULL and self._exact:
             (self._exact_back if back else self._exact_there).run(block, out, accumulate)
-            return
-        choices = tuned.choices(self._device)
-        if choices is not None:
-            self._run_chosen(choices, back, block, out, accumulate, mode.precision)
-            return
+        else:
+            super()._run(back, block, out, accumulate, mode)
+
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
         from specxai.kernels.gather_gemm import gather_gemm
 
-        gather_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
+        gather_gemm(self._back if back else self._there, block, out, accumulate, precision)
 
 
 class DepthwiseWork(_Weighted):
@@ -294,11 +299,7 @@ class PackedWork(_Multiplied):
         weight = weight[live_out.to(weight.device)][:, live_in.to(weight.device)][..., taps.to(weight.device)].sum(2)
         return packed(weight.to(self._device), reads[live_in], writes[live_out])
 
-    def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
-        choices = tuned.choices(self._device)
-        if choices is not None:
-            self._run_chosen(choices, back, block, out, accumulate, mode.precision)
-            return
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
         from specxai.kernels.packed_gemm import packed_gemm
 
-        packed_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
+        packed_gemm(self._back if back else self._there, block, out, accumulate, precision)

@@ -89,6 +89,7 @@ class Choices:
             trial: runs a way where that changes nothing.
 
         Raises:
+            OutOfMemoryError: there is no room for a trial; nothing is remembered.
             Exception: of the counted choice, where none of the ways runs.
         """
         counted = next(ways)
@@ -111,6 +112,8 @@ class Choices:
             try:
                 trial(way)
                 seconds[way.name] = median(self._clock(lambda way=way: trial(way)) for _ in range(RUNS))
+            except torch.OutOfMemoryError:  # which says nothing of the way
+                raise
             except Exception as error:  # a compiler's or a driver's, of many types
                 errors[way.name] = error
         counted = ways[0]

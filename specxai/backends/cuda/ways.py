@@ -83,30 +83,32 @@ def packed_ways(layer: Packed, probes: int, precision: str) -> Iterator[Way]:
         yield Way(layer, "packed", tile, parts, cost)
 
 
+Ways = Callable[[int, str], Iterator[Way]]  # (probes, precision) -> the counted way, then others
+
+
 class Chosen:
     """One direction of a stage, run in the way that `choices` have for it.
 
     stage   what the choice depends on, beside probes and precision
-    ways    (probes, precision) -> the counted way, then others
     """
 
-    def __init__(self, choices: Choices, stage: str, ways: Callable[[int, str], Iterator[Way]]) -> None:
-        self._choices, self._stage, self._ways = choices, stage, ways
+    def __init__(self, choices: Choices, stage: str) -> None:
+        self._choices, self._stage = choices, stage
         self._kept: dict[tuple[int, str], Way] = {}
 
-    def run(self, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
+    def run(self, ways: Ways, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
         """The first pass of a width decides; later ones, captured or not, run alike."""
         width = block.shape[1], precision
         way = self._kept.get(width)
         if way is None:
-            way = self._kept[width] = self._first(width, block, out, accumulate)
+            way = self._kept[width] = self._first(ways, width, block, out, accumulate)
         else:
             way.run(block, out, accumulate, precision)
 
-    def _first(self, width: tuple[int, str], block: Tensor, out: Tensor, accumulate: bool) -> Way:
+    def _first(self, ways: Ways, width: tuple[int, str], block: Tensor, out: Tensor, accumulate: bool) -> Way:
         probes, precision = width
         key = f"{self._stage}, {probes} probes, {precision}"
-        counted = next(self._ways(*width))
+        counted = next(ways(*width))
         scratch: list[Tensor] = []
 
         def trial(way: Way) -> None:
@@ -116,8 +118,8 @@ class Chosen:
             way.apart().run(block, scratch[0], accumulate, precision)
 
         try:
-            way = counted if counted.cost == 0 else self._choices.choose(key, self._ways(*width), trial)
-        except torch.OutOfMemoryError:  # for the scratch block: the real one may still do
+            way = counted if counted.cost == 0 else self._choices.choose(key, ways(*width), trial)
+        except torch.OutOfMemoryError:  # beside the arena: without a trial there may be enough
             way = counted
         scratch.clear()
         try:
