@@ -11,7 +11,8 @@ them a site has one list over all taps instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -24,8 +25,8 @@ from specxai.kernels.gather_outputs import DEPTH, ByOutputs, by_outputs, chunks_
 from specxai.kernels.lists import filled_up, live_lists, live_places, numbers_of, tap_numbers, tap_rows
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
-from specxai.kernels.split import folding, part_of, parts_for, workspace
-from specxai.kernels.tile import PANELS, Tile, filled, tile_for
+from specxai.kernels.split import counted_cost, folding, part_of, parts_for, workspace
+from specxai.kernels.tile import PANELS, Tile, filled, tile_for, tiles_for
 
 
 @triton.jit
@@ -136,6 +137,9 @@ class ByInputs:
     factor: Tensor | None = None
     made_factor: Tensor | None = None
 
+    def apart(self) -> ByInputs:
+        return self
+
     def programs(self, size: int) -> int:
         return len(self.tiles[size])
 
@@ -163,6 +167,7 @@ class Gathering:
     outputs         of a group
     read, written   rows of block and of out that there must be
     entries         multiply-adds of one probe, live outputs times live inputs
+    operations      "inputs" or "outputs", which are gathered -> multiply-adds of one probe that are computed
     folds           (outputs of a tile, parts) -> tables of the sum of so many parts
     """
 
@@ -172,7 +177,16 @@ class Gathering:
     read: int
     written: int
     entries: int
+    operations: dict[str, int]
     folds: dict[tuple[int, int], tuple] = field(default_factory=dict)
+
+    @property
+    def gathers(self) -> str:
+        return "outputs" if isinstance(self.flow, ByOutputs) else "inputs"
+
+    def apart(self) -> Gathering:
+        """The same tables; what a product adds to them is not kept by these."""
+        return replace(self, flow=self.flow.apart(), folds={})
 
     @property
     def most(self) -> int:
@@ -224,14 +238,15 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     by_inputs = (_under(_whole(counts, depth), neighbours).sum(2).flatten() * _panelled(to, width)).sum()
     live = to[:, :outputs]
     _, there = chunks_by_outputs(inside, neighbours, some, groups)
+    fewer = DEPTH * (there.sum((2, 3)).flatten() * padded_outputs(live)).sum()
+    operations = {"inputs": int(by_inputs), "outputs": int(fewer)}
     if prefer is None:
-        fewer = DEPTH * (there.sum((2, 3)).flatten() * padded_outputs(live)).sum()
-        prefer = "outputs" if int(fewer) < FEWER * int(by_inputs) else "inputs"
+        prefer = "outputs" if operations["outputs"] < FEWER * operations["inputs"] else "inputs"
     if prefer == "outputs":
         if made_scale is not None:
             made_scale = made_scale.reshape(live.shape)
         return Gathering(by_outputs(inside, live.contiguous(), neighbours, weight, groups, scale, made_scale), groups,
-                         outputs, reach(inside), reach(outside), entries)
+                         outputs, reach(inside), reach(outside), entries, operations)
     lists = live_lists(inside.reshape(len(inside) * groups, inputs))
     rows, channel, begin = filled_up(lists, depth)
     factor = made_factor = None
@@ -255,7 +270,7 @@ def gathering(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tenso
     chunk = (chunk_begin, chunk_at, (which % taps) * inputs)
     flow = ByInputs(tiles, *(t.int() for t in (*chunk, rows, channel)), packed.flatten(0, 1).to(device), to, groups,
                     taps * inputs, depth, int(each.sum()) // max(1, int(some.sum())), factor, made_factor)
-    return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries)
+    return Gathering(flow, groups, outputs, reach(inside), reach(outside), entries, operations)
 
 
 def _panelled(to: Tensor, width: int) -> Tensor:
@@ -310,6 +325,14 @@ def gather_gemm(tables: Gathering, block: Tensor, out: Tensor, accumulate: bool 
             if key not in tables.folds:
                 tables.folds[key] = folding(tables.flow.rows_of(tile.out), parts)
             row_sum(*tables.folds[key], to, out, accumulate)
+
+
+def counted_tiles(tables: Gathering, probes: int, precision: str) -> Iterator[tuple[Tile, float]]:
+    """(tile, what it takes by counts) of each that so many probes may be cut into, first the one that is by size."""
+    flow = tables.apart().flow
+    for tile in tiles_for(tables.most, probes, precision):
+        programs = flow.programs(tile.out) * triton.cdiv(probes, tile.probes)
+        yield tile, counted_cost(programs, flow.chunks * flow.depth, tile, parts_for(programs, flow.chunks))
 
 
 def _check(inside: Tensor, outside: Tensor, neighbours: Tensor, weight: Tensor, groups: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ as zeros.  Weights lie [output][tap, input], so that a live output's weights are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -109,6 +109,11 @@ class ByOutputs:
     factor: Tensor | None = None
     made_scale: Tensor | None = None
     panels: dict[int, tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=dict)
+    depth = DEPTH
+
+    def apart(self) -> ByOutputs:
+        """The same tables, of which no panel is made yet."""
+        return replace(self, panels={})
 
     def panel(self, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """sites, channel, to, made_factor: live outputs of each site, filled up to whole panels of `size`."""

@@ -9,7 +9,8 @@ are then added in order by `row_sum`, so that bits repeat.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -20,8 +21,8 @@ from specxai.kernels.blocks import fetch, put, zeros
 from specxai.kernels.checks import check_blocks, reach, require_distinct, unit_of
 from specxai.kernels.precision import dot_mode, multiply
 from specxai.kernels.row_sum import row_sum
-from specxai.kernels.split import folding, parts_for, workspace
-from specxai.kernels.tile import Tile, filled, tile_for
+from specxai.kernels.split import counted_cost, folding, parts_for, workspace
+from specxai.kernels.tile import Tile, filled, tile_for, tiles_for
 
 DEPTH = 32  # inputs that a program multiplies at once
 
@@ -115,6 +116,10 @@ class Packed:
     written: int
     folds: dict[int, tuple] = field(default_factory=dict)
 
+    def apart(self) -> Packed:
+        """The same layer; what a product adds to it is not kept by this one."""
+        return replace(self, folds={})
+
     def adjoint(self, to: Tensor) -> Packed:
         """The adjoint over the same weights, from the layer's `to` to the rows `to`, (inputs,) int32, -1 for none."""
         if self.scale is not None:
@@ -193,6 +198,17 @@ def packed_gemm(layer: Packed, block: Tensor, out: Tensor, accumulate: bool = Fa
             if parts not in layer.folds:
                 layer.folds[parts] = folding(layer.to, parts, layer.scale)
             row_sum(*layer.folds[parts], to, out, accumulate)
+
+
+def counted_cuts(layer: Packed, probes: int, precision: str) -> Iterator[tuple[Tile, int, float]]:
+    """(tile, parts, what they take by counts) of each way to cut so many probes, first the one that is by size."""
+    chunks = triton.cdiv(layer.inputs, DEPTH)
+    for k, tile in enumerate(tiles_for(layer.outputs, probes, precision)):
+        programs = triton.cdiv(layer.outputs, tile.out) * triton.cdiv(probes, tile.probes)
+        parts = parts_for(programs, chunks)
+        # Of the tile by size also half and twice as many parts: how full a card is with so many is a guess.
+        for each in dict.fromkeys([parts, max(1, parts // 2), min(chunks, 2 * parts)] if k == 0 else [parts]):
+            yield tile, each, counted_cost(programs, layer.inputs, tile, each)
 
 
 def _check_rows(name: str, rows: Tensor, size: int) -> None:

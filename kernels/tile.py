@@ -1,9 +1,9 @@
-"""How a product is cut into programs: not measured on a card yet, but what compiles without spills and copies sixteen
-bytes at a time (tests/native/test_triton_gemm.py)."""
+"""How a product is cut into programs: by size, what compiles without spills and copies sixteen bytes at a time
+(tests/native/test_triton_gemm.py), not measured on a card yet; and what else is worth a trial there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton
 
@@ -39,6 +39,25 @@ def tile_for(outputs: int, probes: int, precision: str) -> Tile:
         return Tile(out, _few(probes), False, 4, 3)
     # Copies wait for rows, which wait for chunks: of four stages one is theirs, and seven would let two be under way.
     return Tile(out, 64, out < 64, 4 if out < 128 else 8, 4)
+
+
+def tiles_for(outputs: int, probes: int, precision: str) -> list[Tile]:
+    """The tile of `tile_for`, and others that a card may run faster: more or fewer outputs, a stage more or less, the
+    axes of the product the other way round.
+
+    >>> [(tile.out, tile.stages, tile.probes_first) for tile in tiles_for(64, 64, "tf32x3")]
+    [(64, 4, False), (32, 4, True), (64, 3, False), (64, 4, True)]
+    """
+    chosen = tile_for(outputs, probes, precision)
+    if precision == "fp64":  # larger ones spill
+        return [chosen]
+    most = min(max(PANELS[0], triton.next_power_of_2(outputs)), 64 if probes <= 32 or precision == "fp32" else 128)
+    sizes = [out for out in (chosen.out // 2, chosen.out * 2) if PANELS[0] <= out <= most]
+    others = [tile_for(out, probes, precision) for out in sizes]
+    others.append(replace(chosen, stages=7 - chosen.stages))  # three or four
+    if chosen.probes >= 16:  # of the first axis an instruction takes no fewer
+        others.append(replace(chosen, probes_first=not chosen.probes_first))
+    return [chosen, *others]
 
 
 def sums_for(probes: int) -> tuple[int, int]:

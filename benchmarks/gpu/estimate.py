@@ -14,8 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specxai._vision import import_vision
+from specxai.backends.cuda.tuned import MOST, RUNS
 from specxai.bench.cases import COLUMNS, POWER_ITERATIONS, RANK
-from specxai.kernels.tile import PANELS
+from specxai.kernels.tile import PANELS, tiles_for
 from specxai.svd.auto import A_COLUMN, A_TRIPLET, FIRST
 from specxai.svd.certify import HELD_OUT
 
@@ -34,6 +35,8 @@ VARIANTS = 4
 NETS = ("vgg11_bn", "tf_efficientnet_lite0", "densenet121")
 # One digit takes 6 ms on two cores of a CPU, a thousand together 2 s: for them no rate of the card counts.
 DIGITS = [20 * 6e-3, 2.0]
+TRIED = {"resnet50": 54, "vgg11_bn": 11}  # nets whose ways are tried, and their layers
+WAITED = 2e-3  # seconds that a timed run waits for the host's launches, and the host for it
 PRECISIONS = 6
 TILES = 3  # that a gather-GEMM is tried with: the chosen one and others
 
@@ -66,6 +69,7 @@ TESTS = (
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
+    Tests("tests/core/test_cuda_tuned.py", "", 1, 16),
 )
 
 
@@ -100,6 +104,26 @@ def steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]
     yield Step("kernels", COMPILE * PRECISIONS * (TILES + 2) + 0.3 * PRECISIONS * (TILES + 2),
                f"{PRECISIONS * (TILES + 2)} specialisations")
     yield Step("decoders", 2 * COMPILE * kinds + _decoders(), "1.1 billion weights, 256 rows, 427 tokens")
+
+
+def more_steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]:
+    """Of `measure.py --more`."""
+    yield Step("start", START, "a process")
+    yield Step("roofs", sum(_timed(work, 0.5, 30) for work in _roofs()), "a copy and three products")
+    compiled = (2 * len(PANELS) + 3) * VARIANTS * 2
+    yield Step("compilation for networks", COMPILE * compiled, f"{compiled} specialisations")
+    flops = gflop("resnet50") * 1e9
+    yield Step("resnet50", MAKE + _net(flops, passes, calls), f"{flops / 1e9:.3g} GFLOP a column, dense")
+    # Ways are tried at one width and in one precision; those by size are compiled by then.
+    tiles = {tile for outputs in PANELS for tile in tiles_for(outputs, COLUMNS, "tf32x3")}
+    others = 3 * (len(tiles) - len(PANELS)) * VARIANTS
+    yield Step("compilation of other ways", COMPILE * others, f"{others} specialisations, of three kernels")
+    for name, layers in TRIED.items():
+        column = SAFETY * 3 * gflop(name) * 1e9 / RATES["tf32"]
+        trials = 2 * MOST * (1 + RUNS) * (COLUMNS * column + layers * WAITED)
+        tables = 2 * 2 * HOST  # of two operators, and once more for the ways that the counts did not choose
+        yield Step(f"ways of {name}", MAKE + tables + trials + 4 * _timed(COLUMNS * column, *passes),
+                   f"{layers} layers, each way, {MOST} times {1 + RUNS} runs")
 
 
 def gflop(name: str) -> float:

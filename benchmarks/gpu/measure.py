@@ -1,10 +1,11 @@
 """Measures a card: roofs, kernels, and peers and engines on real networks; one JSON and one Markdown table.
 
     python benchmarks/gpu/measure.py [--dry] [--seconds 300] [--out FOLDER]
-    python benchmarks/gpu/measure.py --more          # a second call: the net that six minutes have no room for
+    python benchmarks/gpu/measure.py --more          # a second call: what six minutes have no room for
 
 `--dry` rehearses all of it on the CPU at tiny sizes, the kernels in Triton's interpreter: its times mean nothing.
-Every time stands beside its error.  What the time did not reach is named.
+Every time stands beside its error.  What the time did not reach is named.  Layers run in the ways that are counted,
+which compiles least; the second call measures them too, and says which layers change theirs and by how much.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
+import choices
 import decoders
 import estimate
 import questions
@@ -71,7 +74,7 @@ def tiny(name: str) -> Case:
 def cases(dry: bool, more: bool) -> list[Case]:
     real = [CASES["vgg11_bn"], CASES["efficientnet_lite0"], CASES["densenet121"]]
     if more:
-        real = [Case("resnet50", lambda: vision("resnet50"), "layer4", ())]
+        real = [Case("resnet50", lambda: vision("resnet50"), "layer4", ()), CASES["vgg11_bn"]]
     return [tiny(case.name) for case in real[:1]] if dry else real
 
 
@@ -187,12 +190,14 @@ def others(keep: Callable[[str, Iterator[dict]], list[dict]], clock: Clock, dry:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--more", action="store_true", help="ResNet-50 alone, to more.json and more.md")
+    parser.add_argument("--more", action="store_true", help="ResNet-50, and the ways of its and VGG11's layers, to "
+                        "more.json and more.md")
     parser.add_argument("--seconds", type=float, default=240, help="no new measurement starts after so many")
     parser.add_argument("--out", type=Path, help="folder; by default benchmarks/results/gpu/CARD, dry build/gpu")
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device; rehearse with --dry")
+    os.environ["SPECXAI_TUNE"] = "0"
     device = torch.device("cpu" if options.dry else "cuda")
     torch.manual_seed(0)
     clock, found = Clock(device, options.seconds), {"machine": card(device, options.dry)}
@@ -213,14 +218,19 @@ def main() -> None:
                     draft.write_text(text)
         return kept
 
-    if options.dry and not options.more:
-        found["estimate"] = [vars(step) for step in estimate.steps(PASSES, CALLS)]
+    if options.dry:
+        steps = estimate.more_steps if options.more else estimate.steps
+        found["estimate"] = [vars(step) for step in steps(PASSES, CALLS)]
         for step in found["estimate"]:
             print(f"on an H100, {step['name']}: {step['seconds']:.0f} s ({step['why']})")
         print(f"on an H100, all: {sum(step['seconds'] for step in found['estimate']):.0f} s expected")
     roof = {row["what"]: row["rate"] for row in keep("roofs", rates.roofs(clock, options.dry))}
-    for case in cases(options.dry, options.more):
-        keep("cases", Measured(case, clock, options.dry, roof).rows())
+    for k, case in enumerate(cases(options.dry, options.more)):
+        measured = Measured(case, clock, options.dry, roof)
+        if k == 0 or not options.more:
+            keep("cases", measured.rows())
+        if options.more:
+            choices.ask(keep, clock, options.dry, measured.subject, measured.columns, measured.passes)
     if not options.more:
         others(keep, clock, options.dry, roof)
     print(f"wrote {out / stem}.json and {out / stem}.md")

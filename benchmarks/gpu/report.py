@@ -29,7 +29,30 @@ def markdown(found: dict) -> str:
         tile = row["tile"] + (" (chosen)" if row["chosen"] else "")
         lines.append(f"| {row['what']} | {row['precision']} | {tile} | {_time(row['seconds'])} | "
                      f"{row['rate'] / 1e12:.3g} | {row['of_roof']:.0%} | {row['error']:.1e} |")
+    if "choices" in found:
+        lines += _choices(found["choices"])
     return "\n".join(lines) + "\n"
+
+
+def _choices(rows: list[dict]) -> list[str]:
+    """What measuring changed, the largest gains first."""
+    changed = [row for row in rows if row["chosen"] != row["counted"]]
+    both = [row for row in rows if row["gain"]]
+    counted, chosen = (sum(row["seconds"][row[which]] for row in both) for which in ("counted", "chosen"))
+    lines = ["", "## Ways of layers", "",
+             f"{len(changed)} of {len(rows)} stages run another way than the counted one. One run of each takes "
+             f"{_time(chosen)} in place of {_time(counted)}. Ways beyond twice the best by counts were not tried; "
+             "all times are in the JSON.", "",
+             "| case | stage | counted | time | measured best | time | ratio | did not run |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in sorted(changed, key=lambda row: -(row["gain"] or 0)):
+        times = [_time(row["seconds"][row[which]]) if row[which] in row["seconds"] else ""
+                 for which in ("counted", "chosen")]
+        gain = f"{row['gain']:.2f}" if row["gain"] else ""
+        lines.append(f"| {row['case']} | {row['stage']} | {row['counted']} | {times[0]} | {row['chosen']} | {times[1]} "
+                     f"| {gain} | {'; '.join(row['failed'])} |")
+    failed = sorted({f"{name} ({why})" for row in rows for name, why in row["failed"].items()})
+    return [*lines, "", *(f"- did not run: {one}" for one in failed)]
 
 
 def _case(row: dict, rows: list[dict]) -> str:

@@ -58,6 +58,7 @@ rm -rf "$place/specxai/kernels"
 cp -r kernels "$place/specxai/kernels"
 export PYTHONPATH="$PWD/$place"
 export PYTHONDONTWRITEBYTECODE=1
+export SPECXAI_TUNE=0  # counted choices: each other way is one more kernel to compile; measure.py --more tries them
 
 # The compiled CUDA kernels come along where they were built; else they are built here, where nvcc is.
 if [ -z "$dry" ] && ! "$PYTHON" -c "import specxai._cuda" 2> /dev/null; then
@@ -80,6 +81,7 @@ fi
 if [ -n "$dry" ]; then
     export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
     step "measurements" 240 "$PYTHON" benchmarks/gpu/measure.py --dry --seconds 220
+    step "measurements, second call" 240 "$PYTHON" benchmarks/gpu/measure.py --dry --more --seconds 220
     while IFS=$'\t' read -r file chosen; do
         begin "tests of the card, skipped: $(basename "$file") $chosen" 240 "$PYTHON" -m pytest -q -m gpu \
             -p no:cacheprovider "$file" -k "$chosen"

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu/measure.py"
 sys.path.append(str(SCRIPT.parent))
 estimate = pytest.importorskip("estimate", reason="it reads the kernels' tiles: needs triton")
+report = pytest.importorskip("report", reason="a file of the benchmark's")
 
 
 @pytest.mark.slow
@@ -71,3 +72,37 @@ def test_the_rehearsal_measures_everything(tmp_path):
     table = (tmp_path / "result.md").read_text()
     assert "A rehearsal at tiny sizes" in table
     assert table.count("| ") > 20
+
+
+@pytest.mark.slow
+def test_the_rehearsal_of_the_second_call_tries_the_ways_of_layers(tmp_path):
+    """With a clock that pretends that each way is faster than the one before: all layers change theirs."""
+    pytest.importorskip("triton")
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, SCRIPT, "--dry", "--more", "--out", tmp_path], capture_output=True,
+                          text=True, env={**os.environ, "TRITON_INTERPRET": "1", **cache})
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "more.json").read_text())
+    passes = [row for row in found["cases"] if row["peer"].endswith((", counted", ", measured"))]
+    assert [row["question"] for row in passes] == ["forward", "adjoint"] * 2
+    assert all(row["error"] <= 1e-5 for row in passes)
+    assert len(found["choices"]) == 4
+    assert all(row["chosen"] != row["counted"] and row["gain"] > 1 and not row["failed"] for row in found["choices"])
+    assert {row["chosen"].split(",")[0] for row in found["choices"]} == {"inputs", "outputs"}
+    expected = {step["name"]: step["seconds"] for step in found["estimate"]}
+    assert sum(expected.values()) <= 360, expected
+    table = (tmp_path / "more.md").read_text()
+    assert "4 of 4 stages run another way than the counted one." in table
+    assert all(row["stage"] in table for row in found["choices"])
+    assert not (tmp_path / "cache/specxai").exists(), "a rehearsal is remembered"
+
+
+def test_the_table_of_ways_names_what_did_not_run():
+    row = {"case": "net", "stage": "layer", "counted": "a", "chosen": "b", "seconds": {"b": 2.0},
+           "failed": {"a": "OutOfResources: shared memory"}, "gain": None}
+    kept = row | {"chosen": "a", "stage": "unchanged", "seconds": {"a": 1.0, "b": 3.0}, "failed": {}, "gain": 1.0}
+    lines = report._choices([row, kept])
+    assert "1 of 2 stages run another way than the counted one. One run of each takes 1 s in place of 1 s." in lines[3]
+    assert "| net | layer | a |  | b | 2 s |  | a |" in lines
+    assert lines[-1] == "- did not run: a (OutOfResources: shared memory)"
+    assert not any("unchanged" in line for line in lines)

@@ -10,7 +10,7 @@ import torch
 
 from specxai.kernels import depthwise, gather_gemm, gather_outputs, packed_gemm
 from specxai.kernels.precision import PRECISIONS, dot_mode
-from specxai.kernels.tile import sums_for, tile_for
+from specxai.kernels.tile import sums_for, tile_for, tiles_for
 from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for, triton
 
 CAPABILITIES = (80, 90)
@@ -99,6 +99,19 @@ def test_gather_gemm(case, outputs, probes, precision, capability):
     assert_multiplies(built, precision, capability, probes)
     assert_fits(built, capability)
     assert_wide_copies(built, tile, probes, precision, 3)
+
+
+@pytest.mark.parametrize("outputs, probes", [(128, 64), (64, 64), (64, 8)])
+@pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])
+def test_tiles_that_are_tried(case, outputs, probes, monkeypatch):
+    """They run, on tensor cores; how fast they are is for a card to say."""
+    for tile in tiles_for(outputs, probes, "tf32x3")[1:]:
+        monkeypatch.setitem(globals(), "tile_for", lambda *sizes, tile=tile: tile)
+        kernel, types, constants, _ = case(outputs, probes, "tf32x3")
+        assert constants["BLOCK_OUT"] == tile.out
+        built = built_for(kernel, types, constants, 90, tile.warps, tile.stages)
+        assert_fits(built, 90)
+        assert {name.split(".")[0] for name in built.products} in ({"wgmma"}, {"mma"}), tile
 
 
 @pytest.mark.parametrize("case", [gather_case, outputs_case], ids=["inputs", "outputs"])

@@ -70,6 +70,7 @@ class ScaledGather(GatherWork):
     """Runs the layer with the factors, by Triton's kernel on tensor cores."""
 
     _exact = False
+    kind = "scaled gather"
 
     def __init__(self, pair: Scaled, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(pair.stage, dtype, device)
@@ -80,11 +81,8 @@ class ScaledGather(GatherWork):
         # In each direction a number for every entry of a table of 32 bits.
         return super().kept * 2
 
-    def _tables(self, back: bool):
-        from specxai.kernels.gather_gemm import gathering
-
-        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device,
-                         **{"made_scale" if back else "scale": self._factor})
+    def _factors(self, back: bool) -> dict[str, Tensor]:
+        return {"made_scale" if back else "scale": self._factor}
 
 
 class Half:

@@ -7,12 +7,16 @@ lanes are aligned, and what lies in them reaches no probe.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.backends.cuda import tuned
+from specxai.backends.cuda.ways import Chosen, Way, described, gather_ways, packed_ways
 from specxai.native import cuda
 from specxai.plan import Gather, Sum
 
@@ -139,14 +143,65 @@ class _Weighted(ABC):
         """One direction, on the kernel."""
 
 
-class GatherWork(_Weighted):
+class _Multiplied(_Weighted):
+    """Products that run in several ways, of which the fastest is chosen where it can be measured
+    (`specxai.backends.cuda.tuned`), the counted one elsewhere."""
+
+    kind = ""  # in the key of a choice
+
+    def __init__(self, stage: Gather, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(stage, dtype, device)
+        self._chosen: dict[bool, Chosen] = {}
+
+    def scratch(self, stride: int) -> int:
+        from specxai.kernels.checks import reach
+        from specxai.kernels.split import most_part_rows
+
+        if tuned.choices(self._device) is None:
+            return most_part_rows() * stride
+        # What ways are tried into has every row of the block up to the last that is written.
+        return stride * (most_part_rows() + max(reach(rows) for rows in (self._stage.writes, self._apart[0])))
+
+    def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+        choices = tuned.choices(self._device)
+        if choices is None:
+            self._counted(back, block, out, accumulate, mode.precision)
+            return
+        if back not in self._chosen:
+            inside, outside, _ = self._sides(back)
+            groups, *sides, taps = self._weight_shape()
+            weight = groups, *(sides[::-1] if back else sides), taps
+            self._chosen[back] = Chosen(choices, described(self.kind, back, inside, outside, weight))
+        self._chosen[back].run(lambda *width: self._ways(back, *width), block, out, accumulate, mode.precision)
+
+    def _weight_shape(self) -> tuple[int, int, int, int]:
+        """(groups, outputs, inputs, taps)."""
+        sites = self._stage.sites
+        return sites.groups, sites.outputs // sites.groups, sites.inputs // sites.groups, sites.taps
+
+    @abstractmethod
+    def _ways(self, back: bool, probes: int, precision: str) -> Iterator[Way]:
+        """The counted way first."""
+
+    @abstractmethod
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
+        """One direction in the counted way."""
+
+
+class GatherWork(_Multiplied):
     """Convolutions, and layers at several positions, by gather-GEMM: in full precision by the compiled kernel where
     it is there, which spends no operation on a dead unit, else by Triton's."""
 
-    def scratch(self, stride: int) -> int:
-        from specxai.kernels.split import most_part_rows
+    kind = "gather"
 
-        return most_part_rows() * stride
+    def __init__(self, stage: Gather, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(stage, dtype, device)
+        self._others: WeakValueDictionary[bool, Any] = WeakValueDictionary()  # tables that no count has chosen
+
+    @property
+    def kept(self) -> int:
+        # Other widths may gather what the counted choice does not, by tables of their own.
+        return super().kept * (1 if tuned.choices(self._device) is None else 2)
 
     @once
     def _exact(self) -> bool:
@@ -171,18 +226,36 @@ class GatherWork(_Weighted):
         weight = self._weight().permute(0, 2, 3, 1) if back else self._weight().transpose(2, 3)
         return weight.flatten(0, 1)
 
-    def _tables(self, back: bool):
+    def _tables(self, back: bool, prefer: str | None = None):
         from specxai.kernels.gather_gemm import gathering
 
-        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device)
+        return gathering(*self._sides(back), self._by_output(back), self._stage.sites.groups, self._device, prefer,
+                         **self._factors(back))
+
+    def _factors(self, back: bool) -> dict[str, Tensor]:
+        """What units are multiplied by, as `gathering` takes it."""
+        return {}
+
+    def _other(self, back: bool, gathers: str):
+        tables = self._others.get(back)
+        if tables is None:
+            tables = self._others[back] = self._tables(back, gathers)
+        return tables
+
+    def _ways(self, back: bool, probes: int, precision: str) -> Iterator[Way]:
+        return gather_ways(self._back if back else self._there, lambda gathers: self._other(back, gathers), probes,
+                           precision)
 
     def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
         if mode.precision in FULL and self._exact:
             (self._exact_back if back else self._exact_there).run(block, out, accumulate)
-            return
+        else:
+            super()._run(back, block, out, accumulate, mode)
+
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
         from specxai.kernels.gather_gemm import gather_gemm
 
-        gather_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
+        gather_gemm(self._back if back else self._there, block, out, accumulate, precision)
 
 
 class DepthwiseWork(_Weighted):
@@ -205,13 +278,13 @@ class DepthwiseWork(_Weighted):
         depthwise(self._back if back else self._there, block, out, accumulate)
 
 
-class PackedWork(_Weighted):
+class PackedWork(_Multiplied):
     """Fully connected layers of one position: one copy of their live weights for both directions."""
 
-    def scratch(self, stride: int) -> int:
-        from specxai.kernels.split import most_part_rows
+    kind = "packed"
 
-        return most_part_rows() * stride
+    def _ways(self, back: bool, probes: int, precision: str) -> Iterator[Way]:
+        return packed_ways(self._back if back else self._there, probes, precision)
 
     def _tables(self, back: bool):
         from specxai.kernels.packed_gemm import packed
@@ -226,7 +299,7 @@ class PackedWork(_Weighted):
         weight = weight[live_out.to(weight.device)][:, live_in.to(weight.device)][..., taps.to(weight.device)].sum(2)
         return packed(weight.to(self._device), reads[live_in], writes[live_out])
 
-    def _run(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, mode: Mode) -> None:
+    def _counted(self, back: bool, block: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
         from specxai.kernels.packed_gemm import packed_gemm
 
-        packed_gemm(self._back if back else self._there, block, out, accumulate, mode.precision)
+        packed_gemm(self._back if back else self._there, block, out, accumulate, precision)
