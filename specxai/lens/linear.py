@@ -91,9 +91,13 @@ class Linearised:
         own; the lens's target is summed over valid ones.
         """
         source, target = ([place for place in places if chunk is None or place in chunk]
-                          for places in (self.positions[segment.source], self.at_target(segment)))
+                          for places in (self.at_source(segment), self.at_target(segment)))
         return self.local.operator(segment.source, segment.target, taps=segment.taps, source_positions=source,
                                    target_positions=summed(target) if segment.target == self.target else target)
+
+    def at_source(self, segment: Segment) -> list[int]:
+        """The positions that matter where a segment begins: valid ones where no other ends there."""
+        return self.positions.get(segment.source, list(range(self.tokens)[self.valid]))
 
     def at_target(self, segment: Segment) -> list[int]:
         """The positions that matter where a segment ends."""

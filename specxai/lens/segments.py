@@ -24,6 +24,7 @@ class Segment:
     """A part of the network that one plan runs: from `source` to `target`, steps of residual streams.
 
     taps     the other sources in between, which the target's cotangents do not reach through `source` alone
+    apart    those of them with units that `source` does not reach, which its plan leaves out
     chunks   positions that go through one after the other, each set by a plan of its own, since none leads to a
              position of another; none for all positions at once
     """
@@ -31,6 +32,7 @@ class Segment:
     source: int
     target: int
     taps: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()
     chunks: tuple[range, ...] = ()
 
 
@@ -45,11 +47,18 @@ def segments_of(local: Local, sources: Sequence[int], target: int) -> tuple[Segm
     end, taps = target, ()
     for source in reversed(sources):
         if source == first or not graph.between([first], [target], [source]):
-            found += [Segment(source, end, taps)] if taps else _by_position(local, source, end)
+            found += [_tapped(local, source, end, taps)] if taps else _by_position(local, source, end)
             end, taps = source, ()
         else:
             taps = (source, *taps)
     return tuple(found)
+
+
+def _tapped(local: Local, source: int, target: int, taps: tuple[int, ...]) -> Segment:
+    live = local.operator(source, target).live_units()
+    apart = tuple(step for step in taps
+                  if step not in live or bool((local.operator(step, target).live_units()[step] & ~live[step]).any()))
+    return Segment(source, target, tuple(step for step in taps if step not in apart), apart)
 
 
 def _by_position(local: Local, source: int, target: int) -> list[Segment]:

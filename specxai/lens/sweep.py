@@ -54,12 +54,17 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
     for first, group in _pieces(rows, group_columns(found)):
         held = group.T.to(found.local.graph.dtype)
         for segment in found.segments:
+            for step in segment.apart:
+                alone = Segment(step, segment.target)
+                into = held.new_empty(len(found.at_source(alone)) * found.width, held.shape[1])
+                yield from _pulled(found, alone, None, held, into, rough)
+                yield found.sources.index(step), first, _mean_of(found, alone, into)
             given, held = held, _room(found, segment, held)
             for chunk in segment.chunks or (None,):
                 for number, start, part in _pulled(found, segment, chunk, given, held, rough):
                     yield number, first + start, part
             if segment.source in found.sources:
-                yield found.sources.index(segment.source), first, _mean_of(found, segment.source, held)
+                yield found.sources.index(segment.source), first, _mean_of(found, segment, held)
 
 
 def _room(found: Linearised, segment: Segment, given: Tensor) -> Tensor:
@@ -77,8 +82,7 @@ def _pulled(found: Linearised, segment: Segment, chunk: range | None, given: Ten
     """Pull cotangents at a segment's target back to its source, at the positions of a chunk or at all; yields the parts
     of the sources in between.
     """
-    before, after = (_places(found, places, chunk) for places in (found.at_target(segment),
-                                                                  found.positions[segment.source]))
+    before, after = (_places(found, places, chunk) for places in (found.at_target(segment), found.at_source(segment)))
     if before.start == before.stop or after.start == after.stop:
         into[after] = 0
         return
@@ -103,9 +107,9 @@ def _places(found: Linearised, positions: list[int], chunk: range | None) -> sli
     return slice(inside[0] * found.width, (inside[-1] + 1) * found.width) if inside else slice(0, 0)
 
 
-def _mean_of(found: Linearised, source: int, pulled: Tensor) -> Tensor:
-    """(k, d): the mean over valid positions of cotangents (positions that matter · d, k)."""
-    valid, places = range(found.tokens)[found.valid], found.positions[source]
+def _mean_of(found: Linearised, segment: Segment, pulled: Tensor) -> Tensor:
+    """(k, d): the mean over valid positions of cotangents (positions that matter · d, k) at a segment's source."""
+    valid, places = range(found.tokens)[found.valid], found.at_source(segment)
     block = pulled.reshape(len(places), found.width, -1)
     if places != list(valid):
         block = block[[at for at, place in enumerate(places) if place in valid]]
