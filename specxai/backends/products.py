@@ -133,9 +133,14 @@ class PlannedProducts:
             self._served += columns
         if columns < FEW or self._few_digits > rough:
             return {}
-        known = self._expected or self._served
-        return {k: composed for composed in self._composed if composed.chain.worth <= known
+        return {k: composed for composed in self._paid
                 for k in range(composed.chain.first, composed.chain.last + 1)}
+
+    @property
+    def _paid(self) -> list[Composed]:
+        """Those whose matrices the columns pay for that are expected, or that came."""
+        known = self._expected or self._served
+        return [composed for composed in self._composed if composed.chain.worth <= known]
 
     @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
@@ -226,9 +231,7 @@ class PlannedProducts:
     @property
     def flops_run(self) -> int:
         """The same as it runs by now: with matrices in place of the middles that are worth it."""
-        known = self._expected or self._served
-        return self.flops - 2 * sum(composed.chain.direct - composed.chain.composed for composed in self._composed
-                                    if composed.chain.worth <= known)
+        return self.flops - 2 * sum(composed.chain.direct - composed.chain.composed for composed in self._paid)
 
     def costs(self) -> list[tuple[int, int, int]]:
         """(step, live units, operations of one column) of every weighted node, in order."""

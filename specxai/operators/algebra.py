@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specxai.operators.base import CheckedProducts
-from specxai.operators.operands import as_factor, no_operator
+from specxai.operators.operands import as_factor, check_alike, no_operator
 
 __all__ = ["AdjointOperator", "ComposedOperator", "Cut", "LinearOperator", "ScaledOperator", "SumOperator"]
 
@@ -127,7 +127,22 @@ class LinearOperator(CheckedProducts):
         return None
 
 
-class AdjointOperator(LinearOperator):
+class _Single(LinearOperator):
+    """What an operator made of one other, `original`, takes over from it."""
+
+    original: LinearOperator
+
+    def ensure_current(self) -> None:
+        self.original.ensure_current()
+
+    def expect(self, columns: int) -> None:
+        self.original.expect(columns)
+
+    def column_cost(self, columns: int) -> float:
+        return self.original.column_cost(columns)
+
+
+class AdjointOperator(_Single):
     """Rᵀ (n, m) of an operator R (m, n): the two products change places.
 
     Example:
@@ -141,12 +156,6 @@ class AdjointOperator(LinearOperator):
     def __init__(self, original: LinearOperator) -> None:
         super().__init__(original.shape[::-1], original.dtype, original.device)
         self.original = original
-
-    def ensure_current(self) -> None:
-        self.original.ensure_current()
-
-    def expect(self, columns: int) -> None:
-        self.original.expect(columns)
 
     # Chunking is the original's: changing its block_size later must reach here.
     def _matmat(self, X: Tensor) -> Tensor:
@@ -170,9 +179,6 @@ class AdjointOperator(LinearOperator):
     @property
     def flops(self) -> int:
         return self.original.flops
-
-    def column_cost(self, columns: int) -> float:
-        return self.original.column_cost(columns)
 
     @property
     def own_products(self) -> bool:
@@ -229,7 +235,7 @@ class ComposedOperator(_Pair):
     def __init__(self, left: LinearOperator, right: LinearOperator, *, block_size: int | None = None) -> None:
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"cannot compose {left!r} with {right!r}: inner sizes {left.shape[1]} != {right.shape[0]}")
-        _check_alike("compose", left, "with", right)
+        check_alike("compose", left, "with", right)
         super().__init__((left.shape[0], right.shape[1]), left.dtype, left.device, block_size=block_size)
         self.left = left
         self.right = right
@@ -291,7 +297,7 @@ class SumOperator(_Pair):
         if left.shape != right.shape:
             raise ValueError(f"cannot add {left!r} to {right!r}: both must map {left.shape[1]} numbers to "
                              f"{left.shape[0]}, or both {right.shape[1]} to {right.shape[0]}")
-        _check_alike("add", left, "to", right)
+        check_alike("add", left, "to", right)
         super().__init__(left.shape, left.dtype, left.device, block_size=block_size)
         self.left = left
         self.right = right
@@ -328,7 +334,7 @@ class SumOperator(_Pair):
         return self.left.is_zero and self.right.is_zero
 
 
-class ScaledOperator(LinearOperator):
+class ScaledOperator(_Single):
     """factor · original (m, n), for a finite real factor that the operator's dtype can hold.
 
     Errors: ValueError for any other.
@@ -349,12 +355,6 @@ class ScaledOperator(LinearOperator):
         super().__init__(original.shape, original.dtype, original.device, block_size=block_size)
         self.factor = factor
         self.original = original
-
-    def ensure_current(self) -> None:
-        self.original.ensure_current()
-
-    def expect(self, columns: int) -> None:
-        self.original.expect(columns)
 
     @property
     def input_shape(self) -> torch.Size:
@@ -377,9 +377,6 @@ class ScaledOperator(LinearOperator):
     def flops(self) -> int:
         return self.original.flops + self.shape[0]
 
-    def column_cost(self, columns: int) -> float:
-        return self.original.column_cost(columns)
-
     @property
     def own_products(self) -> bool:
         return True
@@ -398,9 +395,3 @@ class ScaledOperator(LinearOperator):
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.original!r}"
-
-
-def _check_alike(verb: str, left: LinearOperator, word: str, right: LinearOperator) -> None:
-    if left.dtype != right.dtype or left.device != right.device:
-        raise ValueError(f"cannot {verb} {left!r} {word} {right!r}: dtype and device must be the same; cast or move "
-                         "the model or matrix that one is made of")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specxai.operators.base import CheckedProducts
 
-__all__ = ["as_factor", "no_operator"]
+__all__ = ["as_factor", "check_alike", "no_operator"]
 
 
 def no_operator(operator: CheckedProducts, other: object):
@@ -40,3 +40,10 @@ def as_factor(operator: CheckedProducts, number: object) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def check_alike(verb: str, left: CheckedProducts, word: str, right: CheckedProducts) -> None:
+    """Raise ValueError where dtypes or devices differ."""
+    if left.dtype != right.dtype or left.device != right.device:
+        raise ValueError(f"cannot {verb} {left!r} {word} {right!r}: dtype and device must be the same; cast or move "
+                         "the model or matrix that one is made of")
