@@ -159,13 +159,25 @@ def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, h
     path = graph.between(sources, seeds, held, entering=taps)
     reached = {*path, *sources}
     blocks: dict[int, Tensor] = dict(seeds)
+    own: set[int] = set()  # whose block no other step has
     for index in reversed(path):
-        block = blocks.pop(index)
+        block, node = blocks.pop(index), graph.nodes[index]
         if index in taps:
             taps[index].append(block)
-        parts = [(term, term.adjoint(block)) for term in graph.nodes[index].terms if term.input in reached]
-        for term, part in parts:
-            blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
+        together = None if node.back is None else node.back(block)
+        parts = []
+        for number, term in enumerate(node.terms):
+            if term.input not in reached:
+                continue
+            total = blocks.get(term.input)
+            if total is not None and term.onto is not None and watch is None:
+                blocks[term.input] = term.onto(block, total, term.input in own)
+            else:
+                part = term.adjoint(block) if together is None else together[number]
+                parts.append((term, part))
+                blocks[term.input] = part if total is None else total + part
+            if total is not None or term.onto is not None:
+                own.add(term.input)
         if watch is not None:
             watch(index, block, parts)
     some = next(iter(seeds.values()))

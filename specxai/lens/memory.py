@@ -16,6 +16,7 @@ from specxai.lens.decoder import Decoder
 from specxai.lens.segments import MATRICES
 from specxai.lens.sweep import whole_blocks
 
+FREE = 2  # one part in so many of a GPU's free memory is for a block of columns
 TABLES = 6  # times the values of a segment: rows and numbers of its plan, for the stages and for the kernels
 
 
@@ -43,6 +44,11 @@ class Estimate:
         parts = {"weights": self.weights, "sums": self.sums, "a prompt's map, about": self.values,
                  "a plan, about": self.plan, "cotangents": self.held, "columns, at most": self.block}
         return "memory: " + "; ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items())
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes that a block of columns may hold: 2 GiB, on a GPU a part of what is free."""
+    return DEFAULT_MEMORY if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // FREE
 
 
 class _Made(TorchDispatchMode):
@@ -81,7 +87,7 @@ def estimate(decoder: Decoder, layers: list[int], tokens: int, max_memory: int |
     values, column = whole.bytes - first.bytes, tokens * width * size
     widest = max(stop - start for start, stop in pairwise((*layers, last)))
     packed = max(sum(p.nbytes for p in block.parameters()) for block in decoder.blocks)
-    most = DEFAULT_MEMORY if max_memory is None else max_memory
+    most = default_memory(ids.device) if max_memory is None else max_memory
     held = 0 if len(layers) == 1 else column * min(width, whole_blocks(width, column, most))
     return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, values,
                     widest * (packed + TABLES * values // (last - layers[0])) + 2 * min(column * width, MATRICES), held,

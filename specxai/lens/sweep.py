@@ -13,16 +13,14 @@ from torch import Tensor
 
 from specxai._blocks import give_back
 from specxai.affine.operator import LocalOperator
-from specxai.graph import Graph
 from specxai.lens import whole
-from specxai.lens.bfloat16 import in_bfloat16
 from specxai.lens.linear import Linearised
 from specxai.lens.segments import Segment, most_held
 
 COLUMNS = 64  # of a block by a plan, whose rate more do not raise
 WIDE = 256  # of one by matrices of positions, which are read once a block
 
-Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
+Rough = bool | torch.dtype  # the operator's own rough products or not; or the dtype of those by whole values
 Part = tuple[int, int, Tensor]  # (number of a source, first row, rows of its lens)
 
 
@@ -42,8 +40,8 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
     """The parts of `sweep`, as they are found: segment by segment, so that no other's plan is there, with all blocks
     of a group, whose cotangents are kept in between.
     """
-    if isinstance(rough, Graph) or not found.planned:
-        yield from whole.swept(found, rows, rough if isinstance(rough, Graph) else None)
+    if isinstance(rough, torch.dtype) or not found.planned:
+        yield from whole.swept(found, rows, rough if isinstance(rough, torch.dtype) else None)
         return
     for first, group in _pieces(rows, group_columns(found)):
         held = group.T.to(found.local.graph.dtype)
@@ -132,7 +130,7 @@ def rough_of(found: Linearised) -> tuple[Rough, str]:
     """(how `sweep` takes fewer digits, what that is): the compiled kernels' own on a CPU, else bfloat16."""
     if found.planned and found.local.graph.device.type == "cpu" and found.along(found.segments[0]).rough():
         return True, "16-bit factors"
-    return in_bfloat16(found.local.graph), "bfloat16"
+    return torch.bfloat16, "bfloat16"
 
 
 def block_columns(found: Linearised, operator: LocalOperator, worth: int = COLUMNS) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from specxai.backends.reference import peak_units, pull
+from specxai.backends.whole import joined
 from specxai.graph import Graph
-from specxai.graph.middles import middles, weights_of, with_matrices
 from specxai.lens.linear import Linearised
 from specxai.lens.segments import Segment, most_held, whole_segments
 from specxai.precision import full_precision
@@ -22,28 +22,25 @@ COPIES = 3  # of values: what a term makes beside its block, and what it widens
 Part = tuple[int, int, Tensor]  # (number of a source, first row, rows of its lens)
 
 
-def swept(found: Linearised, rows: Tensor, graph: Graph | None = None) -> Iterator[Part]:
+def swept(found: Linearised, rows: Tensor, dtype: torch.dtype | None = None) -> Iterator[Part]:
     """The parts of a sweep of cotangents `rows` (k, d), as they are found.
 
-    graph   of fewer digits, as `in_bfloat16` makes it; None: the map's own
+    dtype   of products: bfloat16, or None for the graph's own
     """
-    own, cuts = found.local.graph, whole_segments(found.local.graph, found.sources, found.target)
-    dtype, graph = (own.dtype, own) if graph is None else (torch.bfloat16, graph)
-    column, memory = own.shapes[found.target].numel() * own.dtype.itemsize, found.local.max_memory
+    graph, cuts = found.local.graph, whole_segments(found.local.graph, found.sources, found.target)
+    column, memory = graph.shapes[found.target].numel() * graph.dtype.itemsize, found.local.max_memory
     together = max(1, min(len(rows), most_held(memory) // column))
+    whole = joined(graph, (*found.sources, found.target), dtype)
     # Half of the memory may be matrices of a segment, which has as many blocks of the model as sources and one.
-    blocks = 1 + max(len(segment.taps) for segment in cuts)
-    chosen = middles(own, together, (*found.sources, found.target), memory // (2 * dtype.itemsize * blocks))
-    with full_precision(own.device):
+    chosen = whole.middles(together, memory // (2 + 2 * max(len(segment.taps) for segment in cuts)))
+    with full_precision(graph.device):
         for first in range(0, len(rows), together):
             group = rows[first:first + together]
-            held = group.new_zeros(len(group), *own.shapes[found.target], dtype=own.dtype)
-            held[:, 0, found.valid] = group[:, None].to(own.dtype)
+            held = group.new_zeros(len(group), *graph.shapes[found.target], dtype=graph.dtype)
+            held[:, 0, found.valid] = group[:, None].to(graph.dtype)
             for segment in cuts:
-                inside = [m for m in chosen if segment.source <= m.source and m.far <= segment.target]
-                taken = held.nbytes + dtype.itemsize * sum(middle.size for middle in inside)
-                part = with_matrices(graph, inside, weights_of(own), dtype)
-                for number, start, mean in _pulled(found, part, segment, held, memory - taken):
+                part, size = whole.between(segment.source, segment.target, chosen)
+                for number, start, mean in _pulled(found, part, segment, held, memory - held.nbytes - size):
                     yield number, first + start, mean
 
 

@@ -12,7 +12,6 @@ import specxai
 from small import BLOCKS, CONTEXT, WIDTH, reference_lens, relative, small_gpt, some_prompts
 from specxai.backends.composed import Composed
 from specxai.errors import FileError
-from specxai.lens.bfloat16 import in_bfloat16
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearizer
 from specxai.lens.sweep import rough_of, sweep, unit_rows
@@ -185,7 +184,7 @@ def test_rough_products_in_either_way():
     rows = unit_rows(found, 0, 64)
     exact = sweep(found, rows)
     errors = {kind: relative(sweep(found, rows, rough), exact) for rough, kind in (
-        rough_of(found), (in_bfloat16(found.local.graph), "bfloat16"))}
+        rough_of(found), (torch.bfloat16, "bfloat16"))}
     for kind, error in errors.items():
         assert 1e-6 < error < {"16-bit factors": 2e-3, "bfloat16": 0.02}[kind], errors
 

@@ -6,14 +6,14 @@ have one matrix (d, d) a position instead (`specxai.graph.matrices`); plans find
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-from specxai.graph.graph import Graph
+from specxai.graph import Graph
 from specxai.graph.matrices import position_matrices
 from specxai.rules import Term
 from specxai.rules.base import unchanged
@@ -78,6 +78,13 @@ def weights_of(graph: Graph) -> dict[int, Tensor]:
     return found
 
 
+def root_of(graph: Graph, step: int, kept: Container[int] = ()) -> int:
+    """The value of which a step is a view in the same order; no `kept` one is left behind."""
+    while step in graph.nodes and graph.nodes[step].view and step not in kept:
+        step = graph.nodes[step].terms[0].input
+    return step
+
+
 def middles(graph: Graph, columns: int, kept: Iterable[int] = (), size: int | None = None) -> list[Middle]:
     """Those whose matrices pay for so many columns, in order.
 
@@ -98,11 +105,7 @@ def middles(graph: Graph, columns: int, kept: Iterable[int] = (), size: int | No
 
 class _Finder:
     def __init__(self, graph: Graph, kept: set[int]) -> None:
-        self.graph, self.kept, self.weights = graph, kept, weights_of(graph)
-        self.readers: dict[int, set[int]] = {}
-        for step, node in graph.nodes.items():
-            for term in node.terms:
-                self.readers.setdefault(term.input, set()).add(step)
+        self.graph, self.kept, self.weights, self.readers = graph, kept, weights_of(graph), graph.readers()
 
     def ending_at(self, far: int) -> Middle | None:
         """From the last layer back through what multiplies number by number, to layers that read one value."""
@@ -129,19 +132,13 @@ class _Finder:
                     if passed is None:
                         return None
                     _add(todo.setdefault(term.input, []), *passed)
-        sources = {self._root(self.graph.nodes[part.near].terms[0].input) for part in parts}
+        sources = {root_of(self.graph, self.graph.nodes[part.near].terms[0].input, self.kept) for part in parts}
         if len(sources) != 1 or any(len(self.weights[part.near]) * positions != self.graph.shapes[part.near].numel()
                                     for part in parts):
             return None
         numbers = len(self.weights[far]) * self.weights[parts[0].near].shape[1]
         direct = self.weights[far].numel() + sum(self.weights[near].numel() for near in {part.near for part in parts})
         return Middle(sources.pop(), far, tuple(parts), positions, numbers, direct, middle * numbers)
-
-    def _root(self, step: int) -> int:
-        """The value of which the step is a view in the same order."""
-        while step in self.graph.nodes and self.graph.nodes[step].view and step not in self.kept:
-            step = self.graph.nodes[step].terms[0].input
-        return step
 
     def _behind(self, link: Link, step: int, term: Term, positions: int) -> Link | None:
         """The link to the term's input, given that to the step; None where it is not channel by channel."""
@@ -151,7 +148,7 @@ class _Finder:
         if term.picks is None or own % positions or size % positions:
             return None
         if isinstance(term.factor, Tensor) or term.factor != 1:
-            by = torch.as_tensor(term.factor).to(factor).expand(shapes[step]).reshape(positions, -1)
+            by = torch.as_tensor(term.factor, dtype=factor.dtype, device=device).expand(shapes[step]).reshape(positions, -1)
             factor = factor * (by if channel is None else by[:, channel])
         if term.picks is unchanged and size == own:
             return channel, factor

@@ -1,0 +1,209 @@
+"""Adjoints through whole values with joined nodes are those through single ones: decoders of every kind, random nets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import specxai
+from random_nets import random_net
+from specxai.backends.reference import pull
+from specxai.backends.whole import joined
+from specxai.backends.whole.attention import attentions
+from specxai.backends.whole.middles import middles
+from specxai.backends.whole.norms import with_norms
+from specxai.backends.whole.routes import routes, with_routes
+from specxai.graph import Graph
+
+T, D, HEADS = 7, 12, 3
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary embeddings of (…, T, h)."""
+    angle = torch.outer(torch.arange(x.shape[-2]).double(), 2.0 ** -torch.arange(x.shape[-1] // 2).double())
+    cos, sin = (part.repeat(1, 2).to(x) for part in (angle.cos(), angle.sin()))
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+class RMS(nn.Module):
+    """`how` the norm is written."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.weight, self.how = nn.Parameter(1 + 0.3 * torch.randn(D)), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "weight first":
+            return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        if self.how == "weight last":
+            return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+        if self.how == "one more":
+            return (1 + self.weight) * (x / torch.sqrt((x * x).sum(-1, keepdim=True) / D + 1e-6))
+        if self.how == "layer":
+            return F.layer_norm(x, (D,), self.weight)
+        return F.rms_norm(x, (D,), self.weight)
+
+
+class Decoder(nn.Module):
+    """One block: attention with rotations and shared heads, a feed-forward of a kind."""
+
+    def __init__(self, norm: str, middle: str, shared: int, fused: bool) -> None:
+        super().__init__()
+        self.before, self.after, self.middle, self.shared, self.fused = RMS(norm), RMS(norm), middle, shared, fused
+        width = D // HEADS
+        self.sizes = (D, D // shared, D // shared)
+        self.qkv = nn.ModuleList([nn.Linear(D, sum(self.sizes))] if fused else [nn.Linear(D, n) for n in self.sizes])
+        self.width, self.out = width, nn.Linear(D, D)
+        self.up = nn.Linear(D, 80 if middle == "chunked" else 40)
+        self.gate, self.down = nn.Linear(D, 40), nn.Linear(40, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.before(x)
+        parts = self.qkv[0](h).split(self.sizes, -1) if self.fused else [layer(h) for layer in self.qkv]
+        q, k, v = (part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in parts)
+        k, v = (part.repeat_interleave(self.shared, 1) for part in (k, v))
+        y = F.scaled_dot_product_attention(turned(q), turned(k), v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        h = self.after(x)
+        if self.middle == "gated":
+            m = F.silu(self.gate(h)) * self.up(h)
+        elif self.middle == "chunked":
+            gate, up = self.up(h).chunk(2, -1)
+            m = F.gelu(gate) * up
+        elif self.middle == "relu":
+            m = F.relu(self.up(h))
+        elif self.middle == "tanh by hand":
+            z = self.up(h)
+            m = 0.5 * z * (1 + torch.tanh(0.8 * (z + 0.04 * z**3)))
+        else:
+            m = F.gelu(self.up(h))
+        return x + self.down(m)
+
+
+def graph_of(net: nn.Module, gates="tangent", shape: tuple[int, ...] = (1, T, D)) -> Graph:
+    torch.manual_seed(1)
+    net = net.double().eval().requires_grad_(False)
+    return specxai.linearize(net, torch.randn(shape, dtype=torch.float64), gates, backend="reference").graph
+
+
+def cotangents(graph: Graph, target: int, columns: int = 3) -> Tensor:
+    g = torch.Generator().manual_seed(2)
+    return torch.randn(columns, *graph.shapes[target], generator=g, dtype=torch.float64).to(graph.dtype)
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("gates", ["tangent", "frozen", {"base": "tangent", "softmax": "held"},
+                                   {"base": "tangent", "norm": "held"}])
+@pytest.mark.parametrize(("norm", "middle", "shared", "fused"), [
+    ("weight first", "gated", 3, False), ("weight last", "chunked", 1, True), ("one more", "tanh by hand", 3, True),
+    ("layer", "gelu", 1, False), ("own", "relu", 1, True)])
+def test_a_decoder(norm, middle, shared, fused, gates):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Decoder(norm, middle, shared, fused) for _ in range(2)))
+    graph = graph_of(net, gates)
+    target = max(graph.nodes)
+    y, path = cotangents(graph, target), graph.between([graph.input], [target])
+    want, = pull(graph, {target: y}, [graph.input])
+    whole = joined(graph, [graph.input, target])
+    found = whole.middles(1000, 1 << 30)
+    part, size = whole.between(graph.input, target, found)
+    assert size == 8 * 2 * T * D * D
+    assert relative(pull(part, {target: y}, [graph.input])[0], want) < 1e-13
+    moved = with_routes(part, routes(part, [graph.input, target]))
+    assert relative(pull(moved, {target: y}, [graph.input])[0], want) < 1e-13
+    assert len(moved.between([graph.input], [target])) < 0.6 * len(path)
+    if gates == "tangent":
+        assert len(attentions(graph)) == 2
+        if norm not in ("layer", "own"):
+            assert len(with_norms(graph).between([graph.input], [target])) <= len(path) - 4 * 4
+    rough = joined(graph, [graph.input, target], torch.bfloat16)
+    part, size = rough.between(graph.input, target, found)
+    assert size == 2 * 2 * T * D * D
+    for one in (part, with_routes(part, routes(part, [graph.input, target])), rough.graph):
+        assert 1e-6 < relative(pull(one, {target: y}, [graph.input])[0], want) < 1e-2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_nets(seed):
+    """Whatever is joined in them, or nothing."""
+    net, x = random_net(seed, torch.float64)
+    graph = specxai.linearize(net, x, backend="reference").graph
+    target = max(graph.nodes)
+    y = cotangents(graph, target)
+    want, = pull(graph, {target: y}, [graph.input])
+    whole = joined(graph, [graph.input, target])
+    part, _ = whole.between(graph.input, target, whole.middles(1 << 20, 1 << 30))
+    for one in (part, with_routes(part, routes(part, [graph.input, target]))):
+        got, = pull(one, {target: y}, [graph.input])
+        assert float((got - want).norm()) <= 1e-12 * float(want.norm())
+
+
+class Leaks(nn.Module):
+    """Something else reads what lies inside."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.norm = what, RMS("weight first")
+        self.up, self.down, self.side = nn.Linear(D, 40), nn.Linear(40, D), nn.Linear(40, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        m = F.gelu(self.up(h))
+        y = self.down(m)
+        if self.what == "middle":
+            return x + y + self.side(m.sin())
+        if self.what == "scores":
+            scores = torch.softmax(h @ h.mT, -1)
+            return x + scores @ h + scores.sum(-1, keepdim=True)
+        if self.what == "mixed":  # over positions inside of the middle
+            return x + self.down(m + m.mean(1, keepdim=True))
+        return x + y * torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6)  # over positions
+
+
+@pytest.mark.parametrize("what", ["middle", "scores", "mixed", "norm over positions"])
+def test_what_others_read_or_positions_share_is_not_joined(what):
+    torch.manual_seed(0)
+    graph = graph_of(Leaks(what))
+    target = max(graph.nodes)
+    y = cotangents(graph, target)
+    want, = pull(graph, {target: y}, [graph.input])
+    whole = joined(graph, [graph.input, target])
+    part, _ = whole.between(graph.input, target, found := whole.middles(1000, 1 << 30))
+    assert relative(pull(part, {target: y}, [graph.input])[0], want) < 1e-13
+    assert len(found) == (1 if what == "norm over positions" else 0)
+    if what == "scores":
+        assert not attentions(graph)
+
+
+def test_kept_steps_are_in_nothing():
+    torch.manual_seed(0)
+    graph = graph_of(Decoder("weight first", "gated", 3, False))
+    target = max(graph.nodes)
+    y = cotangents(graph, target)
+    wanted: dict[int, list] = {step: [] for step in graph.nodes}
+    pull(graph, {target: y}, [graph.input], taps=wanted)
+    for step in graph.between([graph.input], [target])[:-1]:
+        whole = joined(graph, [graph.input, step, target])
+        part, _ = whole.between(graph.input, target, whole.middles(1000, 1 << 30))
+        for one in (part, with_routes(part, routes(part, [graph.input, step, target]))):
+            tapped: dict[int, list] = {step: []}
+            pull(one, {target: y}, [graph.input], taps=tapped)
+            assert relative(tapped[step][0], wanted[step][0]) < 1e-13, step
+
+
+def test_matrices_that_do_not_pay_are_not_made():
+    graph = graph_of(Decoder("layer", "gelu", 1, False))
+    assert [len(middles(graph, columns)) for columns in (1, 4, 1000)] == [0, 0, 1]
+    assert not middles(graph, 1000, size=T * D * D - 1)
