@@ -173,7 +173,7 @@ def tile_for(n: int, dtype: torch.dtype) -> tuple[int, int, int]:
     if units > (MOST_UNITS // 2 if double else MOST_UNITS):
         units = 1024
     warps = 4 if units <= 512 else 8 if units <= 4096 else 16
-    numbers = (512 if double else 1024) * warps
+    numbers = {4: 2048, 8: 8192, 16: 16384}[warps] // (2 if double else 1)
     return min(MOST_PROBES, numbers // units), units, warps
 
 

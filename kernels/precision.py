@@ -68,7 +68,6 @@ CUTS_OFF = tl.constexpr(INTERPRETED)  # the interpreter makes bfloat16 of float3
 @triton.jit
 def narrowed(x, dtype: tl.constexpr):
     """x in `dtype`, rounded to nearest, ties to even; in the interpreter float32 below 2**-126 is not."""
-    if CUTS_OFF:
-        if dtype == tl.bfloat16:
-            x = rounded(x, 16)
+    if CUTS_OFF and dtype == tl.bfloat16:
+        x = rounded(x, 16)
     return x.to(dtype)

@@ -48,7 +48,7 @@ def test_nothing_to_do():
 @pytest.mark.parametrize(("name", "change", "error", "message"), [
     ("weights", lambda t: [], ValueError, "one to 3 weights, got 0"),
     ("weights", lambda t: t * 2, ValueError, "one to 3 weights, got 4"),
-    ("weights", lambda t: [w.half() for w in t], TypeError, r"weights\[0\] must be bfloat16 or float32, got torch.float16"),
+    ("weights", lambda t: [w.half() for w in t], TypeError, r"weights\[0\] must be .* got torch.float16"),
     ("weights", lambda t: [t[0], t[1].float()], TypeError, r"weights\[1\] is torch.float32, expected torch.bfloat16"),
     ("weights", lambda t: [t[0], t[1][1:]], ValueError, r"weights\[1\] must be \(3, 4\), got \(2, 4\)"),
     ("weights", lambda t: [w[0] for w in t], ValueError, r"weights\[0\] must be \(h, n\), got \(4,\)"),
@@ -60,6 +60,7 @@ def test_nothing_to_do():
     ("out", lambda t: t[..., 1:], ValueError, r"out must be \(5, 3, 4\), got \(5, 3, 3\)"),
     ("out", lambda t: t.to("meta"), ValueError, "out is on meta but block is on cpu")])
 def test_refuses(name, change, error, message):
-    given = {"weights": list(torch.ones(2, 3, 4).bfloat16()), "factors": torch.ones(2, 5, 3), "out": torch.ones(5, 3, 4)}
+    weights = list(torch.ones(2, 3, 4).bfloat16())
+    given = {"weights": weights, "factors": torch.ones(2, 5, 3), "out": torch.ones(5, 3, 4)}
     with pytest.raises(error, match=message):
         scaled_weights(**given | {name: change(given[name])})

@@ -101,7 +101,7 @@ def test_group_rows(probes, groups, size, block):
         want = want if onto is None else onto.double() + want
         found = []
         for _ in range(2):
-            out = torch.full_like(Z, torch.nan) if onto is None else onto.cuda()
+            out = torch.full_like(Z, torch.nan) if onto is None else onto.to("cuda", copy=True)
             tables = (t.cuda() for t in (diagonal, left[:rank], right[:rank]))
             group_rows(Z, *tables, out=out, onto=None if onto is None else out)
             found.append(out.cpu())
