@@ -29,7 +29,7 @@ def check_blocks(block: Tensor, out: Tensor, dtype: torch.dtype, device: torch.d
 
 
 def check_tensor(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
-    """A contiguous tensor of this dtype and shape, on the block's device.
+    """A contiguous tensor of this dtype and shape, on this device.
 
     Raises TypeError or ValueError with the values found.
     """
@@ -38,7 +38,7 @@ def check_tensor(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...
     if tuple(t.shape) != shape:
         raise ValueError(f"{name} must be {shape}, got {tuple(t.shape)}")
     if t.device != device:
-        raise ValueError(f"{name} is on {t.device} but block is on {device}")
+        raise ValueError(f"{name} is on {t.device}, expected {device}")
     if not t.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
 

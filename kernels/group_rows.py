@@ -185,16 +185,17 @@ def _check(block: Tensor, diagonal: Tensor, left: Tensor | None, right: Tensor |
     if block.dim() != 3:
         raise ValueError(f"block must be (probes, groups, units), got {tuple(block.shape)}")
     double = block.dtype is torch.float64
-    written = (torch.float64,) if double else (torch.bfloat16, torch.float32, block.dtype)
+    allowed = (torch.float64,) if double else tuple(dict.fromkeys((torch.bfloat16, torch.float32, block.dtype)))
     for name, t in (("block", block), ("out", out), ("onto", onto)):
         if t is None:
             continue
-        if t.dtype not in (block.dtype, *written):
-            raise TypeError(f"{name} is {t.dtype}, but the block is {block.dtype}: it must be one of {written}")
+        if t.dtype not in allowed:
+            raise TypeError(f"{name} is {t.dtype}; with a block of {block.dtype} it may be "
+                            f"{' or '.join(map(str, allowed))}")
         if t.shape != block.shape:
             raise ValueError(f"{name} must be {tuple(block.shape)} as the block, got {tuple(t.shape)}")
         if t.device != block.device:
-            raise ValueError(f"{name} is on {t.device} but block is on {block.device}")
+            raise ValueError(f"{name} is on {t.device}, expected {block.device}")
         if t.shape[2] > 1 and t.stride(2) != 1:
             raise ValueError(f"units must be contiguous, got strides {t.stride()} of {name}")
     if (left is None) != (right is None):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from streams import GROUPS
 from torch.utils.flop_counter import FlopCounterMode
 
 from specxai._vision import import_vision
@@ -104,6 +105,7 @@ def steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]
                "5 specialisations, an MLP, bases, digits")
     yield Step("kernels", COMPILE * PRECISIONS * (TILES + 2) + 0.3 * PRECISIONS * (TILES + 2),
                f"{PRECISIONS * (TILES + 2)} specialisations")
+    yield Step("streams", (COMPILE + 0.3) * (len(GROUPS) + 1), f"{len(GROUPS) + 1} specialisations")
     yield Step("decoders", 2 * COMPILE * kinds + _decoders(), "1.1 billion weights, 256 rows, 427 tokens")
 
 
