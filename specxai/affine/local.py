@@ -113,7 +113,7 @@ class Local:
             size = sum(values[i].nbytes for i in captured.program.active if isinstance(values[i], Tensor))
             self._kept = values if size <= KEPT_VALUES else None
             nodes = linear_nodes(captured, values, self.policy, dtype, offsets=self._kept is not None)
-            if backend == "auto" and any(node.narrow for node in nodes.values()):
+            if backend == "auto" and any(node.narrow is not None for node in nodes.values()):
                 self.backend = "reference"  # a plan would keep the weights in full
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)

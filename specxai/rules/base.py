@@ -173,7 +173,8 @@ class LinearNode:
     curved            its map changes with x although it is no gate: a product of two values, a stopped gradient
     joined            set for a concatenation: () -> (output units,) the unit that each one is, counted through the
                       terms' inputs one after the other, -1 for none
-    narrow            a product with a weight of fewer bits than blocks have, which its terms widen part by part
+    narrow            the weight (out, in) of a product over the last axis, of fewer bits than blocks have, which terms
+                      widen part by part
     together          all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for
                       zero) -> the node's block
 
@@ -197,7 +198,7 @@ class LinearNode:
     curved: bool = False
     joined: Callable[[], Tensor] | None = None
     together: Callable[[Sequence[Tensor | None]], Tensor] | None = None
-    narrow: bool = False
+    narrow: Tensor | None = None
 
     @property
     def flops(self) -> int:
