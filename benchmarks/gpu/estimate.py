@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from streams import GROUPS
 from torch.utils.flop_counter import FlopCounterMode
 
 from specxai._vision import import_vision
@@ -67,6 +68,7 @@ TESTS = (
       for flow in ("inputs", "outputs")),
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
+    Tests(TRITON, "group_rows or scaled_weights", 13, 2),
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
     Tests("tests/core/test_cuda_tuned.py", "", 1, 16),
@@ -103,6 +105,7 @@ def steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]
                "5 specialisations, an MLP, bases, digits")
     yield Step("kernels", COMPILE * PRECISIONS * (TILES + 2) + 0.3 * PRECISIONS * (TILES + 2),
                f"{PRECISIONS * (TILES + 2)} specialisations")
+    yield Step("streams", (COMPILE + 0.3) * (len(GROUPS) + 1), f"{len(GROUPS) + 1} specialisations")
     yield Step("decoders", 2 * COMPILE * kinds + _decoders(), "1.1 billion weights, 256 rows, 427 tokens")
 
 

@@ -25,6 +25,7 @@ import decoders
 import estimate
 import questions
 import rates
+import streams
 import torch
 from report import markdown
 from timing import Clock, tf32
@@ -184,6 +185,7 @@ def others(keep: Callable[[str, Iterator[dict]], list[dict]], clock: Clock, dry:
     """What is asked beside networks."""
     keep("cases", questions.rows(clock, dry))
     keep("kernels", rates.layers(clock, dry, roof))
+    keep("streams", streams.rows(clock, dry, roof["copy"]))
     keep("cases", decoders.rows(clock, dry))  # last: whatever they take, the rest is there
 
 

@@ -69,7 +69,10 @@ def test_the_rehearsal_measures_everything(tmp_path):
     bounds = {"fp32": 1e-6, "tf32": 1e-3, "tf32x3": 1e-6, "bf16": 1e-2, "bf16x3": 1e-4, "bf16x6": 1e-6}
     assert {row["precision"] for row in found["kernels"]} == set(bounds)
     assert all(row["error"] <= bounds[row["precision"]] for row in found["kernels"])
+    assert len(found["streams"]) == len(estimate.GROUPS) + 1
+    assert all(row["error"] <= 3e-3 for row in found["streams"]), "bfloat16 rounds by 2e-3"
     table = (tmp_path / "result.md").read_text()
+    assert all(f"| {row['what']} |" in table for row in found["streams"])
     assert "A rehearsal at tiny sizes" in table
     assert table.count("| ") > 20
 
