@@ -1,4 +1,4 @@
-"""Adjoints through whole values with joined nodes are those through single ones: decoders of every kind, random nets."""
+"""Adjoints through joined nodes of whole values are those through single ones: decoders of every kind, random nets."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specxai.backends.whole.steps import picked
 from specxai.graph import Graph
 from specxai.rules import Term
 from specxai.rules.base import unchanged
@@ -96,8 +97,8 @@ def _in_order(graph: Graph, step: int, term: Term) -> bool:
     """Are the units of the step those of its input, in the same order?"""
     if term.picks is unchanged or graph.nodes[step].view:
         return True
-    numbers = torch.arange(graph.shapes[term.input].numel(), device=graph.device)
-    return torch.equal(term.picks(numbers.reshape(1, *graph.shapes[term.input])).flatten(), numbers)
+    at = picked(graph, step, term)
+    return torch.equal(at, torch.arange(len(at), device=graph.device))
 
 
 def _number(factor: Tensor, pattern: Tensor | None, shape: torch.Size) -> float | None:

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from specxai.backends.whole.middles import root_of, weights_of
 from specxai.backends.whole.rows import Rows
+from specxai.backends.whole.steps import root_of, weights_of
 from specxai.graph import Graph
 from specxai.rules import Term
 from specxai.rules.base import DiagonalPlusLowRank, unchanged

@@ -6,13 +6,14 @@ have one matrix (d, d) a position instead (`specxai.graph.matrices`); plans find
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from specxai.backends.whole.steps import factor_of, picked, root_of, weights_of
 from specxai.graph import Graph
 from specxai.graph.matrices import position_matrices
 from specxai.rules import Term
@@ -66,23 +67,6 @@ class Middle:
     def size(self) -> int:
         """Numbers of all matrices."""
         return self.positions * self.numbers
-
-
-def weights_of(graph: Graph) -> dict[int, Tensor]:
-    """step -> weight (outputs, inputs) of the fully connected layers of a graph."""
-    found = {}
-    for step, node in graph.nodes.items():
-        weight = node.narrow if node.fully_connected is None else node.fully_connected.weight
-        if weight is not None and len(node.terms) == 1:
-            found[step] = weight
-    return found
-
-
-def root_of(graph: Graph, step: int, kept: Container[int] = ()) -> int:
-    """The value of which a step is a view in the same order; no `kept` one is left behind."""
-    while step in graph.nodes and graph.nodes[step].view and step not in kept:
-        step = graph.nodes[step].terms[0].input
-    return step
 
 
 def middles(graph: Graph, columns: int, kept: Iterable[int] = (), size: int | None = None) -> list[Middle]:
@@ -148,13 +132,11 @@ class _Finder:
         if term.picks is None or own % positions or size % positions:
             return None
         if isinstance(term.factor, Tensor) or term.factor != 1:
-            by = torch.as_tensor(term.factor, dtype=factor.dtype, device=device).expand(shapes[step]).reshape(positions, -1)
+            by = factor_of(self.graph, term, shapes[step]).reshape(positions, -1)
             factor = factor * (by if channel is None else by[:, channel])
         if term.picks is unchanged and size == own:
             return channel, factor
-        # The map on numbers of the units tells which one each output is.
-        numbers = torch.arange(1, own + 1, device=device).reshape(1, *shapes[term.input])
-        at = term.picks(numbers).reshape(positions, -1) - 1
+        at = picked(self.graph, step, term).reshape(positions, -1)
         at = at if channel is None else at[:, channel]
         width = own // positions
         at = at - width * torch.arange(positions, device=device)[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specxai.backends.reference import pull
+from specxai.backends.whole.steps import factor_of
 from specxai.graph import Graph
 from specxai.rules import LinearNode, Term
 from specxai.rules.base import DiagonalPlusLowRank, along_axes, unchanged
@@ -86,9 +87,10 @@ class _Finder:
 
     def _of(self, step: int, whole: Term, number: Term) -> Norm | None:
         shape = self.graph.shapes[step]
-        scales, at, scale = {whole.input: self._factor(whole, shape)}, whole.input, self._factor(whole, shape)
+        at, scale = whole.input, factor_of(self.graph, whole, shape)
+        scales = {at: scale}
         while self._is_diagonal(at) and at not in self.kept:
-            scale = scale * self._factor(self.graph.nodes[at].terms[0], shape)
+            scale = scale * factor_of(self.graph, self.graph.nodes[at].terms[0], shape)
             at = self.graph.nodes[at].terms[0].input
             scales[at] = scale
         inner = self._made_of(number.input, set(scales))
@@ -103,10 +105,10 @@ class _Finder:
             return None
         ones = torch.ones(1, *self.graph.shapes[number.input], dtype=self.graph.dtype, device=self.graph.device)
         right = pull(self.graph, {number.input: ones}, [source])[0][0]
-        diagonal, left = scales[source], self._factor(number, shape)
+        diagonal, left = scales[source], factor_of(self.graph, number, shape)
         while self._sole(step) is not None:
             step = self._sole(step)
-            by = self._factor(self.graph.nodes[step].terms[0], shape)
+            by = factor_of(self.graph, self.graph.nodes[step].terms[0], shape)
             diagonal, left = diagonal * by, left * by
         return Norm(source, step, diagonal, left, right)
 
@@ -124,10 +126,6 @@ class _Finder:
             return False
         term = node.terms[0]
         return term.picks is unchanged and self.graph.shapes[term.input] == self.graph.shapes[step]
-
-    def _factor(self, term: Term, shape: torch.Size) -> Tensor:
-        factor = torch.as_tensor(term.factor, dtype=self.graph.dtype, device=self.graph.device)
-        return factor.expand(shape)
 
     def _made_of(self, step: int, ends: set[int]) -> tuple[set[int], int] | None:
         """(the nodes that make numbers a group of one of `ends`, which one), group by group; None for others."""

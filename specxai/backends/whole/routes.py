@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from specxai.backends.whole.rows import kernel_of
+from specxai.backends.whole.steps import factor_of, picked
 from specxai.graph import Graph
 from specxai.rules import LinearNode, Term
-from specxai.rules.base import unchanged
 
 MOST = 8  # numbers that a unit reads
 
@@ -89,19 +89,16 @@ class _Finder:
     def _picked(self, step: int) -> list[Way]:
         """Of each term of a node."""
         node, shape = self.graph.nodes[step], self.graph.shapes[step]
-        units, found, start = shape.numel(), [], 0
+        found, start = [], 0
         joined = None if node.joined is None else node.joined().to(self.graph.device).flatten()
         for term in node.terms:
             own = self.graph.shapes[term.input].numel()
             if joined is not None:
                 at = torch.where((joined >= start) & (joined < start + own), joined - start, -1).long()
                 start += own
-            elif term.picks is unchanged and own == units:
-                at = torch.arange(units, device=self.graph.device)
             else:
-                numbers = torch.arange(1, own + 1, device=self.graph.device)
-                at = term.picks(numbers.reshape(1, *self.graph.shapes[term.input])).flatten() - 1
-            scale = torch.as_tensor(term.factor, dtype=self.graph.dtype, device=self.graph.device).expand(shape).flatten()
+                at = picked(self.graph, step, term)
+            scale = factor_of(self.graph, term, shape).flatten()
             found.append((at, scale))
         return found
 
