@@ -11,7 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specxai.kernels.checks import check_tensor
+
 UNITS, PROBES = 256, 8  # of a tile
+MOST_LAUNCHED = 65_535  # programs of a launch's second axis
 MOST = 8  # numbers that a unit is the sum of
 
 
@@ -68,25 +71,18 @@ def route(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
 def _check(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
     if at.dim() != 2 or not 1 <= len(at) <= MOST:
         raise ValueError(f"at must be (entries, units) of 1 to {MOST} entries, got {tuple(at.shape)}")
-    if at.dtype is not torch.int32:
-        raise TypeError(f"at is {at.dtype}, expected torch.int32")
     if scale.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scale must be float32 or float64, got {scale.dtype}")
-    if scale.shape != at.shape:
-        raise ValueError(f"scale must be {tuple(at.shape)} as at is, got {tuple(scale.shape)}")
-    if at.shape[1] > 65_535 * UNITS:
-        raise ValueError(f"at has {at.shape[1]:,} units, more than a launch's {65_535 * UNITS:,}")
+    check_tensor("at", at, torch.int32, tuple(at.shape), block.device)
+    check_tensor("scale", scale, scale.dtype, tuple(at.shape), block.device)
+    if at.shape[1] > MOST_LAUNCHED * UNITS:
+        raise ValueError(f"at has {at.shape[1]:,} units, more than a launch's {MOST_LAUNCHED * UNITS:,}")
     for name, t in (("block", block), ("out", out)):
         if t.dim() != 2 or not t.is_floating_point():
             raise TypeError(f"{name} must be (probes, units) of floating-point numbers, got {tuple(t.shape)} of "
                             f"{t.dtype}")
         if t.shape[1] > 1 and t.stride(1) != 1:
             raise ValueError(f"units must be contiguous, got strides {t.stride()} of {name}")
-    if out.shape != (len(block), at.shape[1]):
-        raise ValueError(f"out must be {(len(block), at.shape[1])}, got {tuple(out.shape)}")
-    for name, t in (("at", at), ("scale", scale), ("out", out)):
-        if t.device != block.device:
-            raise ValueError(f"{name} is on {t.device} but block is on {block.device}")
-    for name, t in (("at", at), ("scale", scale)):
-        if not t.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+    if out.shape != (len(block), at.shape[1]) or out.device != block.device:
+        raise ValueError(f"out must be {(len(block), at.shape[1])} on {block.device}, got {tuple(out.shape)} on "
+                         f"{out.device}")

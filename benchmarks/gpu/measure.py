@@ -21,7 +21,6 @@ from datetime import date
 from pathlib import Path
 
 import choices
-import decoders
 import estimate
 import questions
 import rates
@@ -31,6 +30,7 @@ from report import markdown
 from timing import Clock, tf32
 from torch import nn
 
+import decoders
 import specxai
 from specxai._files import replacing
 from specxai.backends.cuda.engine import PRECISION

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from specxai._kernels import kernel_of
+
 CHUNK = 1 << 22  # numbers that the scaled weights of some positions may take at once; one position's take what they do
 CHUNK_CUDA = 1 << 28  # on a GPU, where a launch should have work
 SPARSE = 0.75  # of the units, below which the dead ones are left out position by position
@@ -56,6 +58,10 @@ def matmul(left: Tensor) -> Callable[[Tensor, Tensor], None]:
 
 def scaled(weights: Sequence[Tensor], factors: Tensor, room: Tensor) -> Tensor:
     """Σ_i factors[i, p, :, None] · weights[i], (p, h, n), in the room that is given."""
+    kernel = kernel_of("scaled_weights", room.device)
+    if kernel is not None and len(weights) <= 3 and room.dtype.itemsize <= 4:
+        kernel([weight.contiguous() for weight in weights], factors.float().contiguous(), room)
+        return room
     factors = factors[..., None]
     for number, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
         torch.mul(weight, factor, out=room) if number == 0 else room.addcmul_(weight, factor)

@@ -38,7 +38,7 @@ def test_nothing_to_do():
     ("at", lambda t: t.long(), TypeError, "at is torch.int64"),
     ("at", lambda t: t.repeat(9, 1), ValueError, "1 to 8 entries"),
     ("scale", lambda t: t.half(), TypeError, "scale must be float32"),
-    ("scale", lambda t: t[:, 1:], ValueError, "as at is"),
+    ("scale", lambda t: t[:, 1:], ValueError, "scale must be"),
     ("block", lambda t: t.T.contiguous().T, ValueError, "units must be contiguous"),
     ("block", lambda t: t.int(), TypeError, "block must be"),
     ("out", lambda t: t[:, 1:], ValueError, "out must be")])

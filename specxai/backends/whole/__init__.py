@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from specxai._kernels import has_kernels
 from specxai.backends.whole.attention import attentions, with_attention
 from specxai.backends.whole.bfloat16 import in_bfloat16
 from specxai.backends.whole.middles import Middle, middles, with_matrices
 from specxai.backends.whole.norms import with_norms
 from specxai.backends.whole.routes import routes, with_routes
-from specxai.backends.whole.rows import has_kernels
 from specxai.backends.whole.steps import weights_of
 from specxai.graph import Graph
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specxai.backends.whole.rows import kernel_of
+from specxai._kernels import kernel_of
 from specxai.backends.whole.steps import factor_of, picked
 from specxai.graph import Graph
 from specxai.rules import LinearNode, Term

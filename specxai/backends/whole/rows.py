@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-
-def has_kernels(device: torch.device) -> bool:
-    """Are there Triton kernels for blocks on this device?  On a CPU in Triton's interpreter, for tests."""
-    here = device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
-    return here and find_spec("triton") is not None
-
-
-def kernel_of(name: str, device: torch.device) -> Callable | None:
-    """The kernel `specxai.kernels.NAME.NAME` where it runs on blocks of this device."""
-    return getattr(import_module(f"specxai.kernels.{name}"), name) if has_kernels(device) else None
+from specxai._kernels import kernel_of
 
 
 class Rows:
@@ -37,18 +23,21 @@ class Rows:
         whole = block.reshape(len(block), *self.diagonal.shape)
         if self._kernel is not None:
             made = torch.empty(whole.shape, dtype=self.dtype, device=block.device)
-            self._kernel(whole, self.diagonal, self.left, self.right, made)
+            self._kernel(self._given(whole), self.diagonal, self.left, self.right, made)
         else:
             made = self._plain(whole).to(self.dtype)
         return made.reshape(block.shape)
 
     def onto(self, block: Tensor, total: Tensor, own: bool) -> Tensor:
-        if self._kernel is None or not total.is_contiguous():
+        if self._kernel is None or not total.is_contiguous() or total.dtype.itemsize > 4:
             return total.add_(self(block)) if own else total + self(block)
         out = total if own else torch.empty_like(total)
         whole, old, new = (part.reshape(len(block), *self.diagonal.shape) for part in (block, total, out))
-        self._kernel(whole, self.diagonal, self.left, self.right, new, onto=old)
+        self._kernel(self._given(whole), self.diagonal, self.left, self.right, new, onto=old)
         return out
+
+    def _given(self, whole: Tensor) -> Tensor:
+        return whole if whole.dtype.itemsize <= self.diagonal.itemsize else whole.to(self.diagonal.dtype)
 
     def _plain(self, whole: Tensor) -> Tensor:
         whole = whole.to(self.diagonal.dtype)
