@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specxai.kernels.checks import check_tensor
+from specxai.kernels.precision import narrowed
 
 UNITS, PROBES = 256, 8  # of a tile
 MOST_LAUNCHED = 65_535  # programs of a launch's second axis
@@ -42,7 +43,7 @@ def route_kernel(
         unit = tl.load(at + e * n_units + u, mask=u_live, other=0)
         z = tl.load(block + p[:, None] * stride_in + unit[None, :], mask=live, other=0.0)
         total += tl.load(scale + e * n_units + u, mask=u_live, other=0.0)[None, :] * z.to(total.dtype)
-    tl.store(out + p[:, None] * stride_out + u[None, :], total.to(out.dtype.element_ty), mask=live)
+    tl.store(out + p[:, None] * stride_out + u[None, :], narrowed(total, out.dtype.element_ty), mask=live)
 
 
 def route(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:

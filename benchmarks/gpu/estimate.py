@@ -72,6 +72,7 @@ TESTS = (
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
     Tests("tests/core/test_cuda_tuned.py", "", 1, 16),
+    Tests("tests/core/test_cuda_whole.py", "", 7, 5),
 )
 
 

@@ -105,7 +105,8 @@ def test_cuts_hold_what_there_is():
             for rows in (1, 17, 128, 129, 2048):
                 cuts = cuts_for(100, 32, rows, rows, width, dtype)
                 if len(cuts) == 1:
-                    assert cuts[0].rows >= rows and cuts[0].keys >= rows and cuts[0].panel >= width
+                    assert min(cuts[0].rows, cuts[0].keys) >= rows
+                    assert cuts[0].panel >= width
                 assert dtype is torch.bfloat16 or len(cuts) == 2
     assert cuts_for(1, 1, 128, 128, 64, torch.bfloat16)[0].columns == 1, "few columns are spread"
 

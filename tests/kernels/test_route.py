@@ -11,7 +11,7 @@ from tolerances import assert_close
 
 @pytest.mark.parametrize("entries", [1, 2, 8])
 @pytest.mark.parametrize(("probes", "read", "units"), [(1, 1, 1), (3, 7, 9), (8, 300, 257), (17, 33, 513)])
-@pytest.mark.parametrize("to", [torch.float32, torch.float16])
+@pytest.mark.parametrize("to", [torch.float32, torch.bfloat16, torch.float16])
 def test_values(probes, read, units, entries, to):
     g = torch.Generator().manual_seed(units)
     at = torch.randint(read, (entries, units), generator=g, dtype=torch.int32)
