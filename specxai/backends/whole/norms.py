@@ -97,6 +97,7 @@ class _Finder:
         if inner is None:
             return None
         inner, source = inner
+        numbers = replace(self.graph, nodes={one: self.graph.nodes[one] for one in sorted(inner)})
         at = whole.input
         while at != source:
             inner.add(at)
@@ -104,7 +105,7 @@ class _Finder:
         if not all(self.readers[one] <= {*inner, step} for one in inner) or inner & self.kept:
             return None
         ones = torch.ones(1, *self.graph.shapes[number.input], dtype=self.graph.dtype, device=self.graph.device)
-        right = pull(self.graph, {number.input: ones}, [source])[0][0]
+        right = pull(numbers, {number.input: ones}, [source])[0][0]
         diagonal, left = scales[source], factor_of(self.graph, number, shape)
         while self._sole(step) is not None:
             step = self._sole(step)
