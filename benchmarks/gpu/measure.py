@@ -186,7 +186,7 @@ def others(keep: Callable[[str, Iterator[dict]], list[dict]], clock: Clock, dry:
     keep("cases", questions.rows(clock, dry))
     keep("kernels", rates.layers(clock, dry, roof))
     keep("streams", streams.rows(clock, dry, roof["copy"]))
-    keep("cases", decoders.rows(clock, dry))  # last: whatever they take, the rest is there
+    keep("cases", decoders.rows(clock, dry, roof))  # last: whatever they take, the rest is there
 
 
 def main() -> None:

@@ -249,7 +249,7 @@ class LensFitSettings:
     every: int = 10
     """prompts between two writes of the checkpoint"""
     max_memory: int | None = None
-    """MiB that a block of columns may take; default 2048, on a GPU half of what is free"""
+    """MiB that a block of columns may take; default 2048, on a GPU a quarter of what is free"""
     seed: int = 0
     """of the solver's probes"""
     progress: bool = True

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from specxai._blocks import as_integer, require_memory
+from specxai._blocks import as_integer, default_memory, require_memory
 from specxai.lens.decoder import Decoder
 from specxai.lens.factors import OnDemand
 from specxai.lens.file import State, read_state, write_state
 from specxai.lens.lens import Lens
 from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
-from specxai.lens.memory import default_memory
 from specxai.lens.prompts import Prompt, ids_of
 from specxai.lens.sweep import Rough, rough_of, rows_of, sweep
 from specxai.precision import has_bfloat16
@@ -80,7 +79,7 @@ def fit(
         backend: as for `specxai.linearize`.
         checkpoint: file to write every `every` prompts and at the end, and to go on from where it is there.
         tol: of the residuals with a rank, relative to the largest singular value (1e-3).
-        max_memory: bytes that one block of columns may hold (default 2 GiB, on a GPU half of what is free).
+        max_memory: bytes that one block of columns may hold (default: as for `specxai.linearize`).
         progress: a bar; None: on terminals.
         seed: of the solver's probes.
         unknown: any other name is refused, with the nearest that there is.
@@ -101,7 +100,6 @@ def fit(
         raise ValueError(f"products is {products!r}: choose auto, full or rough, and with a rank not rough")
     decoder = Decoder(model, stack, kwargs)
     chosen = decoder.layers(layers)
-    max_memory = default_memory(_device(model)) if max_memory is None else max_memory
     make = Linearizer(decoder, chosen, skip_first, gates, max_memory, backend)
     metadata = {"model_class": type(model).__name__, "stack": decoder.stack, "target_layer": len(decoder) - 1,
                 "skip_first": skip_first, "max_length": max_length, "gates": Policy.of(gates).name,
@@ -112,7 +110,7 @@ def fit(
         metadata["estimator"] = f"jacobian_lens, {metadata['gates']} gates"
     fitted = _fit_rank if rank is not None else _fit_dense
     return fitted(make, _Prompts(prompts, tokenizer, skip_first, max_length, _device(model)), metadata, rank=rank,
-                  checkpoint=checkpoint, every=every, tol=tol, max_memory=max_memory,
+                  checkpoint=checkpoint, every=every, tol=tol, max_memory=max_memory or default_memory(_device(model)),
                   progress=progress, seed=seed)
 
 
@@ -168,7 +166,7 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
         raise prompts.none_left()
     if checkpoint is not None:
         write_state(state, checkpoint)
-    J = {layer: total / state.n_done for layer, total in state.sums.items()}
+    J = {layer: (total / state.n_done).cpu() for layer, total in state.sums.items()}
     return Lens(J, state.n_done, next(iter(J.values())).shape[0], state.metadata, model=make.decoder)
 
 
@@ -186,11 +184,15 @@ def _fit_rank(make: Linearizer, prompts: _Prompts, metadata: dict, *, rank: int,
 
 
 def _empty(make: Linearizer, found: Linearised, metadata: dict) -> State:
-    """Zero sums; MemoryError where they do not fit, with what the next prompt's matrices take beside them."""
-    width, dtype = found.width, _kept_dtype(found)
-    require_memory((len(make.layers) + 1) * width * width * dtype.itemsize, found.local.graph.device,
-                   f"the sums of {len(make.layers)} layers of {width} x {width}", "fit fewer layers at a time")
-    sums = {layer: torch.zeros(width, width, dtype=dtype) for layer in make.layers}
+    """Zero sums, on the model's device if they take little there; MemoryError where they do not fit, with what the next
+    prompt's matrices take beside them.
+    """
+    width, dtype, device = found.width, _kept_dtype(found), found.local.graph.device
+    size = (len(make.layers) + 1) * width * width * dtype.itemsize
+    device = device if 2 * size <= found.local.max_memory else torch.device("cpu")
+    require_memory(size, device, f"the sums of {len(make.layers)} layers of {width} x {width}",
+                   "fit fewer layers at a time")
+    sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in make.layers}
     return State(sums, 0, 0, metadata["target_layer"], metadata["skip_first"], metadata)
 
 

@@ -11,12 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specxai.affine.local import DEFAULT_MEMORY
+from specxai._blocks import default_memory
 from specxai.lens.decoder import Decoder
 from specxai.lens.segments import MATRICES
 from specxai.lens.sweep import whole_blocks
 
-FREE = 2  # one part in so many of a GPU's free memory is for a block of columns
 TABLES = 6  # times the values of a segment: rows and numbers of its plan, for the stages and for the kernels
 
 
@@ -44,11 +43,6 @@ class Estimate:
         parts = {"weights": self.weights, "sums": self.sums, "a prompt's map, about": self.values,
                  "a plan, about": self.plan, "cotangents": self.held, "columns, at most": self.block}
         return "memory: " + "; ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items())
-
-
-def default_memory(device: torch.device) -> int:
-    """Bytes that a block of columns may hold: 2 GiB, on a GPU a part of what is free."""
-    return DEFAULT_MEMORY if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // FREE
 
 
 class _Made(TorchDispatchMode):
