@@ -57,7 +57,8 @@ def test_the_rehearsal_measures_everything(tmp_path):
     others = [row for row in found["cases"] if row not in nets]
     bounds = {"fp32-grade": 1e-6, "tf32": 1e-3, "bf16": 2e-2, "QR": 2e-6, "twice": 1e-5, "explained": 1e-5,
               "detached Jacobian of the last position": 1e-3}
-    lens = {"4 rows of the lens": 1e-5, "linearisation of the prompt": 0}  # where transformers is installed
+    # Where transformers is installed; the loop's rows are of bfloat16.
+    lens = {"4 rows of the lens": 0, "lens of a prompt": 1e-2, "linearisation of a further prompt": 0}
     given = [row for row in others if "left_out" not in row]
     assert all(row["error"] <= (bounds | lens)[row["question"]] for row in given)
     assert bounds.keys() <= {row["question"] for row in given}
