@@ -10,12 +10,14 @@ from torch.nn import functional as F
 import specxai
 from decoders import RMS, D, Decoder, T
 from random_nets import random_net
-from specxai.backends.reference import pull
+from specxai.backends.reference import WholeValues, pull
 from specxai.backends.whole import joined
 from specxai.backends.whole.attention import attentions
 from specxai.backends.whole.middles import middles
 from specxai.backends.whole.norms import with_norms
+from specxai.backends.whole.products import JoinedProducts
 from specxai.backends.whole.routes import routes, with_routes
+from specxai.backends.whole.split import product, split
 from specxai.graph import Graph
 
 
@@ -143,3 +145,24 @@ def test_matrices_that_do_not_pay_are_not_made():
     graph = graph_of(Decoder("layer", "gelu", 1, False))
     assert [len(middles(graph, columns)) for columns in (1, 4, 1000)] == [0, 0, 1]
     assert not middles(graph, 1000, size=T * D * D - 1)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_products_of_split_factors_are_float32s(weights):
+    x, W = torch.randn(40, 300), torch.randn(300, 50).to(weights)
+    want = x.double() @ W.double()
+    error = float((product(x, split(W)) - want).norm() / want.norm())
+    assert error < 1.2 * float(((x @ W.float()) - want).norm() / want.norm()) + 1e-8
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_split_weights_in_a_decoder(weights):
+    torch.manual_seed(0)
+    net = Decoder("weight first", "gated", 3, False).to(weights).float().eval().requires_grad_(False)
+    graph = specxai.linearize(net, torch.randn(1, T, D), backend="reference").graph
+    ends = [[graph.input], [max(graph.nodes)], []]
+    plain, ours = WholeValues(graph, *ends, None, None), JoinedProducts(graph, *ends, None, None, splits=True)
+    X, Y = torch.randn(T * D, 3), torch.randn(T * D, 3)
+    for name, block in (("matmat", X), ("rmatmat", Y)):
+        got, want = getattr(ours, name)(block), getattr(plain, name)(block)
+        assert 0 < relative(got, want) < 2e-6

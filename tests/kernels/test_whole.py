@@ -10,8 +10,11 @@ from torch import nn
 
 import specxai
 from decoders import D, Decoder, T
+from specxai.backends.products import PlannedProducts
 from specxai.backends.reference import pull
 from specxai.backends.whole import joined
+from specxai.backends.whole.products import JoinedProducts
+from tolerances import assert_close
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -35,3 +38,19 @@ def test_a_decoder(norm, middle, shared, fused, dtype):
         error = float((got.double() - want).norm() / want.norm())
         assert error < (2e-6 if dtype is None else 1e-2)
         assert dtype is None or error > 1e-5
+
+
+@pytest.mark.parametrize("gates", ["tangent", "frozen"])
+@torch.no_grad()
+def test_a_decoder_is_not_planned(gates):
+    """Its units are nearly all live; a net of ReLUs is, whose layers halve."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Decoder("weight first", "gated", 3, False) for _ in range(2))).eval()
+    x = torch.randn(1, T, D)
+    ours, oracle = (specxai.linearize(net, x, gates, backend=name).jacobian for name in ("cuda", "torch"))
+    assert type(ours._products) is JoinedProducts
+    X, Y = (torch.randn(side, 3) for side in ours.shape[::-1])
+    for product, block in (("matmat", X), ("rmatmat", Y)):
+        assert_close(getattr(ours, product)(block), getattr(oracle, product)(block))
+    relu = nn.Sequential(nn.Linear(D, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, D)).eval()
+    assert type(specxai.linearize(relu, x, backend="cuda").jacobian._products) is PlannedProducts

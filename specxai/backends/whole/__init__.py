@@ -17,8 +17,10 @@ from specxai.backends.whole.bfloat16 import in_bfloat16
 from specxai.backends.whole.middles import Middle, middles, with_matrices
 from specxai.backends.whole.norms import with_norms
 from specxai.backends.whole.routes import routes, with_routes
+from specxai.backends.whole.split import with_split_weights
 from specxai.backends.whole.steps import weights_of
 from specxai.graph import Graph
+from specxai.precision import has_bfloat16
 
 __all__ = ["Joined", "joined"]
 
@@ -30,16 +32,18 @@ class Joined:
     graph    whose nodes are joined, but for middles
     dtype    of its products
     exact    as it was, but for norms
+    splits   are its products of float32 sums of several in bfloat16?  Then it has no matrices, which would not be so
     """
 
     graph: Graph
     dtype: torch.dtype
     exact: Graph
     kept: tuple[int, ...]
+    splits: bool = False
 
     def middles(self, columns: int, size: int) -> list[Middle]:
         """Those whose matrices, of so many bytes at most, pay for so many columns."""
-        return middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
+        return [] if self.splits else middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
 
     def between(self, source: int, target: int, found: Iterable[Middle]) -> tuple[Graph, int]:
         """(the graph with matrices in place of those of the middles that lie between two steps, their bytes)."""
@@ -48,16 +52,21 @@ class Joined:
         return with_matrices(self.graph, inside, weights_of(self.exact), self.dtype), size
 
 
-def joined(graph: Graph, kept: Iterable[int], dtype: torch.dtype | None = None) -> Joined:
+def joined(graph: Graph, kept: Iterable[int], dtype: torch.dtype | None = None, splits: bool | None = None) -> Joined:
     """The graph as `Joined`, for pulls that begin, end or are tapped at `kept` steps.
 
-    dtype   bfloat16, or None for the graph's own
+    dtype    bfloat16, or None for the graph's own
+    splits   products of float32 by bfloat16 tensor cores; None: on a GPU that has them
     """
     kept = tuple(kept)
+    if splits is None:
+        splits = graph.device.type == "cuda" and has_bfloat16(graph.device)
+    splits = splits and dtype is None and graph.dtype is torch.float32
     live = graph.ancestors(kept)  # others read what lies between, but lead nowhere
     exact = with_norms(replace(graph, nodes={step: node for step, node in graph.nodes.items() if step in live}), kept)
     made = exact if dtype is None else in_bfloat16(exact, kept)
+    made = with_split_weights(made, kept) if splits else made
     made = with_attention(made, attentions(exact, kept), dtype or graph.dtype)
     if has_kernels(graph.device):  # elsewhere views are cheaper than to gather
         made = with_routes(made, routes(made, kept))
-    return Joined(made, dtype or graph.dtype, exact, kept)
+    return Joined(made, dtype or graph.dtype, exact, kept, splits)

@@ -6,18 +6,19 @@ and dk = c qᵀ dS.  Between the products lie scores (heads, T, T) a column, mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from specxai._kernels import kernel_of
 from specxai.backends.whole.steps import picked
 from specxai.graph import Graph
 from specxai.rules import Term
 from specxai.rules.base import unchanged
 
-Adjoint = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+WIDEST = 256  # of a head, that the kernel takes
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,34 @@ class Pulled:
     """dy (k, *S) ↦ (dq, dk, dv), (k, stack, ·, ·) each, in the dtype of the products."""
 
     def __init__(self, of: Attention, dtype: torch.dtype) -> None:
-        self.dtype, self.scale = dtype, of.scale
-        self.P, self.q, self.k, self.v = (held.to(dtype) for held in (of.P, of.q, of.k.mT, of.v))
+        self._dtype, self._scale = dtype, of.scale
+        self._P, self._q, self._k, self._v = of.P, *(held.to(dtype) for held in (of.q, of.k.mT, of.v))
+        fits = dtype.itemsize <= 4 and max(self._q.shape[2], self._v.shape[2]) <= WIDEST
+        self._kernel = kernel_of("attention.attention_adjoint", of.P.device) if fits else None
 
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        P, q, k, v = self.P, self.q, self.k, self.v
-        columns, (stack, T, S) = len(block), P.shape
-        wide = torch.promote_types(self.dtype, torch.float32)
-        dy = block.to(self.dtype).reshape(columns, stack, T, -1)
-        # Heads behind positions, as the layer in front has them.
-        dq, dk, dv = (dy.new_empty(columns, rows, stack, held.shape[2]).transpose(1, 2)
-                      for rows, held in ((T, q), (S, k), (S, v)))
-        for head in range(stack):  # one after the other, as their scores then stay in the caches
-            d = dy[:, head]
-            dP = (d.reshape(-1, d.shape[2]) @ v[head].mT).view(columns, T, S).to(wide)
-            dP *= P[head]
-            dS = dP.addcmul_(P[head], dP.sum(-1, keepdim=True), value=-1).mul_(self.scale).to(self.dtype)
-            dv[:, head] = P[head].mT @ d
-            dq[:, head] = dS @ k[head]
-            dk[:, head] = dS.mT @ q[head]
-        return dq, dk.mT, dv
+        columns, (stack, T, S) = len(block), self._P.shape
+        dy = block.to(self._dtype).reshape(columns, stack, T, -1)
+        if self._kernel is not None:
+            made = [dy.new_empty(columns, stack, rows, held.shape[2])
+                    for rows, held in ((T, self._q), (S, self._k), (S, self._v))]
+            self._kernel(dy, self._P, self._q, self._k, self._v, *made, scale=self._scale)
+        else:
+            # Heads behind positions, as the layer in front has them.
+            made = [dy.new_empty(columns, rows, stack, held.shape[2]).transpose(1, 2)
+                    for rows, held in ((T, self._q), (S, self._k), (S, self._v))]
+            self._by_heads(dy, *made)
+        return made[0], made[1].mT, made[2]
+
+    def _by_heads(self, dy: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+        """One after the other, as their scores then stay in the caches."""
+        columns, (stack, T, S) = len(dy), self._P.shape
+        wide = torch.promote_types(self._dtype, torch.float32)
+        for head in range(stack):
+            d, P = dy[:, head], self._P[head].to(wide)
+            dP = (d.reshape(-1, d.shape[2]) @ self._v[head].mT).view(columns, T, S).to(wide)
+            dP *= P
+            dS = dP.addcmul_(P, dP.sum(-1, keepdim=True), value=-1).mul_(self._scale).to(self._dtype)
+            dv[:, head] = P.to(self._dtype).mT @ d
+            dq[:, head] = dS @ self._k[head]
+            dk[:, head] = dS.mT @ self._q[head]
