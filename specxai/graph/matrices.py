@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specxai._kernels import kernel_of
+from specxai.native.triton import kernel_of
 
 CHUNK = 1 << 22  # numbers that the scaled weights of some positions may take at once; one position's take what they do
 CHUNK_CUDA = 1 << 28  # on a GPU, where a launch should have work

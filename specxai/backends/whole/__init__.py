@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from specxai._kernels import has_kernels
 from specxai.backends.whole.attention import attentions, with_attention
 from specxai.backends.whole.bfloat16 import in_bfloat16
 from specxai.backends.whole.middles import Middle, middles, with_matrices
@@ -20,6 +19,7 @@ from specxai.backends.whole.routes import routes, with_routes
 from specxai.backends.whole.split import with_split_weights
 from specxai.backends.whole.steps import weights_of
 from specxai.graph import Graph
+from specxai.native.triton import has_kernels
 from specxai.precision import has_bfloat16
 
 __all__ = ["Joined", "joined"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specxai._kernels import kernel_of
 from specxai.backends.whole.steps import picked
 from specxai.graph import Graph
+from specxai.native.triton import kernel_of
 from specxai.rules import Term
 from specxai.rules.base import unchanged
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specxai._kernels import kernel_of
 from specxai.backends.whole.steps import factor_of, picked
 from specxai.graph import Graph
+from specxai.native.triton import kernel_of
 from specxai.rules import LinearNode, Term
 
 MOST = 8  # numbers that a unit reads

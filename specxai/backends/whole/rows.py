@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specxai._kernels import kernel_of
+from specxai.native.triton import kernel_of
 
 
 class Rows:
