@@ -14,6 +14,7 @@ from torch import Tensor
 from specxai.kernels.checks import check_tensor
 
 UNITS, PROBES = 256, 8  # of a tile
+WARPS = 8  # with four, sums of eight numbers take all registers, and spill
 INDICES = (1 << 31) - 1  # of the table
 MOST = 8  # numbers that a unit is the sum of
 
@@ -66,7 +67,7 @@ def route(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
     with torch.cuda.device_of(block):
         route_kernel[(triton.cdiv(k, PROBES) * triton.cdiv(n, UNITS),)](
             at, scale, block, out, n, k, block.stride(0), out.stride(0), ENTRIES=entries, BLOCK_UNITS=UNITS,
-            BLOCK_PROBES=PROBES)
+            BLOCK_PROBES=PROBES, num_warps=WARPS)
 
 
 def _check(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:

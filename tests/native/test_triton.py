@@ -197,7 +197,8 @@ def test_route_compiles_without_spills(real, entries, capability):
     types = {"at": "*i32", "scale": "*fp32", "block": f"*{real}", "out": f"*{real}"}
     types |= dict.fromkeys(("n_units", "n_probes", "stride_in", "stride_out"), "i32")
     constants = {"ENTRIES": entries, "BLOCK_UNITS": stage.UNITS, "BLOCK_PROBES": stage.PROBES}
-    built = built_for(stage.route_kernel, types, constants, capability)
+    built = built_for(stage.route_kernel, types, constants, capability, stage.WARPS)
     assert built.spills == 0
+    assert built.registers <= 160
     assert "fma.rn.f32" in built.ptx
     assert_no_atomics(built.ptx)
