@@ -15,7 +15,8 @@ from specxai.kernels.checks import check_tensor
 from specxai.kernels.precision import narrowed
 
 UNITS, PROBES = 256, 8  # of a tile
-MOST_LAUNCHED = 65_535  # programs of a launch's second axis
+WARPS = 8  # with four, sums of eight numbers take all registers, and spill
+INDICES = (1 << 31) - 1  # of the table
 MOST = 8  # numbers that a unit is the sum of
 
 
@@ -34,8 +35,9 @@ def route_kernel(
     BLOCK_PROBES: tl.constexpr,
 ):
     """out[p, u] = Σ_e scale[e, u] · block[p, at[e, u]]."""
-    u = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    p = (tl.program_id(0) * BLOCK_PROBES + tl.arange(0, BLOCK_PROBES)).to(tl.int64)
+    chunks = tl.cdiv(n_probes, BLOCK_PROBES)  # one axis for all: a launch's others end at 65,535
+    u = (tl.program_id(0) // chunks) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
+    p = ((tl.program_id(0) % chunks) * BLOCK_PROBES + tl.arange(0, BLOCK_PROBES)).to(tl.int64)
     u_live = u < n_units
     live = (p < n_probes)[:, None] & u_live[None, :]
     total = tl.zeros((BLOCK_PROBES, BLOCK_UNITS), dtype=scale.dtype.element_ty)
@@ -64,9 +66,9 @@ def route(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
     if n == 0 or k == 0:
         return
     with torch.cuda.device_of(block):
-        route_kernel[(triton.cdiv(k, PROBES), triton.cdiv(n, UNITS))](
+        route_kernel[(triton.cdiv(k, PROBES) * triton.cdiv(n, UNITS),)](
             at, scale, block, out, n, k, block.stride(0), out.stride(0), ENTRIES=entries, BLOCK_UNITS=UNITS,
-            BLOCK_PROBES=PROBES)
+            BLOCK_PROBES=PROBES, num_warps=WARPS)
 
 
 def _check(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
@@ -76,8 +78,8 @@ def _check(at: Tensor, scale: Tensor, block: Tensor, out: Tensor) -> None:
         raise TypeError(f"scale must be float32 or float64, got {scale.dtype}")
     check_tensor("at", at, torch.int32, tuple(at.shape), block.device)
     check_tensor("scale", scale, scale.dtype, tuple(at.shape), block.device)
-    if at.shape[1] > MOST_LAUNCHED * UNITS:
-        raise ValueError(f"at has {at.shape[1]:,} units, more than a launch's {MOST_LAUNCHED * UNITS:,}")
+    if at.numel() > INDICES:
+        raise ValueError(f"at has {at.numel():,} entries, more than 32-bit indices reach")
     for name, t in (("block", block), ("out", out)):
         if t.dim() != 2 or not t.is_floating_point():
             raise TypeError(f"{name} must be (probes, units) of floating-point numbers, got {tuple(t.shape)} of "

@@ -185,6 +185,20 @@ def test_a_stage_beyond_the_indices_runs_on_torch_and_says_so(monkeypatch):
     assert "on the torch engine: 3, 432 weights, more than" in ours.report()
 
 
+@pytest.mark.usefixtures("always_planned")
+def test_a_layer_beyond_the_indices_takes_no_factors(monkeypatch):
+    """Its kernel would be the one that cannot index it."""
+    net, shape, taken = GELUS["two readers"]
+    monkeypatch.setattr(engine, "INDICES", 399)  # of the 400 weights that read the copy
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    assert taken
+    kinds = [type(work).__name__ for work in ours.jacobian._products._work]
+    assert "Half" not in kinds
+    assert kinds.count("Instead") == len(ours.jacobian.other_engines())
+    for got, want in zip(both(ours), both(oracle), strict=True):
+        assert_close(got, want, factor=8)
+
+
 def test_costs_are_those_of_the_plan():
     net, shape = NETS["depthwise"]
     ours, oracle = pair(net.eval(), torch.randn(1, *shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specxai.kernels import route as module
 from specxai.kernels.route import route
 from tolerances import assert_close
 
@@ -26,6 +27,22 @@ def test_values(probes, read, units, entries, to):
         assert_close(out, want)
     else:  # rounded once
         assert float((out.double() - want).abs().max()) <= torch.finfo(to).eps * float(want.abs().max())
+
+
+def test_as_many_units_as_a_long_prompt_has(monkeypatch):
+    """More tiles than a launch's second axis has programs."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(module, "route_kernel", Kernel())
+    units = 65_536 * module.UNITS
+    at, scale, block = torch.zeros(1, units, dtype=torch.int32), torch.ones(1, units), torch.ones(1, 3)
+    route(at, scale, block, torch.empty(1, units))
+    assert grids == [(65_536,)]
 
 
 def test_nothing_to_do():

@@ -202,3 +202,19 @@ def test_sizes_of_one_compile():
             group_rows_built(size, rank, torch.float16, torch.bfloat16, torch.bfloat16, 90, ONE)
     for parts in (1, 3):
         scaled_weights_built(1, parts, torch.bfloat16, torch.bfloat16, 90, ONE)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("entries", [1, 8])
+@pytest.mark.parametrize("real", ["fp32", "fp16", "bf16"])
+def test_route_compiles_without_spills(real, entries, capability):
+    from specxai.kernels import route as stage
+
+    types = {"at": "*i32", "scale": "*fp32", "block": f"*{real}", "out": f"*{real}"}
+    types |= dict.fromkeys(("n_units", "n_probes", "stride_in", "stride_out"), "i32")
+    constants = {"ENTRIES": entries, "BLOCK_UNITS": stage.UNITS, "BLOCK_PROBES": stage.PROBES}
+    built = built_for(stage.route_kernel, types, constants, capability, stage.WARPS)
+    assert built.spills == 0
+    assert built.registers <= 160
+    assert "fma.rn.f32" in built.ptx
+    assert_no_atomics(built.ptx)
