@@ -110,6 +110,7 @@ class ByOutputs:
     made_scale: Tensor | None = None
     panels: dict[int, tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=dict)
     depth = DEPTH
+    gathers = "outputs"
 
     def apart(self) -> ByOutputs:
         """The same tables, of which no panel is made yet."""

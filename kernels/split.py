@@ -14,6 +14,7 @@ PROGRAMS = 264  # two for each multiprocessor of an H100
 LEAST_CHUNKS = 8  # of a part of a split sum
 # Multiply-adds of a TF32x3 product in the time of a number from an H100's second-level cache: 82e12 over 1.4e12.
 NUMBER = 60
+FROM_MEMORY = 98  # the same from its memory: over 0.84e12
 
 
 @triton.jit
@@ -35,20 +36,22 @@ def parts_for(programs: int, chunks: int) -> int:
     return max(1, min(PROGRAMS // max(1, programs), chunks // LEAST_CHUNKS))
 
 
-def counted_cost(programs: int, inputs: int, tile: Tile, parts: int) -> float:
+def counted_cost(programs: int, inputs: int, tile: Tile, parts: int, weight: int = NUMBER) -> float:
     """What a product takes by counts, in multiply-adds that one program after the other makes on a full card.
 
     Args:
         programs: of one part, those of all probes included.
         inputs: that a sum is over.
         parts: of each sum, which pass through memory where there are several.
+        weight: what reading one takes, NUMBER or FROM_MEMORY.
 
     >>> narrow, wide = Tile(64, 64, False, 4, 4), Tile(128, 64, False, 8, 4)
     >>> counted_cost(528, 512, narrow, 1) / counted_cost(264, 512, wide, 1)
     1.3333333333333333
     """
     size = tile.out * tile.probes
-    part = inputs / parts * max(size, NUMBER * (tile.out + tile.probes)) + (2 * NUMBER * size if parts > 1 else 0)
+    part = inputs / parts * max(size, weight * tile.out + NUMBER * tile.probes)
+    part += 2 * NUMBER * size if parts > 1 else 0
     return part * triton.cdiv(programs * parts, PROGRAMS)
 
 

@@ -13,7 +13,7 @@ from specxai.kernels.tile import Tile, tile_for
 from test_stages import random_stage, rows
 from tolerances import assert_close
 
-FLOWS = ("inputs", "outputs")
+FLOWS = ("inputs", "outputs", "sites")
 
 
 def tables_of(arguments: dict, prefer: str | None = "inputs"):
@@ -145,7 +145,7 @@ def test_multiply_adds_are_pairs_of_live_units():
     inside, near = arguments["inside"].reshape(9, 3, -1) >= 0, arguments["neighbours"]
     outside = arguments["outside"].reshape(7, 3, -1) >= 0
     want = sum(int((inside[q].sum(1) * outside[s].sum(1)).sum()) for s in range(7) for q in near[s].tolist() if q >= 0)
-    assert [tables_of(arguments, flow).entries for flow in FLOWS] == [want, want]
+    assert [tables_of(arguments, flow).entries for flow in FLOWS] == [want] * 3
 
 
 def test_the_dataflow_that_computes_least():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specxai.backends.cuda.engine import PRECISION, ROUGH
-from specxai.kernels import depthwise, gather_gemm, gather_outputs, packed_gemm
+from specxai.kernels import depthwise, gather_inputs, gather_outputs, packed_gemm
 from specxai.kernels.precision import PRECISIONS, dot_mode
 from specxai.kernels.tile import sums_for, tile_for, tiles_for
 from triton_harness import SHARED_LIMIT, assert_no_atomics, built_for, looped_in, triton
@@ -30,7 +30,7 @@ def gather_case(outputs: int, probes: int, precision: str, accumulate: bool = Tr
     constants = {"MODE": mode_of(precision), "ACCUMULATE": accumulate, "SPLIT": split,
                  "PROBES_FIRST": tile.probes_first, "SCALES": scales, "SCALES_MADE": scales,
                  "UNIT": 16 if probes >= 16 else 4, "BLOCK_OUT": tile.out, "BLOCK_PROBES": tile.probes, "BLOCK_IN": 32}
-    return gather_gemm.gather_gemm_kernel, types, constants, tile
+    return gather_inputs.gather_gemm_kernel, types, constants, tile
 
 
 def outputs_case(outputs: int, probes: int, precision: str, accumulate: bool = True, split: bool = False,
