@@ -50,6 +50,13 @@ class Counts:
         shared = "outputs" if self.operations["outputs"] < FEWER * self.operations["inputs"] else "inputs"
         return "sites" if self.seconds.get("sites", torch.inf) < FEWER * self.seconds[shared] else shared
 
+    def within(self, times: float) -> list[str]:
+        """The chosen way, then others that take at most so many times as long as it; weights packed per site no
+        longer than it, as they take memory."""
+        least = self.seconds[self.chosen]
+        return [self.chosen, *(way for way, taken in self.seconds.items()
+                               if way != self.chosen and taken <= least * (1.0 if way == "sites" else times))]
+
 
 def count_ways(inside: Tensor, outside: Tensor, neighbours: Tensor, groups: int, dtype: torch.dtype) -> Counts:
     """Of `gathering`'s tables, on one device, with weights of this dtype."""

@@ -71,15 +71,11 @@ class ScaledGather(GatherWork):
 
     _exact = False
     kind = "scaled gather"
+    _numbers = 2  # an index and a factor
 
     def __init__(self, pair: Scaled, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(pair.stage, dtype, device)
         self._factor = pair.factor
-
-    @property
-    def kept(self) -> int:
-        # In each direction a number for every entry of a table of 32 bits.
-        return super().kept * 2
 
     def _factors(self, back: bool) -> dict[str, Tensor]:
         return {"made_scale" if back else "scale": self._factor}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -27,6 +28,7 @@ FULL = ("fp32", "fp64")  # precisions without a tensor core
 
 
 CHUNK = 16  # units that a list is filled up to, at least
+WAYS = 3  # of gathering
 
 
 class RowSums:
@@ -193,15 +195,44 @@ class GatherWork(_Multiplied):
     it is there, which spends no operation on a dead unit, else by Triton's."""
 
     kind = "gather"
+    _numbers = 1  # of 32 bits with every entry of a table
 
     def __init__(self, stage: Gather, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(stage, dtype, device)
-        self._others: WeakValueDictionary[bool, Any] = WeakValueDictionary()  # tables that no count has chosen
+        # (adjoint, gathers) -> tables that no count has chosen
+        self._others: WeakValueDictionary[tuple[bool, str], Any] = WeakValueDictionary()
 
     @property
     def kept(self) -> int:
         # Other widths may gather what the counted choice does not, by tables of their own.
-        return super().kept * (1 if tuned.choices(self._device) is None else 2)
+        tuned_here = tuned.choices(self._device) is not None
+        tables = super().kept * self._numbers * (WAYS if tuned_here else 1)
+        return tables + sum(self._packed(back, tuned_here) for back in (False, True))
+
+    def _packed(self, back: bool, tuned_here: bool) -> int:
+        """Bytes of weights packed per site where one direction may run with them, and of the lists beside them."""
+        from specxai.kernels.gather_sites import may_pack
+
+        # Packed weights are at least as many as multiply-adds, which spares most layers the counts.
+        if not may_pack(self.multiply_adds, self._stage.sites.weight.numel(), self._dtype):
+            return 0
+        counts = self._counts_back if back else self._counts_there
+        if "sites" not in counts.within(tuned.BEYOND if tuned_here else 1.0):
+            return 0
+        return counts.packed + counts.packed // 7
+
+    @once
+    def _counts_there(self):
+        return self._counts(False)
+
+    @once
+    def _counts_back(self):
+        return self._counts(True)
+
+    def _counts(self, back: bool):
+        from specxai.kernels.gather_counts import count_ways
+
+        return replace(count_ways(*self._sides(back), self._stage.sites.groups, self._dtype), merged=None)
 
     @once
     def _exact(self) -> bool:
@@ -237,9 +268,9 @@ class GatherWork(_Multiplied):
         return {}
 
     def _other(self, back: bool, gathers: str):
-        tables = self._others.get(back)
+        tables = self._others.get((back, gathers))
         if tables is None:
-            tables = self._others[back] = self._tables(back, gathers)
+            tables = self._others[back, gathers] = self._tables(back, gathers)
         return tables
 
     def _ways(self, back: bool, probes: int, precision: str) -> Iterator[Way]:

@@ -58,13 +58,12 @@ class Way:
 
 
 def gather_ways(tables: Gathering, other: Callable[[str], Gathering], probes: int, precision: str) -> Iterator[Way]:
-    """First the counted choice, then other tiles of it, then those of the other dataflow where counts allow that.
+    """First the counted choice, then other tiles of it, then those of other dataflows where counts allow that.
 
     other   makes the tables that gather what it is given
     """
     yield from _tiles(tables, probes, precision)
-    (rest,) = {"inputs", "outputs"} - {tables.gathers}
-    if tables.operations[rest] <= BEYOND * tables.operations[tables.gathers]:
+    for rest in tables.counts.within(BEYOND)[1:]:
         yield from _tiles(other(rest), probes, precision)
 
 
