@@ -65,7 +65,7 @@ TRITON, MAPS = "tests/native/test_triton_gpu.py", "tests/core/test_cuda.py"
 TESTS = (
     Tests("tests/native/test_cuda_gpu.py", "", 53, 0),
     *(Tests(TRITON, f"gather and {size} and {flow}", 35, 1) for size in ("small", "wide")
-      for flow in ("inputs", "outputs")),
+      for flow in ("inputs", "outputs", "sites")),
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
     Tests(TRITON, "group_rows or scaled_weights", 13, 2),
@@ -97,7 +97,7 @@ def steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]
     yield Step("start", START, "a process")
     yield Step("roofs", sum(_timed(work, 0.5, 30) for work in _roofs()), "a copy and three products")
     # What one net has compiled is there for the next: each width of panels, three widths of blocks, seeking and not.
-    kinds = 2 * len(PANELS) + 3  # gathered inputs or outputs; packed, depthwise, sums
+    kinds = 2 * len(PANELS) + 3  # gathered inputs, by one kernel also per site, or outputs; packed, depthwise, sums
     compiled = kinds * VARIANTS * 2
     yield Step("compilation for networks", COMPILE * compiled, f"{compiled} specialisations")
     for name in NETS:
@@ -125,7 +125,7 @@ def more_steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[
     for name, layers in TRIED.items():
         column = SAFETY * 3 * gflop(name) * 1e9 / RATES["tf32"]
         trials = 2 * MOST * (1 + RUNS) * (COLUMNS * column + layers * WAITED)
-        tables = 2 * 2 * HOST  # of two operators, and once more for the ways that the counts did not choose
+        tables = 2 * 3 * HOST  # of two operators, and twice more for the ways that the counts did not choose
         yield Step(f"ways of {name}", MAKE + tables + trials + 4 * _timed(COLUMNS * column, *passes),
                    f"{layers} layers, each way, {MOST} times {1 + RUNS} runs")
 

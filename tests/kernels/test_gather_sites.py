@@ -92,7 +92,7 @@ def test_what_takes_too_much_is_no_way(limit, value, monkeypatch):
     assert tables.gathers != "sites"
     assert tables.operations.keys() == {"inputs", "outputs"}
     assert tables.counts.packed == 0
-    with pytest.raises(ValueError, match="prefer='sites' is none of inputs, outputs.*MOST_BYTES and MOST_COPIES"):
+    with pytest.raises(ValueError, match=r"prefer='sites' is none of inputs, outputs.*MOST_BYTES and MOST_COPIES"):
         packed(arguments)
 
 

@@ -43,6 +43,13 @@ def outputs_case(outputs: int, probes: int, precision: str, accumulate: bool = T
     return gather_outputs.gather_outputs_kernel, types, constants, tile
 
 
+def sites_case(outputs: int, probes: int, precision: str, split: bool):
+    """Weights packed per site, each panel with its own: one group and one panel, which Triton takes for constants."""
+    kernel, types, constants, tile = gather_case(outputs, probes, precision, split=split, accumulate=not split)
+    ones = ("n_panels", "n_groups")
+    return kernel, {name: types[name] for name in types if name not in ones}, constants | dict.fromkeys(ones, 1), tile
+
+
 def packed_case(outputs: int, probes: int, precision: str, transposed: bool, accumulate: bool = False,
                 split: bool = False):
     tile, real = tile_for(outputs, probes, precision), "*fp64" if precision == "fp64" else "*fp32"
@@ -133,6 +140,17 @@ def test_gather_gemm_in_parts(case, precision, capability):
     assert_multiplies(built, precision, capability, 64)
     assert_fits(built, capability)
     assert_wide_copies(built, tile, 64, precision, 3)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("precision", [PRECISION, ROUGH])
+@pytest.mark.parametrize("outputs, probes, split", [(128, 64, False), (64, 64, True), (16, 64, False), (64, 8, False)])
+def test_weights_packed_per_site(outputs, probes, split, precision, capability):
+    kernel, types, constants, tile = sites_case(outputs, probes, precision, split)
+    built = built_for(kernel, types, constants, capability, tile.warps, tile.stages)
+    assert_multiplies(built, precision, capability, probes)
+    assert_fits(built, capability)
+    assert_wide_copies(built, tile, probes, precision, 3)
 
 
 @pytest.mark.parametrize("capability, precision", [

@@ -34,7 +34,7 @@ def twice(run, like):
 
 @pytest.mark.parametrize("precision", ERRORS)
 @pytest.mark.parametrize("probes", [1, 8, 52, 64, 100])
-@pytest.mark.parametrize("flow", ["inputs", "outputs"])
+@pytest.mark.parametrize("flow", ["inputs", "outputs", "sites"])
 @pytest.mark.parametrize("shape", [{"sites": 8, "groups": 3}, {"sites": 40, "depth": 70, "made": 150}],
                          ids=["small", "wide"])
 def test_gather_gemm(shape, flow, probes, precision):
