@@ -47,15 +47,20 @@ class Counts:
 
     @property
     def chosen(self) -> str:
-        shared = "outputs" if self.operations["outputs"] < FEWER * self.operations["inputs"] else "inputs"
-        return "sites" if self.seconds.get("sites", torch.inf) < FEWER * self.seconds[shared] else shared
+        return "sites" if self.seconds.get("sites", torch.inf) < FEWER * self.seconds[self._shared] else self._shared
+
+    @property
+    def _shared(self) -> str:
+        return "outputs" if self.operations["outputs"] < FEWER * self.operations["inputs"] else "inputs"
 
     def within(self, times: float) -> list[str]:
-        """The chosen way, then others that take at most so many times as long as it; weights packed per site no
-        longer than it, as they take memory."""
-        least = self.seconds[self.chosen]
-        return [self.chosen, *(way for way, taken in self.seconds.items()
-                               if way != self.chosen and taken <= least * (1.0 if way == "sites" else times))]
+        """The chosen way, then others that take at most so many times as long as it; of those whose weights sites share
+        none of as many times the operations of the other, and weights packed per site no longer, as they take memory.
+        """
+        most, few = times * self.seconds[self.chosen], times * self.operations[self._shared]
+        found = [way for way in ("inputs", "outputs") if self.seconds[way] <= most and self.operations[way] <= few]
+        found += ["sites"] if self.seconds.get("sites", torch.inf) <= self.seconds[self.chosen] else []
+        return [self.chosen, *(way for way in found if way != self.chosen)]
 
 
 def count_ways(inside: Tensor, outside: Tensor, neighbours: Tensor, groups: int, dtype: torch.dtype) -> Counts:

@@ -113,7 +113,7 @@ def test_chosen_where_counted_reading_is_less_than_counted_computing(name, stage
                 sparse_stage()["inside"], sparse_stage()["outside"]))) / 3.35e12)
 
 
-def test_to_be_tried_counts_must_put_it_first():
+def test_what_counts_allow_to_be_tried():
     seconds = {"inputs": 1.0, "outputs": 1.9, "sites": 0.9}
     counts = gather_counts.Counts(1, {"inputs": 10, "outputs": 20, "sites": 5}, seconds, 20, 16, None)
     assert counts.within(2.0) == ["inputs", "outputs", "sites"]
@@ -122,6 +122,10 @@ def test_to_be_tried_counts_must_put_it_first():
     assert counts.within(2.0) == ["inputs", "outputs"]
     seconds["sites"] = 0.7
     assert counts.within(1.0) == ["sites"]
+    assert counts.within(2.0) == ["sites", "inputs"]
+    counts.operations["outputs"] = 21
+    seconds["sites"] = 1.1
+    assert counts.within(2.0) == ["inputs"], "as long, of reading and writing, but twice the operations"
 
 
 class Closed(nn.Module):
@@ -185,11 +189,14 @@ def test_packed_weights_are_stated(dtype, monkeypatch):
         assert work.kept >= weights + beside
         stated.append((weights, work.kept))
     assert max(stated)[0] > 0
+    monkeypatch.setattr(gather_counts, "FEWER", 0.0)  # level with the others, but not chosen
+    level = gathers_of(products_of(graph, CudaEngine(dtype, CPU)))
     monkeypatch.setattr(gather_sites, "MOST_BYTES", 0)
     without = gathers_of(products_of(graph, CudaEngine(dtype, CPU)))
     for (weights, kept), work in zip(stated, without, strict=True):
         assert (kept > work.kept) == (weights > 0)
         assert kept - work.kept >= weights
+    assert [work.kept for work in level] == [work.kept for work in without], "stated where it does not run"
 
 
 def test_tried_with_the_others(monkeypatch):

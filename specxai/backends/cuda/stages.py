@@ -217,7 +217,7 @@ class GatherWork(_Multiplied):
         if not may_pack(self.multiply_adds, self._stage.sites.weight.numel(), self._dtype):
             return 0
         counts = self._counts_back if back else self._counts_there
-        if "sites" not in counts.within(tuned.BEYOND if tuned_here else 1.0):
+        if "sites" not in (counts.within(tuned.BEYOND) if tuned_here else [counts.chosen]):
             return 0
         return counts.packed + counts.packed // 7
 
