@@ -30,7 +30,7 @@ START = 12.0  # seconds until a process has torch, a context and its tests
 HOST = 2.0  # seconds for capture, plan and tables of a new input of a large net: the most on the CPU is 1.4
 MAKE = 4.0  # seconds to draw and calibrate a large net on the CPU
 BUILD = 30.0  # five times the longest file on one core of a CPU
-SANITIZER = 30.0  # its limit, in place of an estimate
+SANITIZER = 60.0  # its limit, in place of an estimate
 # Specialisations of one kernel at one width of blocks: written or added, whole sums or parts of them.
 VARIANTS = 4
 NETS, MORE = ("vgg11_bn", "tf_efficientnet_lite0"), ("resnet50", "densenet121")  # of the two calls

@@ -179,22 +179,6 @@ def test_scaled_weights_compiles_without_spills(stored, made, parts, capability)
     assert_no_atomics(built.ptx)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("entries", [1, 2, 8])
-@pytest.mark.parametrize("block", [torch.bfloat16, torch.float32, torch.float64])
-def test_route_compiles_without_spills(block, entries, capability):
-    from specxai.kernels import route as stage
-
-    types = {"at": "*i32", "scale": "*fp64" if block is torch.float64 else "*fp32"}
-    types |= dict.fromkeys(("block", "out"), f"*{TRITON_NAMES[block]}")
-    types |= dict.fromkeys(("n_units", "n_probes", "stride_in", "stride_out"), "i32")
-    constants = {"ENTRIES": entries, "BLOCK_UNITS": stage.UNITS, "BLOCK_PROBES": stage.PROBES}
-    built = built_for(stage.route_kernel, types, constants, capability)
-    assert built.spills == 0
-    assert built.registers <= 128 or block is torch.float64  # several programs a processor
-    assert_no_atomics(built.ptx)
-
-
 def test_sizes_of_one_compile():
     """Triton takes them for constants, which have no types of their own."""
     for rank in (0, 2):
