@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from specxai._blocks import as_integer, identity_blocks
 from specxai._processes import spread
+from specxai.affine.alone import each_alone
 from specxai.affine.batch import Batch, MixedBatch
 from specxai.affine.captured import linearize
 from specxai.affine.local import Local
@@ -269,8 +271,8 @@ class _Run:
             raise MixedBatch("the model does not run with several inputs as with one") from error
         local = batch.local
         with local.checked(), full_precision(local.input.device):
-            self.check_values(batch, inputs, each, part)
             split = local.split(self.layer)
+            self.check_values(batch, split.layer, inputs, each, part)
             shape = batch.per_input(split.shape, f"layer {split.layer!r}")
             chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets[part])]
             with used() as names:
@@ -298,24 +300,22 @@ class _Run:
                 found.append(read(d, w[i], label, terms, None, around, read_by))
             return found
 
-    def check_values(self, batch: Batch, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
-        """Raises MixedBatch where an output is not that of the input alone, which no derivative shows."""
-        alone, together = [], batch.local.output
-        for i in range(part.start, part.start + batch.count):
-            one = slice(i, i + 1)
-            recording, x = self.first.captured.given(inputs[one], kwargs=_with(self.options, each, one).get("kwargs"))
+    def check_values(self, batch: Batch, layer: str, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
+        """Raises MixedBatch where an output, or what the layer makes, is not that of the input alone, which no
+        derivative shows."""
+        one, local, drawn = self.first.captured, batch.local, list(range(batch.count))
+        steps = one.program.output, one.program.layers.get(layer, one.program.output)
+        theirs = None if local.captured.specialised else each_alone(one, local.input, local.captured.feed.tensors(),
+                                                                    steps)
+        if theirs is not None:
+            for mine, alone in zip((local.output, local.split(layer).value), theirs, strict=True):
+                batch.check_same(mine, alone)
+            drawn = [Random(f"{self.request.seed} {part.start}").randrange(batch.count)]
+        for i in drawn:
+            at = slice(part.start + i, part.start + i + 1)
+            recording, x = one.given(inputs[at], kwargs=_with(self.options, each, at).get("kwargs"))
             with torch.no_grad():
-                alone.append(recording.run_model(x).detach())
-        same = all(one.shape == together[:1].shape for one in alone)
-        if same:
-            theirs = torch.cat(alone)
-            finite = torch.isfinite(theirs)
-            gap, size = (torch.where(finite, value, 0).double().reshape(batch.count, -1).norm(dim=1)
-                         for value in (together - theirs, theirs))
-            near = gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size
-            same = bool(near.all() & (finite == torch.isfinite(together)).all())
-        if not same:
-            raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
+                batch.check_same(local.output[i:i + 1], recording.run_model(x).detach()[None])
 
 
 def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult], Tensor]:
