@@ -17,18 +17,19 @@ from specxai._processes import spread
 from specxai.affine.alone import each_alone
 from specxai.affine.batch import Batch, MixedBatch
 from specxai.affine.captured import linearize
-from specxai.affine.local import Local
-from specxai.affine.target import resolve_target
+from specxai.affine.local import Local, Split
+from specxai.affine.target import resolve_target, resolve_targets
 from specxai.backends.used import used
 from specxai.errors import CaptureError, SpecXAIError, StaleError
+from specxai.operators import LinearOperator
 from specxai.precision import full_precision
-from specxai.spectral.decompose import Request, joined, recorded
-from specxai.spectral.explain import Terms, explain, read, weighted
+from specxai.spectral.decompose import Request, joined
+from specxai.spectral.explain import explain
 from specxai.spectral.explanation import Explanation
+from specxai.spectral.together import Found, Products, explanations
 from specxai.svd.certify import HELD_OUT, safety_factor
 from specxai.svd.dense import DenseSVDs, dense_svds
 from specxai.svd.products import ProgressBar, gaussian, generator_of
-from specxai.svd.result import SVDResult
 from specxai.svd.solve import check_options
 
 __all__ = ["explain_many"]
@@ -274,31 +275,15 @@ class _Run:
             split = local.split(self.layer)
             self.check_values(batch, split.layer, inputs, each, part)
             shape = batch.per_input(split.shape, f"layer {split.layer!r}")
-            chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets[part])]
+            w, labels = resolve_targets(targets[part], local.output)
+            w = w.to(split.left.dtype)
             with used() as names:
-                svds, image = _decomposed(batch, split.right, self.request)
-            ran = joined(names, local)
-            w = torch.stack([weights for weights, _ in chosen]).to(split.left.dtype)
+                found = _decomposed(batch, split.right, self.request)
+            backends = {"decomposition": joined(names, local)}
             with used() as names:
-                pulled = batch.pulled(split.left, w).cpu()
-                gradient = batch.pulled(local.jacobian, w).cpu()
-                around = not split.bypass.is_zero
-                flat = local.input.reshape(-1).to(split.right.dtype)
-                passed = batch.parts(split.bypass.matvec(flat)).cpu() if around else torch.zeros_like(w, device="cpu")
-                back = batch.pulled(split.bypass, w).cpu() if around else torch.zeros_like(gradient)
-            biases = batch.bias_contributions(w)
-            bias, output = batch.parts(local.bias.flatten()).cpu(), batch.parts(local.output.flatten()).cpu()
-            exactness, w, xs = local.exactness_of(batch.count), w.cpu(), batch.parts(flat).cpu()
-            read_by, found = joined(names, local), []
-            for i, (_, label) in enumerate(chosen):
-                d = recorded(svds[i], local, self.request, layer=split.layer, x=local.input[i:i + 1], flat_x=xs[i],
-                             image=image[i], shape=shape, exactness=float(exactness[i]), ran=ran)
-                own = w[i].double()
-                terms = Terms(pulled[i], gradient[i], float(own @ passed[i].double()), back[i],
-                              weighted(own, output[i]), weighted(own, bias[i]),
-                              {name: float(part[i]) for name, part in biases.items()})
-                found.append(read(d, w[i], label, terms, None, around, read_by))
-            return found
+                products = _products(batch, split, w)
+            backends["targets"] = joined(names, local)
+            return explanations(batch, self.request, split.layer, shape, found, w, labels, products, backends)
 
     def check_values(self, batch: Batch, layer: str, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
         """Raises MixedBatch where an output, or what the layer makes, is not that of the input alone, which no
@@ -318,8 +303,23 @@ class _Run:
                 batch.check_same(local.output[i:i + 1], recording.run_model(x).detach()[None])
 
 
-def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult], Tensor]:
-    """The R_i decomposed, and R_i x_i (B, m_s), on the CPU."""
+def _products(batch: Batch, split: Split, w: Tensor) -> Products:
+    """Raises MixedBatch where what one input's weights give depends on another's."""
+    local, wide = batch.local, w.double()
+    pulled, gradient = batch.pulled(split.left, w), batch.pulled(local.jacobian, w)
+    around = not split.bypass.is_zero
+    back, bypass = torch.zeros_like(gradient), torch.zeros_like(wide[:, 0])
+    if around:
+        passed = split.bypass.matvec(local.input.reshape(-1).to(split.right.dtype))
+        bypass, back = (wide * batch.parts(passed).double()).sum(1), batch.pulled(split.bypass, w)
+    # Where a weight is zero an output may be infinite, as masked logits are.
+    bias, output = (torch.where(w != 0, wide * value.flatten(1).double(), 0).sum(1)
+                    for value in (local.bias, local.output))
+    return Products(pulled, gradient, bypass, back, output, bias, batch.bias_contributions(w), around)
+
+
+def _decomposed(batch: Batch, right: LinearOperator, request: Request) -> Found:
+    """The R_i, decomposed."""
     m, n = (size // batch.count for size in right.shape)
     tall, w = (right.T, m) if m <= n else (right, n)
     R = torch.empty(batch.count, max(m, n), w, dtype=right.dtype, device=right.device)
@@ -345,17 +345,7 @@ def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult],
     _check_reference(svds, image, batch.parts(flat), batch.local.backend)
     settings = {"rank": request.rank, "tol": request.tol, "width": min(m, n), "batch": batch.count,
                 "reason": f"a batch of {batch.count} inputs, multiplied out"}
-    columns = min(m, n) + HELD_OUT
-    parts = [part.cpu() for part in (svds.U, svds.S, svds.V, svds.residuals, svds.errors, svds.norms, svds.floors)]
-    results = []
-    for k, U, S, V, residuals, error, norm, floor in zip(svds.counts.tolist(), *parts, strict=True):
-        error = float(error)
-        results.append(SVDResult(
-            U=U[:, :k], S=S[:k].to(U.dtype), V=V[:, :k], residuals=residuals[:k], error=error, estimate=error,
-            norm=float(norm), floor=float(floor), method="exact", products=columns, seed=request.seed,
-            converged=request.rank is not None or request.tol is None or error <= request.tol * float(norm),
-            settings=settings))
-    return results, image.cpu()
+    return Found(svds, image, min(m, n) + HELD_OUT, settings)
 
 
 def _check_reference(svds: DenseSVDs, image: Tensor, x: Tensor, backend: str) -> None:
