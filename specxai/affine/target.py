@@ -45,12 +45,13 @@ def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
 def resolve_targets(targets: Sequence, output: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
     """Weights (B, m) and labels of a target for each of the outputs (B, *shape), as `resolve_target` finds them.
 
-    Whether an entry is named or is the largest, a device is waited for once; weights that several share are read once.
+    A device is waited for once for all the largest, not for entries that are named, once for weights that several share
+    and once for each other target.
 
     >>> resolve_targets([None, -1], torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]))[1]
     ['output[1]', 'output[2]']
     """
-    one, rows = output[:1], output.detach().flatten(1)
+    one, rows = output[:1], output.detach().reshape(len(output), -1)
     shape, weights = without_batch(one.shape), torch.zeros_like(rows)
     largest = _largest(rows) if rows.numel() and any(target is None for target in targets) else [None] * len(rows)
     named, labels, found = {}, [], {}
@@ -65,7 +66,8 @@ def resolve_targets(targets: Sequence, output: torch.Tensor) -> tuple[torch.Tens
                 found[key] = resolve_target(target, output[i:i + 1])
             weights[i], label = found[key]
         labels.append(label)
-    weights[list(named), list(named.values())] = 1
+    if named:
+        weights[list(named), list(named.values())] = 1
     return weights, labels
 
 

@@ -36,7 +36,7 @@ __all__ = ["explain_many"]
 
 MATRICES = 256 << 20  # bytes of the R_i of a batch
 WIDEST = 1024  # side of an R_i; wider ones are decomposed from products, one input after the other
-MOST = 256  # inputs of a batch
+MOST, MOST_ELSEWHERE = 256, 1024  # inputs of a batch on the CPU, and on devices, which wait for the host once a batch
 SQUARES = 1e140  # entries of an R_i up to this, and from its inverse on, have squares whose sums float64 holds
 
 
@@ -61,7 +61,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are the same for all
     each       further arguments by name of which every input has its own: tensors (N, ...), such as attention masks
     batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of and `max_memory` holds a
-               product with one vector of, at most 256
+               product with one vector of, at most 256 on the CPU and 1,024 elsewhere
     devices    one process each, as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]; the model and the options must be such as
                can be pickled, and a script needs `if __name__ == "__main__":`
     max_memory bytes that one product may hold
@@ -95,7 +95,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     if batch_size is not None and (size is None or size < 1):
         raise ValueError(f"batch_size={batch_size!r} is out of range: give a positive integer")
     each = _each(each, kwargs, len(inputs))
-    chosen = [target] * len(inputs) if targets is None else [_target(one) for one in targets]
+    chosen = [target] * len(inputs) if targets is None else _targets(targets)
     options = {"gates": gates, "backend": backend, "max_memory": max_memory, "output": output, "kwargs": kwargs}
     options = {name: value for name, value in options.items() if value is not None}
     asked = {"rank": rank, "tol": tol, "method": method, "seed": seed}
@@ -111,7 +111,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     split = first.split(layer)
     _check_targets(chosen, first.output)
     m, n = split.right.shape
-    most = MOST if size is None else size
+    most = size or (MOST if inputs.device.type == "cpu" else MOST_ELSEWHERE)
     if size is None:
         most = min(most, MATRICES // max(1, m * n * split.right.dtype.itemsize))
     if size is None or max_memory is not None:
@@ -163,17 +163,19 @@ def _with(options: dict, each: dict[str, Tensor], part: slice) -> dict:
     return {**options, "kwargs": {**options.get("kwargs", {}), **{name: own[part] for name, own in each.items()}}}
 
 
-def _target(one: Any) -> Any:
-    """A label as an int: an entry of a tensor of labels is a tensor."""
-    number = as_integer(one)
-    return one if number is None else number
+def _targets(targets: Sequence) -> list:
+    """Labels as ints: an entry of a tensor of labels is a tensor."""
+    if isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype in (torch.int64, torch.int32):
+        targets = targets.tolist()
+    numbers = [as_integer(one) for one in targets]
+    return [one if number is None else number for one, number in zip(targets, numbers, strict=True)]
 
 
 def _check_targets(targets: list, output: Tensor) -> None:
     """Raise what is wrong with a target of any input; what a callable returns only its own input shows."""
     numbers = {target for target in targets[1:] if isinstance(target, int)}
-    others = [target for target in targets[1:] if target is not None and not isinstance(target, int)]
-    for target in (targets[0], *numbers, *others):
+    others = {id(target): target for target in targets[1:] if target is not None and not isinstance(target, int)}
+    for target in (targets[0], *numbers, *others.values()):
         if target is targets[0] or isinstance(target, Tensor) or not callable(target):
             resolve_target(target, output)
 
@@ -313,7 +315,7 @@ def _products(batch: Batch, split: Split, w: Tensor) -> Products:
         passed = split.bypass.matvec(local.input.reshape(-1).to(split.right.dtype))
         bypass, back = (wide * batch.parts(passed).double()).sum(1), batch.pulled(split.bypass, w)
     # Where a weight is zero an output may be infinite, as masked logits are.
-    bias, output = (torch.where(w != 0, wide * value.flatten(1).double(), 0).sum(1)
+    bias, output = (torch.where(w != 0, wide * batch.parts(value.flatten()).double(), 0).sum(1)
                     for value in (local.bias, local.output))
     return Products(pulled, gradient, bypass, back, output, bias, batch.bias_contributions(w), around)
 

@@ -5,7 +5,7 @@ The formulas are those of `specxai.explain` with a leading axis B.  Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,11 @@ from specxai.affine.batch import Batch
 from specxai.affine.target import without_batch
 from specxai.spectral.decompose import Request, agreement_of, settings_of, signs_of
 from specxai.spectral.explanation import Explanation
-from specxai.svd.dense import DenseSVDs, at_once
+from specxai.svd.dense import DenseSVDs
 
 __all__ = ["Found", "Products", "explanations"]
+
+AT_ONCE = 8 << 20  # bytes of vectors: they stay in a cache of the CPU, and copies from a device use memory again
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ def explanations(batch: Batch, request: Request, layer: str, shape: torch.Size, 
     """
     local, svds = batch.local, found.svds
     counts, inner = svds.counts.tolist(), without_batch(local.input[:1].shape)
-    x = batch.parts(local.input.reshape(-1).to(svds.V.dtype))
+    x, S = batch.parts(local.input.reshape(-1).to(svds.V.dtype)), svds.S.to(svds.U.dtype).double()
+    kept = torch.arange(S.shape[1], device=S.device) < svds.counts[:, None]
     left, right, projections, psi = [], [], [], []
-    for part in _parts(svds):
+    some = max(1, AT_ONCE // max(1, svds.U[:1].nbytes + svds.V[:1].nbytes))
+    for part in (slice(start, start + some) for start in range(0, batch.count, some)):
         U, V = svds.U[part].mT, svds.V[part].mT
         projected = (V.double() @ x[part].double()[..., None])[..., 0]
-        signs = signs_of(projected, V)
+        signs = signs_of(torch.where(kept[part], projected, 1.0), V)
         projections.append(projected.abs())
         psi.append((U.double() @ products.pulled[part].double()[..., None])[..., 0] * signs)
         for vectors, rows, own in ((left, U, without_batch(shape)), (right, V, inner)):
@@ -76,9 +80,8 @@ def explanations(batch: Batch, request: Request, layer: str, shape: torch.Size, 
             turned = torch.mul(rows, signs[..., None].to(rows.dtype), out=torch.empty(
                 rows.shape, dtype=rows.dtype, device=rows.device)).cpu()
             vectors.extend(_each(turned.reshape(*turned.shape[:2], *own), counts[part]))
-    projections, psi, S = torch.cat(projections), torch.cat(psi), svds.S.to(svds.U.dtype).double()
+    projections, psi = torch.cat(projections), torch.cat(psi)
     alpha = psi * S * projections
-    kept = torch.arange(S.shape[1], device=S.device) < svds.counts[:, None]
     # Not y − b − Σα: this way the sum of all terms against the output is a check, not an identity.
     remainder = (products.pulled.double() * found.image.double()).sum(1) - torch.where(kept, alpha, 0).sum(1)
     numbers = torch.stack([svds.errors, svds.norms, svds.floors, products.output, products.bias, products.bypass,
@@ -111,12 +114,6 @@ def explanations(batch: Batch, request: Request, layer: str, shape: torch.Size, 
             settings={**shared, "svd": solver, "bypass": products.around}, agreement=agreement,
             backends=dict(backends)))
     return made
-
-
-def _parts(svds: DenseSVDs) -> Iterator[slice]:
-    """So many inputs that their vectors stay in a cache of the CPU; all of them elsewhere."""
-    step = at_once(svds.U[:1].nbytes + svds.V[:1].nbytes, svds.U.device, len(svds.U))
-    return (slice(start, start + step) for start in range(0, len(svds.U), step))
 
 
 def _each(block: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from specxai.svd.certify import FLOORS, rounding_floor
 from specxai.svd.orth import gram, leading_eigh
 
-__all__ = ["DenseSVDs", "at_once", "dense_svds"]
+__all__ = ["DenseSVDs", "dense_svds"]
 
 AT_ONCE = 16 << 20  # bytes of matrices on the CPU: ten times as many are at work, in float64
 
@@ -56,16 +56,11 @@ def dense_svds(R: Tensor, rank: int | None = None, tol: float | None = None,
     (3.0, 1.0)
     """
     apart = torch.as_tensor(rounding, dtype=torch.float64, device=R.device).expand(len(R))
-    step = at_once(R[:1].nbytes, R.device, len(R))
+    step = max(1, AT_ONCE // max(1, R[:1].nbytes)) if R.device.type == "cpu" else max(1, len(R))
     parts = [_dense_svds(*part, rank, tol) for part in zip(R.split(step), apart.split(step), strict=True)]
     if len(parts) == 1:
         return parts[0]
     return DenseSVDs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(DenseSVDs)))
-
-
-def at_once(size: int, device: torch.device, count: int) -> int:
-    """How many of `count` inputs go through together that have so many bytes each: on the CPU few, for its caches."""
-    return max(1, AT_ONCE // max(1, size) if device.type == "cpu" else count)
 
 
 def _dense_svds(R: Tensor, apart: Tensor, rank: int | None, tol: float | None) -> DenseSVDs:
