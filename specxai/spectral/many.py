@@ -50,8 +50,12 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
 
     Where the layer or the input has at most 1,024 units, a whole batch is linearised at once, and a product is one with
     the R_i of every input; R_i is then small enough to be multiplied out, and is decomposed exactly.  That each input
-    is apart from the others is certified for every batch, and its output is compared with what it has alone; where
-    they differ, where the model runs with one input only, or where R_i is larger, each is explained alone.
+    is apart from the others is certified for every batch: products with one input's columns reach no other's, and its
+    output and the layer's are those of the model's program for one input, which `torch.vmap` runs at each, so that none
+    sees another.  One input, drawn by the seed, is given to the model itself; all are where the model's code decides by
+    an input's values, or where an op does not run under vmap.  What the code decides by anything but its input (how
+    often it ran, say) is seen at drawn inputs only.  Where inputs are not apart, where the model runs with one input
+    only, or where R_i is larger, each is explained alone.
 
     model      an nn.Module in eval mode
     inputs     (N, *input_shape), a data set's images, say, or token ids (N, T); or a list of inputs (1, *input_shape)
