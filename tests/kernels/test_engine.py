@@ -13,12 +13,18 @@ import specxai
 from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
-from specxai.backends.cuda import CudaEngine, engine
+from specxai.backends.cuda import CudaEngine, backend, engine
 from specxai.backends.cuda.stages import GatherWork
 from specxai.backends.products import PlannedBackend
 from specxai.plan import Planner, chains
 from tolerances import assert_close
 from waits import Waits
+
+
+@pytest.fixture
+def always_planned(monkeypatch):
+    """Where all units live, whole values would be taken."""
+    monkeypatch.setattr(backend, "is_mostly_live", lambda *map_: False)
 
 
 def both(local, layer: str | None = None, columns: int = 5):
@@ -55,6 +61,7 @@ class Activated(nn.Module):
         return x + self.wide(x)
 
 
+@pytest.mark.usefixtures("always_planned")
 @pytest.mark.parametrize("kind", [Activated, lambda: nn.Sequential(nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20))])
 def test_matrices_in_place_of_a_wide_middle(monkeypatch, kind):
     monkeypatch.setattr(chains, "LEAST", 1)
@@ -135,6 +142,7 @@ GELUS = {
 }
 
 
+@pytest.mark.usefixtures("always_planned")
 @pytest.mark.parametrize("columns", [3, 33])
 @pytest.mark.parametrize("name", GELUS)
 def test_a_copy_with_factors_is_part_of_its_layer(name, columns):

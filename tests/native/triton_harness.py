@@ -82,6 +82,12 @@ def built_for(kernel, types: dict[str, str], constants: dict, capability: int = 
                  Counter(int(size, 0) for size in copies), registers, spills, made.metadata.shared)
 
 
+def accesses(ptx: str) -> Counter:
+    """(ld or st, bytes) of each access of a thread to global memory -> how many."""
+    found = re.findall(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\s", ptx)
+    return Counter((kind, int(lanes or 1) * int(bits) // 8) for kind, lanes, bits in found)
+
+
 def _resources(cubin: bytes) -> tuple[int, int]:
     """(registers of a thread, bytes of its stack and local memory)."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

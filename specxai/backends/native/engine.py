@@ -10,13 +10,14 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.engine import Executable
-from specxai.backends.native.bfloat16 import InBfloat16, has_bfloat16
+from specxai.backends.native.bfloat16 import InBfloat16
 from specxai.backends.native.depthwise import MOST_TAPS, DepthwiseWork
 from specxai.backends.native.gather import GatherWork
 from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
 from specxai.backends.opaque import OpaqueTerms
 from specxai.plan import Gather, LowRank, Stage, Sum
+from specxai.precision import has_bfloat16
 
 # Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
 # in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
@@ -62,7 +63,7 @@ class NativeEngine:
     @property
     def rough_matrices(self) -> torch.dtype | None:
         """Of matrices of positions for rough products; None for the full one."""
-        return torch.bfloat16 if self.has_rough and has_bfloat16() else None
+        return torch.bfloat16 if self.has_rough and has_bfloat16("cpu") else None
 
     def times(self, left: Tensor) -> Callable[[Tensor, Tensor], None]:
         """As `specxai.plan.chains.matmul`, at the rate of the kernels."""
