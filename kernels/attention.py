@@ -141,25 +141,29 @@ def cuts_for(columns: int, stack: int, rows: int, keys: int, width: int, dtype: 
     [(128, 64), (64, 64)]
     """
     panel, high, wide = _filled(width), _filled(rows), _filled(keys)
+    most, hopper = max(high, wide), capability >= 90
     if dtype is torch.float32:
         if precision == "fp32":
             return (Cut(32, 32, min(panel, 64), 8, 1),) * 2
         if panel > 64 or precision == "bf16x6":
-            return Cut(64, 32, min(panel, 32), 4, 2), Cut(32, 64, min(panel, 32), 8, 2)
+            fewer = 32 if hopper or precision != "bf16x6" else 16
+            return Cut(64, 32, min(panel, 32), 8, 2), Cut(fewer, 64, min(panel, 32), 8, 2)
         return Cut(64, 32, panel, 8, 2), Cut(32, 32, panel, 8, 2)
-    most, hopper = max(high, wide), capability >= 90
     if most <= (128 if pattern in (None, dtype) else 64):  # a program keeps a pattern twice where it is converted
         if most * panel <= 128 * 64:
             many = max(1, min(MOST_COLUMNS, columns * stack // (2 * PROGRAMS)))
-            warps = 8 if most * panel > 64 * 64 or most > 64 else 4 if most * panel > 32 * 32 else 1
+            warps = 8 if most > 64 or panel > 64 else 4 if most > 32 or panel > 32 else 1
             return (Cut(high, wide, panel, warps, 2, many),)
         if panel <= 128 and hopper:
             return (Cut(high, wide, panel, 8, 1),)
+    if not hopper:
+        panel = panel if panel <= 128 else 64
+        return Cut(64, 64, panel, 4, 2), Cut(32, 64, panel, 8, 2)
     if panel <= 64:
-        return Cut(128, 64, panel, 8, 2), Cut(64, 64, panel, 4 if hopper else 8, 2)
+        return Cut(128, 64, panel, 8, 2), Cut(64, 64, panel, 4, 2)
     if panel <= 128:
-        return Cut(64, 64, panel, 4, 2), Cut(64 if hopper else 32, 64, panel, 8, 2)
-    return Cut(64, 64 if hopper else 32, panel, 8, 2), Cut(32, 64, panel, 8, 2)
+        return Cut(64, 64, panel, 4, 2), Cut(64, 64, panel, 8, 2)
+    return Cut(64, 64, panel, 8, 2), Cut(32, 64, panel, 8, 2)
 
 
 def attention_adjoint(cotangent: Tensor, pattern: Tensor, query: Tensor, key: Tensor, value: Tensor,

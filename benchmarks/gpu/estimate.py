@@ -67,6 +67,7 @@ TESTS = (
       for flow in ("inputs", "outputs")),
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
+    Tests(TRITON, "attention", 12, 3),
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
     Tests("tests/core/test_cuda_tuned.py", "", 1, 16),

@@ -65,7 +65,7 @@ def kernels_of(cuts):
 def test_blocks_of_16_bits(width, length, held, capability):
     cuts = cuts_for(2048, 32, length, length, width, torch.bfloat16, held, capability=capability)
     for kernel, cut in zip(kernels_of(cuts), cuts, strict=True):
-        made = built(kernel, torch.bfloat16, held, "bf16", cut, 1, capability)
+        made = built(kernel, torch.bfloat16, held, "bf16", cut, -(-width // cut.panel), capability)
         assert_fits(made, "bf16", capability)
         if capability >= 90 and length >= 64 and width <= 128:
             assert {name.split(".")[0] for name in made.products} == {"wgmma"}, made.products

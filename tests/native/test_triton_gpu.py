@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attention_reference import assert_right, drawn
 from test_stages import random_stage, rows
 from tolerances import RELATIVE
 
@@ -81,3 +82,18 @@ def test_depthwise_small(dtype, probes):
     got, again = twice(lambda out: depthwise(tables, Z, out), Z.new_empty(len(dense), probes))
     assert torch.equal(got[written], again[written])
     assert_within(got[written], dense[written.cpu()], Z, "fp64" if dtype is torch.float64 else "fp32")
+
+
+@pytest.mark.parametrize(("length", "width", "causal"), [(128, 64, True), (100, 128, False), (300, 40, True)])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "fp32", "tf32x3"])
+def test_attention(kind, length, width, causal):
+    from specxai.kernels.attention import attention_adjoint
+
+    dtype = getattr(torch, kind, torch.float32)
+    dO, held, made, right = drawn(20, 3, length, length, width, width, dtype, causal=causal, device="cuda")
+    again = [torch.full_like(t, torch.nan) for t in made]
+    for out in (made, again):
+        attention_adjoint(dO, *held, *out, scale=right.scale, causal=causal,
+                          precision=kind if dtype is torch.float32 else "tf32x3")
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+    assert_right(right, dO, made)
