@@ -69,6 +69,7 @@ TESTS = (
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
     Tests(TRITON, "group_rows or scaled_weights", 13, 2),
+    Tests(TRITON, "attention", 12, 3),
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
     Tests("tests/core/test_cuda_tuned.py", "", 1, 16),

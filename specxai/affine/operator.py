@@ -153,8 +153,9 @@ class LocalOperator(LinearOperator):
 
     @property
     def precision(self) -> str:
-        """In which numbers the backend's products are, in words."""
-        return self._products.precision
+        """In which numbers products are, in words; those of the reference where no other was made."""
+        made = self._products if "_products" in vars(self) else self.reference
+        return made.precision
 
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)

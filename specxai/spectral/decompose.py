@@ -224,7 +224,7 @@ def solved(local, split, request: Request, progress=None, start=None) -> Decompo
         products=int(svd.products), seed=svd.seed, gates=local.gates, backend=local.backend,
         exactness=float(local.exactness), agreement=agreement_of(local),
         backends={"decomposition": joined(names, local)},
-        settings=settings_of(local, request, _solver(svd, s)),
+        settings=settings_of(local, request, {**_solver(svd, s), "precision": getattr(split.right, "precision", None)}),
     )
 
 

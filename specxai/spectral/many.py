@@ -350,7 +350,7 @@ def _decomposed(batch: Batch, right: LinearOperator, request: Request) -> Found:
     svds = dense_svds(R, rank, request.tol if request.rank is None else None, rounding)
     _check_reference(svds, image, batch.parts(flat), batch.local.backend)
     settings = {"rank": request.rank, "tol": request.tol, "width": min(m, n), "batch": batch.count,
-                "reason": f"a batch of {batch.count} inputs, multiplied out"}
+                "precision": right.precision, "reason": f"a batch of {batch.count} inputs, multiplied out"}
     return Found(svds, image, min(m, n) + HELD_OUT, settings)
 
 
