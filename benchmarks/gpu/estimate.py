@@ -175,7 +175,7 @@ def _decoders() -> float:
     weights, d, some, tokens = 1.0e9, 2048, 256, 128
     row = SAFETY * 2 * weights * tokens / RATES["bf16"]
     # Three widths of the loop with some rows; the best with all; ours.
-    lens = 3 * _timed(some * row, 0.5, 3) + d * row + _timed(d * row, 1.0, 3)
+    lens = 3 * _timed(some * row, 0.5, 3) + d * row + _timed(d * row + HOST, 1.0, 3) + 3 * d * row + HOST
     # Every adjoint product through all tokens, in float32 out of six of bfloat16 each; then a thin SVD of each token.
     detached = SAFETY * 6 * 2 * weights * 427 * d / RATES["bf16"] + SAFETY * 4 * 427 * d**2 * 64 / RATES["fp32"]
     return lens + detached + 3 * MAKE
