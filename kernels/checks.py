@@ -28,6 +28,21 @@ def check_blocks(block: Tensor, out: Tensor, dtype: torch.dtype, device: torch.d
         raise ValueError(f"block and out must hold as many probes a row, got {tuple(block.shape)}, {tuple(out.shape)}")
 
 
+def check_tensor(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    """A contiguous tensor of this dtype and shape, on this device.
+
+    Raises TypeError or ValueError with the values found.
+    """
+    if t.dtype is not dtype:
+        raise TypeError(f"{name} is {t.dtype}, expected {dtype}")
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{name} must be {shape}, got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{name} is on {t.device}, expected {device}")
+    if not t.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+
+
 def check_table(name: str, table: Tensor, columns: int) -> None:
     """An int32 table (any, columns)."""
     if table.dtype is not torch.int32:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specxai.kernels.blocks import fetch, put
-from specxai.kernels.checks import check_blocks
+from specxai.kernels.checks import check_blocks, check_tensor
 
 MOST_RANK = 2
 
@@ -111,11 +111,4 @@ def _check(inside: Tensor, outside: Tensor, diagonal: Tensor, left: Tensor, righ
             ("inside", inside, torch.int32, (groups, size)), ("outside", outside, torch.int32, (groups, size)),
             ("diagonal", diagonal, block.dtype, (groups, size)), ("left", left, block.dtype, (groups, rank, size)),
             ("right", right, block.dtype, (groups, rank, size))):
-        if t.dtype is not dtype:
-            raise TypeError(f"{name} is {t.dtype}, expected {dtype}")
-        if tuple(t.shape) != shape:
-            raise ValueError(f"{name} must be {shape}, got {tuple(t.shape)}")
-        if t.device != block.device:
-            raise ValueError(f"{name} is on {t.device} but block is on {block.device}")
-        if not t.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+        check_tensor(name, t, dtype, shape, block.device)

@@ -62,3 +62,12 @@ def multiply(a, b, total, MODE: tl.constexpr):
 
 
 INTERPRETED = not isinstance(multiply, triton.JITFunction)  # in Triton's interpreter, on the CPU
+CUTS_OFF = tl.constexpr(INTERPRETED)  # the interpreter makes bfloat16 of float32 so, whatever rounding is asked for
+
+
+@triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """x in `dtype`, rounded to nearest, ties to even; in the interpreter float32 below 2**-126 is not."""
+    if CUTS_OFF and dtype == tl.bfloat16:
+        x = rounded(x, 16)
+    return x.to(dtype)

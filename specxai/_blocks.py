@@ -10,6 +10,7 @@ import torch
 
 # Identity blocks of `to_dense` are this wide at most, so that no second matrix of full size is ever held.
 IDENTITY_BLOCK = 256
+MEMORY, GPU_SHARE = 2 << 30, 4  # bytes that one product may hold; on a GPU one part in so many of what is free, if more
 
 
 def as_integer(value) -> int | None:
@@ -25,6 +26,18 @@ def as_integer(value) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes that one block product may hold where nobody says: 2 GiB, on a GPU a quarter of what is free if that is
+    more.
+
+    >>> default_memory(torch.device("cpu")) >> 30
+    2
+    """
+    if device.type != "cuda":
+        return MEMORY
+    return max(MEMORY, torch.cuda.mem_get_info(device)[0] // GPU_SHARE)
 
 
 def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:

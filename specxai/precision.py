@@ -11,13 +11,24 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
-__all__ = ["full_precision"]
+__all__ = ["full_precision", "has_bfloat16"]
 
 FULL = ("none", "ieee")  # nothing was asked for, which is full precision; or it was asked for
 _LIBRARIES = {"cpu": ("mkldnn",), "cuda": ("cuda", "cudnn")}
+
+
+@cache
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Does the device multiply bfloat16 numbers, so that they are not widened first?"""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return device.type == "cpu" and any(test is not None and test() for test in tests)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from streams import GROUPS
 from torch.utils.flop_counter import FlopCounterMode
 
 from specxai._vision import import_vision
@@ -29,10 +30,10 @@ START = 12.0  # seconds until a process has torch, a context and its tests
 HOST = 2.0  # seconds for capture, plan and tables of a new input of a large net: the most on the CPU is 1.4
 MAKE = 4.0  # seconds to draw and calibrate a large net on the CPU
 BUILD = 30.0  # five times the longest file on one core of a CPU
-SANITIZER = 30.0  # its limit, in place of an estimate
+SANITIZER = 60.0  # its limit, in place of an estimate
 # Specialisations of one kernel at one width of blocks: written or added, whole sums or parts of them.
 VARIANTS = 4
-NETS = ("vgg11_bn", "tf_efficientnet_lite0", "densenet121")
+NETS, MORE = ("vgg11_bn", "tf_efficientnet_lite0"), ("resnet50", "densenet121")  # of the two calls
 # One digit takes 6 ms on two cores of a CPU, a thousand together 2 s: for them no rate of the card counts.
 DIGITS = [20 * 6e-3, 2.0]
 TRIED = {"resnet50": 54, "vgg11_bn": 11}  # nets whose ways are tried, and their layers
@@ -68,9 +69,11 @@ TESTS = (
     Tests(TRITON, "packed and bf16", 12, 2),
     Tests(TRITON, "(packed and not bf16) or depthwise", 20, 2),
     Tests(TRITON, "attention", 12, 3),
+    Tests(TRITON, "group_rows or scaled_weights", 13, 2),
     Tests(MAPS, "same_map", 12, 2),
     Tests(MAPS, "not same_map", 23, 2),
     Tests("tests/core/test_cuda_tuned.py", "", 1, 16),
+    Tests("tests/core/test_cuda_whole.py", "", 7, 5),
 )
 
 
@@ -104,7 +107,7 @@ def steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]
                "5 specialisations, an MLP, bases, digits")
     yield Step("kernels", COMPILE * PRECISIONS * (TILES + 2) + 0.3 * PRECISIONS * (TILES + 2),
                f"{PRECISIONS * (TILES + 2)} specialisations")
-    yield Step("decoders", 2 * COMPILE * kinds + _decoders(), "1.1 billion weights, 256 rows, 427 tokens")
+    yield Step("decoders", 2 * COMPILE * kinds + _decoders(), "a billion weights, 2,048 rows, 128 tokens, then 427")
 
 
 def more_steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[Step]:
@@ -113,8 +116,9 @@ def more_steps(passes: tuple[float, int], calls: tuple[float, int]) -> Iterator[
     yield Step("roofs", sum(_timed(work, 0.5, 30) for work in _roofs()), "a copy and three products")
     compiled = (2 * len(PANELS) + 3) * VARIANTS * 2
     yield Step("compilation for networks", COMPILE * compiled, f"{compiled} specialisations")
-    flops = gflop("resnet50") * 1e9
-    yield Step("resnet50", MAKE + _net(flops, passes, calls), f"{flops / 1e9:.3g} GFLOP a column, dense")
+    for name in MORE:
+        yield Step(name, MAKE + _net(gflop(name) * 1e9, passes, calls), f"{gflop(name):.3g} GFLOP a column, dense")
+    yield Step("streams", (COMPILE + 0.3) * (len(GROUPS) + 1), f"{len(GROUPS) + 1} specialisations")
     # Ways are tried at one width and in one precision; those by size are compiled by then.
     tiles = {tile for outputs in PANELS for tile in tiles_for(outputs, COLUMNS, "tf32x3")}
     others = 3 * (len(tiles) - len(PANELS)) * VARIANTS
@@ -168,11 +172,13 @@ def _questions() -> list[float]:
 
 
 def _decoders() -> float:
-    weights, rows, tokens = 1.1e9, 256, 128
-    lens = SAFETY * 2 * weights * rows * tokens / RATES["bf16"]
-    # Three widths of the loop and two of ours, each a warm run and up to three; then two detached Jacobians.
-    detached = 2 * (2048 + 427 * 8) * weights / RATES["tf32"] * 3 * SAFETY
-    return 5 * _timed(lens, 1.0, 3) + 2 * detached + 4 * MAKE
+    weights, d, some, tokens = 1.0e9, 2048, 256, 128
+    row = SAFETY * 2 * weights * tokens / RATES["bf16"]
+    # Three widths of the loop with some rows; the best with all; ours.
+    lens = 3 * _timed(some * row, 0.5, 3) + d * row + _timed(d * row, 1.0, 3)
+    # Every adjoint product through all tokens, in float32 out of six of bfloat16 each; then a thin SVD of each token.
+    detached = SAFETY * 6 * 2 * weights * 427 * d / RATES["bf16"] + SAFETY * 4 * 427 * d**2 * 64 / RATES["fp32"]
+    return lens + detached + 3 * MAKE
 
 
 def _timed(seconds: float, limit: float, most: int, warm: bool = True) -> float:

@@ -29,6 +29,12 @@ def markdown(found: dict) -> str:
         tile = row["tile"] + (" (chosen)" if row["chosen"] else "")
         lines.append(f"| {row['what']} | {row['precision']} | {tile} | {_time(row['seconds'])} | "
                      f"{row['rate'] / 1e12:.3g} | {row['of_roof']:.0%} | {row['error']:.1e} |")
+    if "streams" in found:
+        lines += ["", "## Kernels that only read and write", "", "Bytes of everything once, against the measured copy.",
+                  "", "| what | tile | time | GB/s | of the roof | relative error |",
+                  "| --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {row['what']} | {row['tile']} | {_time(row['seconds'])} | {row['rate'] / 1e9:.3g} | "
+                  f"{row['of_roof']:.0%} | {row['error']:.1e} |" for row in found["streams"]]
     if "choices" in found:
         lines += _choices(found["choices"])
     return "\n".join(lines) + "\n"

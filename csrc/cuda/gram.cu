@@ -14,6 +14,12 @@ Index parts_of(Index n_rows) {
   return parts < 1 ? 1 : parts < most_parts ? parts : most_parts;
 }
 
+// Is it one block with itself?  Two that begin alike may have rows of other lengths.
+template <class T>
+SPECXAI_ANYWHERE bool mirrored(const T* left, Index n_left, const T* right, Index n_right) {
+  return left == right && n_left == n_right;
+}
+
 // The products of one part of the rows with a tile of columns on either side.  The next rows are on their way to
 // registers while these are multiplied.
 template <class T>
@@ -41,7 +47,7 @@ struct Part {
 
   template <class B>
   SPECXAI_BODY void operator()(B& block, Shared& shared) const {
-    const bool symmetric = left == right;
+    const bool symmetric = mirrored(left, n_left, right, n_right);
     if (symmetric && block.y > block.z) return;  // the mirror of another one
     const Index begin = n_rows * block.x / parts, end = n_rows * (block.x + 1) / parts;
     Each<Copied, threads> copied;
@@ -204,7 +210,7 @@ void gram(const T* left, std::int64_t n_left, const T* right, std::int64_t n_rig
   launch(place, parts, ceil_div(n_left, tile), ceil_div(n_right, tile),
          Part<T>{left, right, n_left, n_right, n_rows, parts, workspace});
   launch(place, ceil_div(n_left * n_right, Fold::threads), 1, 1,
-         Fold{workspace, parts, n_left, n_right, left == right, output});
+         Fold{workspace, parts, n_left, n_right, mirrored(left, n_left, right, n_right), output});
 }
 
 template <class T>

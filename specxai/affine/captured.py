@@ -80,7 +80,8 @@ def linearize(model: nn.Module | Captured, x: Tensor | None = None, gates: Gates
                  softmax patterns, norm scales and the gates of products held; or by kind, over a base:
                  {"base": "tangent", "softmax": "held", "norm": "held", "product": "half"}, see `specxai.rules.policy`
     backend      "auto", "reference", "native", "torch", "cuda"
-    max_memory   bytes that one block product may hold (default 2 GiB); wider blocks run in chunks
+    max_memory   bytes that one block product may hold (default 2 GiB, on a GPU a quarter of what is free); wider blocks
+                 run in chunks
     output       which tensor is explained where the model returns several; see `specxai.capture`
     verify       measure `agreement`, by one pass of the model each way and one product with J each way; None: as the
                  capture was made, which is True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from specxai._blocks import default_memory
 from specxai._fork import survive_fork
 from specxai._kept import Kept
 from specxai._once import once
@@ -33,7 +34,6 @@ from specxai.rules import Gate
 from specxai.rules.dtypes import widest
 from specxai.rules.policy import Gates, Policy
 
-DEFAULT_MEMORY = 2 << 30  # bytes that one block product may hold
 DECOMPOSITIONS, DECOMPOSITION_BYTES = 4, 512 << 20  # the last ones of a Local, and the bytes of all of them
 KEPT_VALUES = 16 << 20  # bytes; larger values at x, and offsets, are computed again where they are asked for
 
@@ -98,7 +98,7 @@ class Local:
         self.policy = Policy.of(gates)
         self.captured, self.gates = captured, self.policy.name
         self.decompositions = Kept(DECOMPOSITIONS, DECOMPOSITION_BYTES)
-        self.max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
+        self.max_memory = default_memory(x.device) if max_memory is None else max_memory
         survive_fork()
         self._snapshot = Snapshot(captured.program, captured.model)  # before anything is read
         if torch.is_inference_mode_enabled():
@@ -113,7 +113,7 @@ class Local:
             size = sum(values[i].nbytes for i in captured.program.active if isinstance(values[i], Tensor))
             self._kept = values if size <= KEPT_VALUES else None
             nodes = linear_nodes(captured, values, self.policy, dtype, offsets=self._kept is not None)
-            if backend == "auto" and any(node.narrow for node in nodes.values()):
+            if backend == "auto" and any(node.narrow is not None for node in nodes.values()):
                 self.backend = "reference"  # a plan would keep the weights in full
             shapes = {i: values[i].shape for i in (*nodes, captured.program.input)}
             self.graph = Graph(nodes, shapes, captured.program.input, dtype, x.device)

@@ -151,6 +151,11 @@ class LocalOperator(LinearOperator):
         """The same as products run by now: with matrices in place of wide middles, where those pay."""
         return self._products.flops_run + self.shape[0]
 
+    @property
+    def precision(self) -> str:
+        """In which numbers the backend's products are, in words."""
+        return self._products.precision
+
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)
 

@@ -35,7 +35,7 @@ def report(local) -> str:
 
 def _backends(local) -> list[str]:
     """Which backend was chosen, which were refused and why, and what runs elsewhere nevertheless."""
-    chosen = f"backend {local.backend}"
+    chosen = f"backend {local.backend}, products in {local.jacobian.precision}"
     if local.plan_from:
         chosen += f" from {local.plan_from} columns on, reference below, unless a plan is there already"
     lines = [chosen]

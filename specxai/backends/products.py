@@ -93,6 +93,7 @@ class PlannedProducts:
 
     def __init__(self, plan: Plan, engine: Engine, arenas: Arenas, max_memory: int = 0) -> None:
         self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
+        self.precision = engine.grade
         self._engine, self._arenas = engine, arenas
         # An engine may run several stages as one.
         self._work = (engine.lower_plan(plan) if hasattr(engine, "lower_plan") else
@@ -217,11 +218,17 @@ class PlannedProducts:
         return self._arenas.block(self.arena_rows, probes)
 
     def _pass_on(self, before: int, arena: Tensor, probes: int, passed: Passed) -> None:
-        for tap in self._taps:
+        for tap, (rows, dead) in zip(self._taps, self._passed, strict=True):
             if tap.before == before:
-                rows = tap.rows.to(arena.device)
-                found = arena[:, :probes].index_select(0, rows.clamp_min(0))
-                passed(tap.step, found if tap.whole else found.masked_fill_((rows < 0)[:, None], 0))
+                found = arena[:, :probes].index_select(0, rows)
+                passed(tap.step, found if dead is None else found.masked_fill_(dead, 0))
+
+    @once
+    def _passed(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each tap, on the device: its rows, and where its units are dead, (units, 1), None where none is."""
+        device = self._engine.empty(0, 1).device
+        return [(tap.rows.clamp_min(0).to(device), None if tap.whole else (tap.rows < 0)[:, None].to(device))
+                for tap in self._taps]
 
     @once
     def flops(self) -> int:
@@ -255,7 +262,7 @@ class PlannedProducts:
 
     @once
     def _kept(self) -> int:
-        return sum(work.kept for work in self._all)
+        return sum(work.kept for work in self._all) + sum(5 * len(tap.rows) for tap in self._taps)
 
     @property
     def _all(self) -> list[Executable]:

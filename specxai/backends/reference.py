@@ -51,8 +51,10 @@ class WholeValues:
         check_ends(graph, sources, targets, held, columns, rows, taps)
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
         self._columns, self._rows = columns, rows
-        path = graph.between(sources, targets, held)
+        self._forth = self._back = graph  # which products go through
+        self._path = path = graph.between(sources, targets, held)
         self._taps = [step for step in taps if step in path]
+        self.precision = str(graph.dtype).removeprefix("torch.")
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.opaque: list[int] = []  # there is no plan
@@ -81,13 +83,13 @@ class WholeValues:
     @torch.no_grad()
     def matmat(self, X: Tensor, rough: bool = False) -> Tensor:
         seeds = self._seeds(X, self._sources, self._columns)
-        return _collect(push(self._graph, seeds, self._targets, held=self._held), self._rows)
+        return _collect(push(self._forth, seeds, self._targets, held=self._held), self._rows)
 
     @torch.no_grad()
     def rmatmat(self, Y: Tensor, rough: bool = False, passed: Passed | None = None) -> Tensor:
         seeds = self._seeds(Y, self._targets, self._rows)
         taps = {} if passed is None else {step: _Passing(step, passed) for step in self._taps}
-        return _collect(pull(self._graph, seeds, self._sources, held=self._held, taps=taps), self._columns)
+        return _collect(pull(self._back, seeds, self._sources, held=self._held, taps=taps), self._columns)
 
     def _seeds(self, block: Tensor, steps: Sequence[int], live: Tensor | None) -> dict[int, Tensor]:
         """Columns (units, k) as one block (k, *S) a step."""
@@ -159,13 +161,25 @@ def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, h
     path = graph.between(sources, seeds, held, entering=taps)
     reached = {*path, *sources}
     blocks: dict[int, Tensor] = dict(seeds)
+    own: set[int] = set()  # whose block no other step has
     for index in reversed(path):
-        block = blocks.pop(index)
+        block, node = blocks.pop(index), graph.nodes[index]
         if index in taps:
             taps[index].append(block)
-        parts = [(term, term.adjoint(block)) for term in graph.nodes[index].terms if term.input in reached]
-        for term, part in parts:
-            blocks[term.input] = blocks[term.input] + part if term.input in blocks else part
+        together = None if node.back is None else node.back(block)
+        parts = []
+        for number, term in enumerate(node.terms):
+            if term.input not in reached:
+                continue
+            total = blocks.get(term.input)
+            if total is not None and term.onto is not None and watch is None:
+                blocks[term.input] = term.onto(block, total, term.input in own)
+            else:
+                part = term.adjoint(block) if together is None else together[number]
+                parts.append((term, part))
+                blocks[term.input] = part if total is None else total + part
+            if total is not None or term.onto is not None:
+                own.add(term.input)
         if watch is not None:
             watch(index, block, parts)
     some = next(iter(seeds.values()))

@@ -8,6 +8,7 @@ import torch
 
 from specxai.backends.cuda import CudaEngine
 from specxai.backends.cuda import eligible as cuda_eligible
+from specxai.backends.cuda.backend import CudaBackend
 from specxai.backends.engine import Backend, Engine
 from specxai.backends.native import NativeEngine
 from specxai.backends.native import eligible as native_eligible
@@ -70,8 +71,10 @@ def make(name: str, graph: Graph, plan_from: int = 0, max_memory: int = MOST_ROO
     engine: Engine
     if name == "native":
         engine = NativeEngine(graph.dtype)
+    elif name == "cuda":
+        return CudaBackend(graph, CudaEngine(graph.dtype, graph.device), plan_from, max_memory)
     else:
-        engine = (CudaEngine if name == "cuda" else TorchEngine)(graph.dtype, graph.device)
+        engine = TorchEngine(graph.dtype, graph.device)
     return PlannedBackend(graph, engine, plan_from, max_memory)
 
 

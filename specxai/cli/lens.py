@@ -35,7 +35,7 @@ def _fit(settings: LensFitSettings) -> None:
           f"{len(prompts)} prompts of at most {tokens} tokens")
     print(estimate(decoder, layers, tokens, memory), flush=True)
     found = lens.fit(model, prompts, layers, settings.skip_first, settings.max_length, settings.rank,
-                     stack=settings.stack, gates=settings.gates, products=settings.products,
+                     stack=settings.stack, gates=settings.gates, products=settings.products, backend=settings.backend,
                      checkpoint=settings.checkpoint, every=settings.every, tol=settings.tol, max_memory=memory,
                      progress=None if settings.progress else False, seed=settings.seed)
     found.save(settings.out)

@@ -234,8 +234,11 @@ class LensFitSettings:
     """only so many singular triplets of J - aI, certified, without making J"""
     tol: float | None = None
     """of the residuals with --rank, relative to the largest singular value; default 1e-3"""
-    products: str = "full"
-    """full: the model's precision; rough: faster ones in 16 bits, whose error is measured and in the file"""
+    products: str = "auto"
+    """full: float32 at least; rough: faster ones in 16 bits, whose error is measured and in the file; auto: rough for a
+    model in bfloat16"""
+    backend: str = "auto"
+    """auto, reference, native, torch or cuda"""
     gates: str = "tangent"
     """tangent: the lens; frozen, or kinds such as "softmax=held norm=held activation=tangent product=tangent": one of
     held factors"""
@@ -246,7 +249,7 @@ class LensFitSettings:
     every: int = 10
     """prompts between two writes of the checkpoint"""
     max_memory: int | None = None
-    """MiB that a block of columns may take; default 2048"""
+    """MiB that a block of columns may take; default 2048, on a GPU a quarter of what is free"""
     seed: int = 0
     """of the solver's probes"""
     progress: bool = True

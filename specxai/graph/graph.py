@@ -48,6 +48,14 @@ class Graph:
                 wanted.update(term.input for term in self.nodes[index].terms)
         return wanted
 
+    def readers(self) -> dict[int, set[int]]:
+        """step -> the steps that read it; those that none reads are left out."""
+        found: dict[int, set[int]] = {}
+        for step, node in self.nodes.items():
+            for term in node.terms:
+                found.setdefault(term.input, set()).add(step)
+        return found
+
     def last_use(self, path: Iterable[int], targets: Iterable[int]) -> dict[int, int]:
         """step -> the last step of `path` that reads it; targets, which are read afterwards, are left out."""
         last = {term.input: index for index in path for term in self.nodes[index].terms}

@@ -79,9 +79,9 @@ def read(path: str | os.PathLike) -> tuple[dict[int, Tensor], int, dict, dict[in
 
 def write_state(state: State, path: str | os.PathLike) -> None:
     """Write a checkpoint, whole or not at all."""
-    _save({"jacobian_sum": state.sums, "n_done": state.n_done, "next_idx": state.next_idx,
-           "source_layers": sorted(state.sums), "target_layer": state.target_layer, "skip_first": state.skip_first,
-           "metadata": state.metadata}, path)
+    _save({"jacobian_sum": {layer: total.cpu() for layer, total in state.sums.items()}, "n_done": state.n_done,
+           "next_idx": state.next_idx, "source_layers": sorted(state.sums), "target_layer": state.target_layer,
+           "skip_first": state.skip_first, "metadata": state.metadata}, path)
 
 
 def read_state(path: str | os.PathLike, layers: list[int], dtype: torch.dtype, metadata: Mapping) -> State:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from specxai._blocks import as_integer, require_memory
-from specxai.affine.local import DEFAULT_MEMORY
+from specxai._blocks import as_integer, default_memory, require_memory
 from specxai.lens.decoder import Decoder
 from specxai.lens.factors import OnDemand
 from specxai.lens.file import State, read_state, write_state
@@ -22,10 +21,12 @@ from specxai.lens.linear import Linearised, Linearizer
 from specxai.lens.lowrank import decompose
 from specxai.lens.prompts import Prompt, ids_of
 from specxai.lens.sweep import Rough, rough_of, rows_of, sweep
+from specxai.precision import has_bfloat16
 from specxai.rules.policy import Gates, Policy
 
-PRODUCTS = ("full", "rough")
-CHECKED_ROWS = 64  # that a rough fit is compared at: a block, as fewer are not rough
+PRODUCTS = ("auto", "full", "rough")
+CHECKED_ROWS = 64  # that a rough fit by a plan is compared at: a block, as fewer are not rough
+FEWER_ROWS = 8  # and one by whole values, where they take long in full
 
 
 def fit(
@@ -40,7 +41,8 @@ def fit(
     stack: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     gates: Gates = "tangent",
-    products: str = "full",
+    products: str = "auto",
+    backend: str = "auto",
     checkpoint: str | os.PathLike | None = None,
     every: int = 10,
     tol: float | None = None,
@@ -70,12 +72,14 @@ def fit(
         stack: dotted name of the list of blocks; None: the one that `specxai.transformers.from_hf` finds.
         kwargs: further arguments of the model's forward.
         gates: "tangent" is the lens; another policy (see `specxai.linearize`) makes it one of held factors.
-        products: "full" is the model's precision; "rough" multiplies in 16 bits, by the compiled kernels where they can
-            and else by weights in bfloat16: `metadata["rough_error"]` is its relative error, measured at a few rows of
-            the first prompt.
+        products: "full" is float32, or float64 for a model of that; "rough" multiplies in 16 bits, by the compiled
+            kernels where they can and else in bfloat16: `metadata["rough_error"]` is its relative error, measured at a
+            few rows of the first prompt.  "auto" is the model's own precision: rough for one in bfloat16, where the
+            device multiplies such numbers, else full.
+        backend: as for `specxai.linearize`.
         checkpoint: file to write every `every` prompts and at the end, and to go on from where it is there.
         tol: of the residuals with a rank, relative to the largest singular value (1e-3).
-        max_memory: bytes that one block of columns may hold (default 2 GiB).
+        max_memory: bytes that one block of columns may hold (default: as for `specxai.linearize`).
         progress: a bar; None: on terminals.
         seed: of the solver's probes.
         unknown: any other name is refused, with the nearest that there is.
@@ -92,21 +96,21 @@ def fit(
     """
     _check_names(unknown)
     _check(skip_first, max_length, rank, every, max_memory)
-    if products not in PRODUCTS or (rank is not None and products != "full"):
-        raise ValueError(f"products is {products!r}: choose {' or '.join(PRODUCTS)}, and full with a rank")
+    if products not in PRODUCTS or (rank is not None and products == "rough"):
+        raise ValueError(f"products is {products!r}: choose auto, full or rough, and with a rank not rough")
     decoder = Decoder(model, stack, kwargs)
     chosen = decoder.layers(layers)
-    make = Linearizer(decoder, chosen, skip_first, gates, max_memory)
+    make = Linearizer(decoder, chosen, skip_first, gates, max_memory, backend)
     metadata = {"model_class": type(model).__name__, "stack": decoder.stack, "target_layer": len(decoder) - 1,
                 "skip_first": skip_first, "max_length": max_length, "gates": Policy.of(gates).name,
                 "estimator": "jacobian_lens"}
-    if products != "full":
-        metadata["products"] = products
+    if products == "rough" or (products == "auto" and rank is None and _computes_in_bfloat16(decoder)):
+        metadata["products"] = "rough"
     if metadata["gates"] != "tangent":
         metadata["estimator"] = f"jacobian_lens, {metadata['gates']} gates"
     fitted = _fit_rank if rank is not None else _fit_dense
     return fitted(make, _Prompts(prompts, tokenizer, skip_first, max_length, _device(model)), metadata, rank=rank,
-                  checkpoint=checkpoint, every=every, tol=tol, max_memory=max_memory or DEFAULT_MEMORY,
+                  checkpoint=checkpoint, every=every, tol=tol, max_memory=max_memory or default_memory(_device(model)),
                   progress=progress, seed=seed)
 
 
@@ -162,7 +166,7 @@ def _fit_dense(make: Linearizer, prompts: _Prompts, metadata: dict, *, checkpoin
         raise prompts.none_left()
     if checkpoint is not None:
         write_state(state, checkpoint)
-    J = {layer: total / state.n_done for layer, total in state.sums.items()}
+    J = {layer: (total / state.n_done).cpu() for layer, total in state.sums.items()}
     return Lens(J, state.n_done, next(iter(J.values())).shape[0], state.metadata, model=make.decoder)
 
 
@@ -180,11 +184,15 @@ def _fit_rank(make: Linearizer, prompts: _Prompts, metadata: dict, *, rank: int,
 
 
 def _empty(make: Linearizer, found: Linearised, metadata: dict) -> State:
-    """Zero sums; MemoryError where they do not fit, with what the next prompt's matrices take beside them."""
-    width, dtype = found.width, _kept_dtype(found)
-    require_memory((len(make.layers) + 1) * width * width * dtype.itemsize, found.local.graph.device,
-                   f"the sums of {len(make.layers)} layers of {width} x {width}", "fit fewer layers at a time")
-    sums = {layer: torch.zeros(width, width, dtype=dtype) for layer in make.layers}
+    """Zero sums, on the model's device if they take little there; MemoryError where they do not fit, with what the next
+    prompt's matrices take beside them.
+    """
+    width, dtype, device = found.width, _kept_dtype(found), found.local.graph.device
+    size = (len(make.layers) + 1) * width * width * dtype.itemsize
+    device = device if 2 * size <= found.local.max_memory else torch.device("cpu")
+    require_memory(size, device, f"the sums of {len(make.layers)} layers of {width} x {width}",
+                   "fit fewer layers at a time")
+    sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in make.layers}
     return State(sums, 0, 0, metadata["target_layer"], metadata["skip_first"], metadata)
 
 
@@ -208,7 +216,8 @@ def _add_measured(state: State, layers: list[int], found: Linearised, bar: tqdm)
     evenly.
     """
     rough, kind = rough_of(found)
-    places = torch.linspace(0, found.width - 1, min(CHECKED_ROWS, found.width)).long()
+    count = CHECKED_ROWS if rough is True else FEWER_ROWS
+    places = torch.linspace(0, found.width - 1, min(count, found.width)).long()
 
     def at_places() -> torch.Tensor:
         return torch.stack([state.sums[layer][places] for layer in layers])
@@ -223,6 +232,13 @@ def _add_measured(state: State, layers: list[int], found: Linearised, bar: tqdm)
 
 def _kept_dtype(found: Linearised) -> torch.dtype:
     return torch.float64 if found.local.input.dtype == torch.float64 else torch.float32
+
+
+def _computes_in_bfloat16(decoder: Decoder) -> bool:
+    """Is the first block's first weight of that dtype, and does its device multiply such numbers?"""
+    weights = (p for p in decoder.blocks[0].parameters() if p.ndim > 1)
+    found = next(weights, None)
+    return found is not None and found.dtype is torch.bfloat16 and has_bfloat16(found.device)
 
 
 def _device(model: nn.Module) -> torch.device:

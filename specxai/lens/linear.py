@@ -130,9 +130,9 @@ class Linearizer:
     """
 
     def __init__(self, decoder: Decoder, layers: list[int], skip_first: int, gates: Gates = "tangent",
-                 max_memory: int | None = None) -> None:
+                 max_memory: int | None = None, backend: str = "auto") -> None:
         self.decoder, self.layers, self.skip_first = decoder, layers, skip_first
-        self.options = {"gates": gates, "max_memory": max_memory}
+        self.options = {"gates": gates, "max_memory": max_memory, "backend": backend}
         self._kept: dict[int, Captured] = {}
 
     def at(self, ids: Tensor) -> Linearised:

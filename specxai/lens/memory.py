@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specxai.affine.local import DEFAULT_MEMORY
+from specxai._blocks import default_memory
 from specxai.lens.decoder import Decoder
 from specxai.lens.segments import MATRICES
 from specxai.lens.sweep import whole_blocks
@@ -81,7 +81,7 @@ def estimate(decoder: Decoder, layers: list[int], tokens: int, max_memory: int |
     values, column = whole.bytes - first.bytes, tokens * width * size
     widest = max(stop - start for start, stop in pairwise((*layers, last)))
     packed = max(sum(p.nbytes for p in block.parameters()) for block in decoder.blocks)
-    most = DEFAULT_MEMORY if max_memory is None else max_memory
+    most = default_memory(ids.device) if max_memory is None else max_memory
     held = 0 if len(layers) == 1 else column * min(width, whole_blocks(width, column, most))
     return Estimate(sum(t.nbytes for t in tensors), len(layers) * width * width * size, values,
                     widest * (packed + TABLES * values // (last - layers[0])) + 2 * min(column * width, MATRICES), held,

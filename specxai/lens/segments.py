@@ -7,14 +7,14 @@ positions at a time, with all columns, which one matrix a position serves (`spec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from specxai.affine.local import Local
 from specxai.graph import Graph
 
 MATRICES = 64 << 20  # bytes of the matrices of the positions that go through at a time
-HELD = 512 << 20  # bytes of cotangents between two segments, with max_memory for four times as many
+HELD = 4  # one part in so many of max_memory may be cotangents between two segments
 MOST = 16  # parts that the positions are cut into, each with a plan
 PAYS = 3  # times the multiply-adds of a matrix: what a column must take otherwise, so that d columns pay for it
 
@@ -38,27 +38,35 @@ class Segment:
 
 def most_held(max_memory: int) -> int:
     """Bytes of cotangents that may be kept between two segments."""
-    return min(HELD, max_memory // 4)
+    return max_memory // HELD
 
 
 def segments_of(local: Local, sources: Sequence[int], target: int) -> tuple[Segment, ...]:
     """From the target down to the first source, whose maps are planned."""
-    graph, first, found = local.graph, sources[0], []
+    found: list[Segment] = []
+    for part in whole_segments(local.graph, sources, target):
+        found += [_tapped(local, part)] if part.taps else _by_position(local, part.source, part.target)
+    return tuple(found)
+
+
+def whole_segments(graph: Graph, sources: Sequence[int], target: int) -> tuple[Segment, ...]:
+    """The same of maps that go through whole values: a segment ends where nothing goes around its source."""
+    first, found = sources[0], []
     end, taps = target, ()
     for source in reversed(sources):
         if source == first or not graph.between([first], [target], [source]):
-            found += [_tapped(local, source, end, taps)] if taps else _by_position(local, source, end)
+            found.append(Segment(source, end, taps))
             end, taps = source, ()
         else:
             taps = (source, *taps)
     return tuple(found)
 
 
-def _tapped(local: Local, source: int, target: int, taps: tuple[int, ...]) -> Segment:
-    live = local.operator(source, target).live_units()
-    apart = tuple(step for step in taps
-                  if step not in live or bool((local.operator(step, target).live_units()[step] & ~live[step]).any()))
-    return Segment(source, target, tuple(step for step in taps if step not in apart), apart)
+def _tapped(local: Local, part: Segment) -> Segment:
+    live = local.operator(part.source, part.target).live_units()
+    apart = tuple(step for step in part.taps if step not in live or
+                  bool((local.operator(step, part.target).live_units()[step] & ~live[step]).any()))
+    return replace(part, taps=tuple(step for step in part.taps if step not in apart), apart=apart)
 
 
 def _by_position(local: Local, source: int, target: int) -> list[Segment]:

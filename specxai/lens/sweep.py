@@ -7,26 +7,20 @@ cotangent e_i at every valid target position, pulled back.  Causality leaves the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from specxai._blocks import give_back
 from specxai.affine.operator import LocalOperator
-from specxai.backends.reference import pull
-from specxai.graph import Graph
+from specxai.lens import whole
 from specxai.lens.linear import Linearised
 from specxai.lens.segments import Segment, most_held
-from specxai.precision import full_precision
-from specxai.rules import LinearNode
 
 COLUMNS = 64  # of a block by a plan, whose rate more do not raise
 WIDE = 256  # of one by matrices of positions, which are read once a block
-ROWS = 1024  # positions times columns of a block by the reference: its values then stay in the caches
 
-
-Rough = bool | Graph  # the operator's own rough products or not; or a graph of rough nodes
+Rough = bool | torch.dtype  # the operator's own rough products or not; or the dtype of those by whole values
 Part = tuple[int, int, Tensor]  # (number of a source, first row, rows of its lens)
 
 
@@ -46,10 +40,8 @@ def swept(found: Linearised, rows: Tensor, rough: Rough = False) -> Iterator[Par
     """The parts of `sweep`, as they are found: segment by segment, so that no other's plan is there, with all blocks
     of a group, whose cotangents are kept in between.
     """
-    if isinstance(rough, Graph):
-        for start, block in _pieces(rows, block_columns(found, found.operator)):
-            means = _through(rough, found, block)
-            yield from ((number, start, means[source]) for number, source in enumerate(found.sources))
+    if isinstance(rough, torch.dtype) or not found.planned:
+        yield from whole.swept(found, rows, rough if isinstance(rough, torch.dtype) else None)
         return
     for first, group in _pieces(rows, group_columns(found)):
         held = group.T.to(found.local.graph.dtype)
@@ -95,7 +87,7 @@ def _pulled(found: Linearised, segment: Segment, chunk: range | None, given: Ten
         piece, means = slice(start, start + columns), {}
 
         def passed(step: int, cotangents: Tensor, means: dict[int, Tensor] = means) -> None:
-            means[step] = _mean(cotangents.reshape(found.tokens, found.width, -1)[found.valid], 0).T
+            means[step] = cotangents.reshape(found.tokens, found.width, -1)[found.valid].mean(0).T
 
         into[after, piece] = operator.pull_back(given[read, piece], passed, rough)
         yield from ((found.sources.index(step), start, mean) for step, mean in means.items())
@@ -121,27 +113,6 @@ def _pieces(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
     yield from ((start, rows[start:start + size]) for start in range(0, len(rows), size))
 
 
-def _through(graph: Graph, found: Linearised, rows: Tensor) -> dict[int, Tensor]:
-    """The means at each source, by another graph than the Local's own."""
-    first, *others = found.sources
-    seed = torch.zeros(len(rows), *graph.shapes[found.target], dtype=graph.dtype, device=graph.device)
-    seed[:, 0, found.valid] = rows[:, None].to(graph.dtype)
-    taps = {source: _Mean(found.valid) for source in others}
-    with full_precision(graph.device):
-        at_first = pull(graph, {found.target: seed}, [first], taps=taps)[0]
-    return {first: _mean(at_first[:, 0, found.valid], 1)} | {source: tap.found for source, tap in taps.items()}
-
-
-class _Mean:
-    """A tap that keeps the mean over the valid positions of a block (k, 1, T, d), and nothing of its size."""
-
-    def __init__(self, valid: slice) -> None:
-        self.valid, self.found = valid, None
-
-    def append(self, block: Tensor) -> None:
-        self.found = _mean(block[:, 0, self.valid], 1)
-
-
 def rows_of(found: Linearised, rough: Rough = False) -> Iterator[Part]:
     """All rows of every J_l, part by part."""
     yield from swept(found, unit_rows(found, 0, found.width), rough)
@@ -156,43 +127,20 @@ def unit_rows(found: Linearised, start: int, stop: int) -> Tensor:
 
 
 def rough_of(found: Linearised) -> tuple[Rough, str]:
-    """(how `sweep` takes fewer digits, what that is): the operator's own where it has them, as compiled kernels do,
-    else weights in bfloat16.
-    """
-    if found.along(found.segments[0]).rough() is not None:
+    """(how `sweep` takes fewer digits, what that is): the compiled kernels' own on a CPU, else bfloat16."""
+    if found.planned and found.local.graph.device.type == "cpu" and found.along(found.segments[0]).rough():
         return True, "16-bit factors"
-    return in_bfloat16(found.local.graph), "weights in bfloat16"
+    return torch.bfloat16, "bfloat16"
 
 
-def in_bfloat16(graph: Graph) -> Graph:
-    """The graph with its products by weights in bfloat16, added up in float32 inside; the stream stays as it is."""
-
-    def rough(node: LinearNode) -> LinearNode:
-        if node.fully_connected is None or len(node.terms) != 1:
-            return node
-        weight, exact = node.fully_connected.weight.detach().bfloat16(), node.terms[0].adjoint
-        shape = graph.shapes[node.terms[0].input]
-
-        def adjoint(block: Tensor) -> Tensor:
-            if block.dtype.itemsize > 4:
-                return exact(block)
-            out = block.reshape(*block.shape[:-1], weight.shape[0]).bfloat16() @ weight
-            return out.to(block.dtype).reshape(block.shape[0], *shape)
-
-        return replace(node, terms=(replace(node.terms[0], adjoint=adjoint),))
-
-    return replace(graph, nodes={step: rough(node) for step, node in graph.nodes.items()})
-
-
-def block_columns(found: Linearised, operator: LocalOperator, planned: int = COLUMNS) -> int:
-    """Columns of one block: what `max_memory` holds, and no more than is worth it, `planned` by a plan."""
-    worth = planned if found.planned else max(8, ROWS // found.tokens)
+def block_columns(found: Linearised, operator: LocalOperator, worth: int = COLUMNS) -> int:
+    """Columns of one block of a plan: what `max_memory` holds, and no more than is worth it."""
     return max(1, min(found.width, operator.block_size, worth))
 
 
 def group_columns(found: Linearised) -> int:
     """Columns that go through a segment before the next one is planned."""
-    if len(found.segments) == 1:
+    if found.planned and len(found.segments) == 1:
         return COLUMNS
     return whole_blocks(found.width, found.tokens * found.width * found.local.graph.dtype.itemsize,
                         found.local.max_memory)
@@ -204,8 +152,3 @@ def whole_blocks(width: int, column: int, max_memory: int) -> int:
     """
     groups = -(-width * column // max(most_held(max_memory), COLUMNS * column))
     return -(-width // (groups * COLUMNS)) * COLUMNS
-
-
-def _mean(block: Tensor, axis: int) -> Tensor:
-    """Added up in float32 at least."""
-    return block.mean(axis, dtype=block.dtype if block.dtype.itemsize >= 4 else torch.float32)

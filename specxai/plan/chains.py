@@ -9,24 +9,22 @@ A gated block, two projections of which one is the other's factor, takes 16 k d�
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from specxai._once import once
+from specxai.graph.matrices import Times, position_matrices
 from specxai.plan.draft import Draft
 from specxai.plan.sites import Sites
 from specxai.plan.stages import Gather, Link, Place, Stage, Sum
 from specxai.plan.tables import count_distinct
 
-CHUNK = 1 << 22  # numbers that the scaled weights of some positions may take at once; one position's take what they do
 SLOWER = 1.3  # a matrix that serves one position, beside one that serves all, at 64 columns
 LINKS = 16  # from the first layers to the last, at the most
 LEAST = 100_000  # multiply-adds that a column must spare
-
-Times = Callable[[Tensor], Callable[[Tensor, Tensor], None]]  # as `matmul`
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,12 @@ class Wide:
         dtype        of the matrices, and of what is multiplied; None for that of the weights
         """
         transposed = transposed and len(self.near) == 1
-        made = self.matrices(device, transposed, matmul if times is None or dtype is not None else times, dtype)
+        made = self.matrices(device, transposed, times, dtype)
         sites = Sites((made.mT if transposed else made)[..., None], (1,), (1,), None, True, True, own=True)
         return Gather(step=self.far.step, reads=self.reads, writes=self.writes, sites=sites, own=self.own,
                       place=self.place)
 
-    def matrices(self, device: torch.device, transposed: bool, times: Times,
+    def matrices(self, device: torch.device, transposed: bool, times: Times | None,
                  dtype: torch.dtype | None = None) -> Tensor:
         """W_far Σ diag(factor) W_near, (positions, outputs, inputs), or W_nearᵀ diag(factor) W_farᵀ of one part."""
         left = _weight(self.far).to(device)  # (outputs, h)
@@ -139,45 +137,7 @@ class Wide:
         if transposed:
             left, right = right[0].mT.contiguous(), [left.mT.contiguous()]
         factors = torch.stack([part.factor for part in self.chain.parts]).to(left)
-        live = factors.ne(0).any(0)
-        if 4 * int(live.sum()) < 3 * live.numel():
-            return _over_live(left, right, factors, live).to(dtype)
-        left = left.to(dtype)
-        (middle, columns), positions = right[0].shape, factors.shape[1]
-        some = min(positions, max(1, CHUNK // (middle * columns)))
-        made, room = left.new_empty(positions, len(left), columns), left.new_empty(some, middle, columns)
-        multiply = times(left)
-        for start in range(0, positions, some):
-            of = factors[:, start:start + some, :, None]
-            multiply(_scaled(right, of, room[:of.shape[1]]), made[start:start + some])
-        return made
-
-
-def matmul(left: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """(matrices (p, h, n), room (p, m, n)) ↦ the products with `left` (m, h) into that room."""
-
-    def multiply(right: Tensor, into: Tensor) -> None:
-        for one, made in zip(right, into, strict=True):
-            torch.mm(left, one, out=made)
-
-    return multiply
-
-
-def _over_live(left: Tensor, right: Sequence[Tensor], factors: Tensor, live: Tensor) -> Tensor:
-    """The same position by position, without the units that are dead there."""
-    made = left.new_empty(len(live), len(left), right[0].shape[1])
-    for position, into in enumerate(made):
-        at = live[position].nonzero().flatten()
-        parts = [weight[at] for weight in right]
-        torch.mm(left[:, at], _scaled(parts, factors[:, position, at, None], torch.empty_like(parts[0])), out=into)
-    return made
-
-
-def _scaled(weights: Sequence[Tensor], factors: Tensor, room: Tensor) -> Tensor:
-    """Σ weight · factor, in the room that is given."""
-    for number, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
-        torch.mul(weight, factor, out=room) if number == 0 else room.addcmul_(weight, factor)
-    return room
+        return position_matrices(left, right, factors, times, dtype)
 
 
 def _weight(stage: Gather) -> Tensor:

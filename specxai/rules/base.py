@@ -91,6 +91,8 @@ class Term:
     entries  set where A_i is sparse: () -> (output units, input units, numbers), one entry each
     product  set for a product with held matrices
     low_rank set where A_i is a diagonal plus a low rank in groups of units: () -> what it is
+    onto     set where the adjoint makes a tensor of its own, and may be added to another on the way: (block, total, may
+             the total be overwritten?) -> total + adjoint(block)
 
     >>> double = Term(0, lambda block: 2 * block, lambda block: 2 * block, picks=unchanged, factor=2.0)
     >>> double.apply(torch.ones(1, 3))
@@ -106,6 +108,7 @@ class Term:
     entries: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     product: HeldProduct | None = None
     low_rank: Callable[[], DiagonalPlusLowRank] | None = None
+    onto: Callable[[Tensor, Tensor, bool], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,11 @@ class LinearNode:
     curved            its map changes with x although it is no gate: a product of two values, a stopped gradient
     joined            set for a concatenation: () -> (output units,) the unit that each one is, counted through the
                       terms' inputs one after the other, -1 for none
-    narrow            a product with a weight of fewer bits than blocks have, which its terms widen part by part
+    narrow            the weight (out, in) of a product over the last axis, of fewer bits than blocks have, which terms
+                      widen part by part
     together          all terms at once, where that is cheaper than their sum: the blocks of their inputs (None for
                       zero) -> the node's block
+    back              all adjoints at once: the node's block -> one for each term
 
     >>> import specxai
     >>> graph = specxai.linearize(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).graph
@@ -197,7 +202,8 @@ class LinearNode:
     curved: bool = False
     joined: Callable[[], Tensor] | None = None
     together: Callable[[Sequence[Tensor | None]], Tensor] | None = None
-    narrow: bool = False
+    back: Callable[[Tensor], Sequence[Tensor]] | None = None
+    narrow: Tensor | None = None
 
     @property
     def flops(self) -> int:

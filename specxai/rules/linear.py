@@ -86,6 +86,15 @@ def _matrix_term(call: Call, position: int, mine: torch.Size, held: Tensor, from
     return Term(call.ref(position), apply, adjoint, 2 * batch.numel() * rows * columns * inner, product=product)
 
 
+def adjoint_of(product: HeldProduct, block: Tensor) -> Tensor:
+    """What of a block (k, *S) at the product of a `HeldProduct` reaches its live factor, (k, stack, ·, ·), in the dtype
+    of the held one.
+    """
+    held, times = product.held, _times_columns if product.from_left else _times_rows
+    ends = (held.shape[1], -1) if product.from_left else (-1, held.shape[2])
+    return times(block.to(held.dtype).reshape(len(block), len(held), *ends), held.mT, held.shape[:1])
+
+
 def _times_rows(block: Tensor, held: Tensor, batch: torch.Size) -> Tensor:
     """(k, *B, m, n) · (*B, n, p): the rows of all probes are one matrix a batch, so that `held` is not copied."""
     k, (m, n), p = block.shape[0], block.shape[-2:], held.shape[-1]

@@ -54,4 +54,4 @@ def narrow_product(call: Call, dtype: torch.dtype) -> LinearNode | None:
 
     offset = None if bias is None else bias.detach().to(dtype).expand(shape)
     return one(call, apply, adjoint, position=position, offset=offset, flops=2 * own.numel() * weight.shape[0],
-               resets=True, narrow=True)
+               resets=True, narrow=weight)

@@ -113,7 +113,7 @@ def test_what_cannot_be_is_one_line(net, capsys, options, says):
 @pytest.mark.parametrize("more, says", [
     (["--count", "0"], "--count 0 is out of range"), (["--layers", "2"], "layer 2 is no source"),
     (["--skip-first", "19"], "no prompt is long enough"), (["--stack", "x"], "no list of two or more blocks 'x'"),
-    (["--products", "int8"], "products is 'int8': choose full or rough"),
+    (["--products", "int8"], "products is 'int8': choose auto, full or rough"),
 ])
 @pytest.mark.filterwarnings("ignore:prompt")
 def test_options_out_of_range_are_one_line(net, capsys, more, says):

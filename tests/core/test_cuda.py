@@ -49,8 +49,8 @@ def test_the_cuda_engine_is_the_torch_engine(seed):
         assert_close(ours.matmat(X), want, factor=8)
         assert_close(ours.rmatmat(Y), back, factor=8)
         assert torch.equal(ours.matmat(X), ours.matmat(X))
-        rough = ours.rough().matmat(X)
-        assert (rough - want).norm() <= 1e-4 * want.norm()
+        if ours.rough() is not None:  # whole values have none
+            assert (ours.rough().matmat(X) - want).norm() <= 1e-4 * want.norm()
 
 
 def test_explain_on_cuda_is_explain_on_torch():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import specxai
 from random_nets import Apply, random_net
@@ -260,6 +261,7 @@ def test_a_winner_of_two_windows_is_read_twice(engine, groups, dtype):
 MEASURE = """
 import sys, torch, specxai
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 torch.set_num_threads(1)
 torch.manual_seed(0)
 specxai.linearize(nn.ReLU().eval(), torch.ones(1, 4)).jacobian @ torch.ones(4)  # torch's own memory
@@ -361,3 +363,31 @@ def test_cotangents_on_the_way(start, dtype):
                 scale = max(float(want.abs().max()), 1e-3 * float(found[name][graph.input].abs().max()))
                 error = float((found[name][step] - want).abs().max())
                 assert error <= 20 * RELATIVE[dtype] * max(scale, torch.finfo(dtype).tiny), (seed, name, step)
+
+
+class Called(TorchDispatchMode):
+    """Names of the calls within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_where_cotangents_are_is_found_once():
+    """On a card their rows would be uploaded again, and each pass would wait for that."""
+    net = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).eval()
+    graph = specxai.linearize(net, torch.randn(1, 4), verify=False).graph
+    output = max(graph.nodes)
+    path = graph.between([graph.input], [output])
+    products = backends.make("torch", graph).products([graph.input], [output], [], taps=path)
+    Y, found = torch.randn(3, 2), [{}, {}]
+    products.rmatmat(Y, passed=found[0].__setitem__)
+    with Called() as called:
+        products.rmatmat(Y, passed=found[1].__setitem__)
+    assert not {"clamp_min", "lt", "ge", "_to_copy"} & set(called.names)
+    assert found[0].keys() == found[1].keys() == set(path)
+    assert all(torch.equal(found[0][step], found[1][step]) for step in path)

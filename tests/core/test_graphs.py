@@ -88,6 +88,22 @@ def test_a_captured_pass_has_an_arena_of_its_own():
     assert not engine.made.capturing
 
 
+def test_the_first_pass_finds_its_block_as_the_captured_one_lies():
+    """Kernels are compiled for the addresses that they get."""
+    met: list[int] = []
+
+    def run(block):
+        met.append(block.data_ptr() % graphs.ALIGNED)
+        return 2 * block
+
+    made = Graphs(CPU, captured([]))
+    shifted = torch.arange(13.0)[1:].view(4, 3)
+    assert shifted.data_ptr() % graphs.ALIGNED
+    for _ in range(3):
+        assert torch.equal(made.run("odd", run, shifted), 2 * shifted)
+    assert met == [0, 0, 0, 0]
+
+
 def test_the_oldest_goes():
     found: list[Again] = []
     made = Graphs(CPU, captured(found))

@@ -13,12 +13,18 @@ import specxai
 from cuda_harness import on_cpu  # noqa: F401  a fixture
 from random_nets import random_net
 from specxai import backends
-from specxai.backends.cuda import CudaEngine, engine
+from specxai.backends.cuda import CudaEngine, backend, engine
 from specxai.backends.cuda.stages import GatherWork
 from specxai.backends.products import PlannedBackend
 from specxai.plan import Planner, chains
 from tolerances import assert_close
 from waits import Waits
+
+
+@pytest.fixture
+def always_planned(monkeypatch):
+    """Where all units live, whole values would be taken."""
+    monkeypatch.setattr(backend, "is_mostly_live", lambda *map_: False)
 
 
 def both(local, layer: str | None = None, columns: int = 5):
@@ -55,6 +61,7 @@ class Activated(nn.Module):
         return x + self.wide(x)
 
 
+@pytest.mark.usefixtures("always_planned")
 @pytest.mark.parametrize("kind", [Activated, lambda: nn.Sequential(nn.Linear(20, 70), nn.GELU(), nn.Linear(70, 20))])
 def test_matrices_in_place_of_a_wide_middle(monkeypatch, kind):
     monkeypatch.setattr(chains, "LEAST", 1)
@@ -135,6 +142,7 @@ GELUS = {
 }
 
 
+@pytest.mark.usefixtures("always_planned")
 @pytest.mark.parametrize("columns", [3, 33])
 @pytest.mark.parametrize("name", GELUS)
 def test_a_copy_with_factors_is_part_of_its_layer(name, columns):
@@ -175,6 +183,20 @@ def test_a_stage_beyond_the_indices_runs_on_torch_and_says_so(monkeypatch):
     assert left
     assert all((name, "more than 32-bit indices reach" in why) == ("torch", True) for _, name, why in left)
     assert "on the torch engine: 3, 432 weights, more than" in ours.report()
+
+
+@pytest.mark.usefixtures("always_planned")
+def test_a_layer_beyond_the_indices_takes_no_factors(monkeypatch):
+    """Its kernel would be the one that cannot index it."""
+    net, shape, taken = GELUS["two readers"]
+    monkeypatch.setattr(engine, "INDICES", 399)  # of the 400 weights that read the copy
+    ours, oracle = pair(net.eval(), torch.randn(1, *shape))
+    assert taken
+    kinds = [type(work).__name__ for work in ours.jacobian._products._work]
+    assert "Half" not in kinds
+    assert kinds.count("Instead") == len(ours.jacobian.other_engines())
+    for got, want in zip(both(ours), both(oracle), strict=True):
+        assert_close(got, want, factor=8)
 
 
 def test_costs_are_those_of_the_plan():

@@ -14,7 +14,7 @@ from specxai.backends.composed import Composed
 from specxai.errors import FileError
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearizer
-from specxai.lens.sweep import in_bfloat16, rough_of, sweep, unit_rows
+from specxai.lens.sweep import rough_of, sweep, unit_rows
 from specxai.zoo.gpt import GPT, Block
 
 LENGTHS = (20, 20, 31, 20, 12)
@@ -170,7 +170,8 @@ def test_blocks_and_groups_give_the_same(gpt, columns, held, monkeypatch):
     prompts = some_prompts((20,))
     wanted = reference_lens(gpt, gpt.blocks, prompts, [0, 2], skip_first=5)
     monkeypatch.setattr("specxai.lens.sweep.COLUMNS", columns)
-    monkeypatch.setattr("specxai.lens.segments.HELD", held)
+    for module in ("sweep", "whole"):
+        monkeypatch.setattr(f"specxai.lens.{module}.most_held", lambda max_memory: held)
     lens = specxai.lens.fit(gpt, prompts, [0, 2], skip_first=5)
     assert max(relative(lens.J[layer], wanted[layer]) for layer in wanted) < 1e-5
 
@@ -183,9 +184,9 @@ def test_rough_products_in_either_way():
     rows = unit_rows(found, 0, 64)
     exact = sweep(found, rows)
     errors = {kind: relative(sweep(found, rows, rough), exact) for rough, kind in (
-        rough_of(found), (in_bfloat16(found.local.graph), "weights in bfloat16"))}
+        rough_of(found), (torch.bfloat16, "bfloat16"))}
     for kind, error in errors.items():
-        assert 1e-6 < error < {"16-bit factors": 2e-3, "weights in bfloat16": 0.02}[kind], errors
+        assert 1e-6 < error < {"16-bit factors": 2e-3, "bfloat16": 0.02}[kind], errors
 
 
 class Tuples(nn.Module):

@@ -36,7 +36,7 @@ def test_the_estimate_is_near_what_is_held():
 def test_the_cotangents_are_no_more_than_estimated(monkeypatch):
     """Groups of 16 columns, blocks of 8; what a prompt's sweep holds at its widest."""
     monkeypatch.setattr("specxai.lens.sweep.COLUMNS", 8)
-    monkeypatch.setattr("specxai.lens.segments.HELD", 16 * WIDTH * 30 * 4)
+    monkeypatch.setattr("specxai.lens.sweep.most_held", lambda max_memory: 16 * WIDTH * 30 * 4)
     decoder, layers = Decoder(small_gpt()), list(range(BLOCKS - 1))
     found = Linearizer(decoder, layers, 5).at(some_prompts((30,))[0])
     at_once, columns, pull_back = [], {}, LocalOperator.pull_back

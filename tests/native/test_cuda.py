@@ -147,6 +147,14 @@ def test_gram(dtype, m, b, c):
         assert torch.equal(got, got.mT)
 
 
+def test_blocks_that_begin_alike_are_not_one_block():
+    memory = torch.randn(30 * 130)
+    X, Y = memory.view(30, 130), memory[:30 * 7].view(30, 7)
+    for left, right in ((X, Y), (Y, X)):
+        torch.testing.assert_close(both_orders(lambda left=left, right=right: cuda.gram(left, right)),
+                                   left.double().mT @ right.double(), rtol=1e-13, atol=1e-11)
+
+
 @pytest.mark.parametrize("m, b", [(1, 1), (100, 7), (65, 8), (64, 9), (200, 64), (33, 128), (0, 4), (5, 0)])
 def test_solve_triangular(dtype, m, b):
     Q = torch.randn(m, b, dtype=torch.float64)

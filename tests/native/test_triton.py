@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from triton_harness import assert_no_atomics, built_for, interpret
+from triton_harness import accesses, assert_no_atomics, built_for, interpret
 
 ROW_SUM = """
 import torch
@@ -108,4 +109,96 @@ def test_low_rank_compiles_without_spills(real, instruction, rank, probes, capab
     built = built_for(stage.low_rank_kernel, types, constants, capability, aligned=list(types))
     assert instruction in built.ptx
     assert built.spills == 0
+    assert_no_atomics(built.ptx)
+
+
+TRITON_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+ONE, SIXTEENS = 1, 16  # what sizes and strides are told to be: one, or multiples of sixteen
+
+
+def group_rows_built(size: int, rank: int, block, out, onto, capability: int, sizes: int = SIXTEENS):
+    """The kernel for groups of so many units, and the warps of a program."""
+    from specxai.kernels import group_rows as stage
+
+    probes, units, warps = stage.tile_for(size, block)
+    types = {name: f"*{TRITON_NAMES[t]}" for name, t in (("block", block), ("out", out), ("onto", onto)) if t}
+    names = ("diagonal", "left", "right") if rank else ("diagonal",)
+    types |= dict.fromkeys(names, "*fp64" if block is torch.float64 else "*fp32")
+    constants = {"RANK": rank, "HAS_ONTO": onto is not None, "UNIT": sizes, "BLOCK_PROBES": probes,
+                 "BLOCK_UNITS": units, "WHOLE": units >= size}
+    constants |= dict.fromkeys({"left", "right", "onto"} - types.keys())
+    counts = ("n_units", "n_groups", "n_probes", "block_probe", "block_group", "onto_probe", "onto_group", "out_probe",
+              "out_group")
+    (constants if sizes == ONE else types).update(dict.fromkeys(counts, 1 if sizes == ONE else "i32"))
+    return built_for(stage.group_rows_kernel, types, constants, capability, warps=warps), warps
+
+
+def scaled_weights_built(columns: int, parts: int, stored, made, capability: int, sizes: int = SIXTEENS):
+    """The kernel for weights of so many columns, and the numbers of a thread's tile."""
+    from specxai.kernels import scaled_weights as stage
+
+    rows, wide = stage.tile_for(columns)
+    pointers = ("first", "second", "third")
+    types = dict.fromkeys(pointers[:parts], f"*{TRITON_NAMES[stored]}")
+    types |= {"factors": "*fp32", "out": f"*{TRITON_NAMES[made]}"}
+    constants = {"WEIGHTS": parts, "UNIT": sizes, "POSITIONS": stage.POSITIONS, "BLOCK_ROWS": rows,
+                 "BLOCK_COLUMNS": wide} | dict.fromkeys(pointers[parts:])
+    counts = ("n_rows", "column_units", "n_positions")
+    (constants if sizes == ONE else types).update(dict.fromkeys(counts, 1 if sizes == ONE else "i32"))
+    return built_for(stage.scaled_weights_kernel, types, constants, capability), rows * wide // 128
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("size", [64, 512, 768, 4096, 8192, 9008])
+@pytest.mark.parametrize(("block", "out", "onto"), [
+    (torch.bfloat16, torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16, None),
+    (torch.float32, torch.bfloat16, torch.float32), (torch.float64, torch.float64, torch.float64)])
+def test_group_rows_compiles_without_spills(block, out, onto, size, rank, capability):
+    """All that is read and written goes sixteen bytes at a time, and registers leave room for two programs a processor
+    up to 4096 units, so that one reads while another sums."""
+    built, warps = group_rows_built(size, rank, block, out, onto, capability)
+    assert built.spills == 0
+    assert {width for _, width in accesses(built.ptx)} == {16}
+    assert 2 * 32 * warps * built.registers <= 65536 or size > 4096
+    assert_no_atomics(built.ptx)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("made", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_scaled_weights_compiles_without_spills(stored, made, parts, capability):
+    """Sixteen bytes at a time; weights are read once, and a position has factors to read and a tile to write."""
+    built, numbers = scaled_weights_built(4096, parts, stored, made, capability)
+    assert built.spills == 0
+    found = accesses(built.ptx)
+    assert found["ld", 16] == parts * numbers * stored.itemsize // 16
+    assert found["st", 16] == numbers * made.itemsize // 16
+    assert {access for access in found if access[1] != 16} == {("ld", 4)}, "only factors are read one by one"
+    assert_no_atomics(built.ptx)
+
+
+def test_sizes_of_one_compile():
+    """Triton takes them for constants, which have no types of their own."""
+    for rank in (0, 2):
+        for size in (1, 9001):
+            group_rows_built(size, rank, torch.float16, torch.bfloat16, torch.bfloat16, 90, ONE)
+    for parts in (1, 3):
+        scaled_weights_built(1, parts, torch.bfloat16, torch.bfloat16, 90, ONE)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("entries", [1, 8])
+@pytest.mark.parametrize("real", ["fp32", "fp16", "bf16"])
+def test_route_compiles_without_spills(real, entries, capability):
+    from specxai.kernels import route as stage
+
+    types = {"at": "*i32", "scale": "*fp32", "block": f"*{real}", "out": f"*{real}"}
+    types |= dict.fromkeys(("n_units", "n_probes", "stride_in", "stride_out"), "i32")
+    constants = {"ENTRIES": entries, "BLOCK_UNITS": stage.UNITS, "BLOCK_PROBES": stage.PROBES}
+    built = built_for(stage.route_kernel, types, constants, capability, stage.WARPS)
+    assert built.spills == 0
+    assert built.registers <= 160
+    assert "fma.rn.f32" in built.ptx
     assert_no_atomics(built.ptx)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attention_reference import assert_right, drawn
+from rounding import assert_rounded
 from test_stages import random_stage, rows
 from tolerances import RELATIVE
 
@@ -82,6 +83,45 @@ def test_depthwise_small(dtype, probes):
     got, again = twice(lambda out: depthwise(tables, Z, out), Z.new_empty(len(dense), probes))
     assert torch.equal(got[written], again[written])
     assert_within(got[written], dense[written.cpu()], Z, "fp64" if dtype is torch.float64 else "fp32")
+
+
+@pytest.mark.parametrize("block", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("probes", "groups", "size"), [(1, 1, 24), (9, 3, 768), (3, 2, 8203)])
+def test_group_rows(probes, groups, size, block):
+    """A softmax's form into bfloat16 or the block's dtype, and a norm's onto a stream, in place."""
+    from specxai.kernels.group_rows import group_rows
+
+    real = torch.float64 if block is torch.float64 else torch.float32
+    Z = torch.randn(2 * probes, groups, size, device="cuda").to(block)[::2]
+    diagonal, stream = torch.randn(groups, size, dtype=real), torch.randn(probes, groups, size, dtype=real)
+    left, right = torch.randn(2, 2, groups, size, dtype=real)
+    z = Z.cpu().double()
+    for rank, onto in ((1, None), (2, stream)):
+        sums = torch.einsum("rgj,pgj->rpg", right[:rank].double(), z)
+        want = diagonal.double() * z + torch.einsum("rgi,rpg->pgi", left[:rank].double(), sums)
+        want = want if onto is None else onto.double() + want
+        found = []
+        for _ in range(2):
+            out = torch.full_like(Z, torch.nan) if onto is None else onto.to("cuda", copy=True)
+            tables = (t.cuda() for t in (diagonal, left[:rank], right[:rank]))
+            group_rows(Z, *tables, out=out, onto=None if onto is None else out)
+            found.append(out.cpu())
+        assert torch.equal(*found)
+        assert_rounded(found[0], want, real)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("parts", "positions", "h", "n"), [(1, 1, 1, 40), (3, 35, 10, 300)])
+def test_scaled_weights(parts, positions, h, n, stored):
+    from specxai.kernels.scaled_weights import scaled_weights
+
+    weights, factors = torch.randn(parts, h, n).to(stored), torch.randn(parts, positions, h)
+    want = torch.einsum("iph,ihn->phn", factors.double(), weights.double())
+    for made in (stored, torch.bfloat16):
+        got, again = twice(lambda out: scaled_weights(list(weights.cuda()), factors.cuda(), out),
+                           torch.empty(want.shape, dtype=made, device="cuda"))
+        assert torch.equal(got, again)
+        assert_rounded(got.cpu(), want, torch.float32)
 
 
 @pytest.mark.parametrize(("length", "width", "causal"), [(128, 64, True), (100, 128, False), (300, 40, True)])

@@ -42,6 +42,7 @@ class Built:
     products   the matrix instructions in it, and how many
     copies     bytes of an asynchronous copy -> how many
     spills     bytes of the stack
+    looped     accesses to the stack within a loop
     shared     bytes of shared memory
     """
 
@@ -50,6 +51,7 @@ class Built:
     copies: Counter
     registers: int
     spills: int
+    looped: int
     shared: int
 
 
@@ -78,19 +80,39 @@ def built_for(kernel, types: dict[str, str], constants: dict, capability: int = 
     ptx = made.asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag]\.\S+ \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", ptx)
     registers, spills = _resources(made.asm["cubin"])
+    looped = looped_in(_cuobjdump("-sass", made.asm["cubin"])) if spills else 0
     return Built(ptx, Counter(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\.\S+", ptx)),
-                 Counter(int(size, 0) for size in copies), registers, spills, made.metadata.shared)
+                 Counter(int(size, 0) for size in copies), registers, spills, looped, made.metadata.shared)
+
+
+def accesses(ptx: str) -> Counter:
+    """(ld or st, bytes) of each access of a thread to global memory -> how many."""
+    found = re.findall(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\s", ptx)
+    return Counter((kind, int(lanes or 1) * int(bits) // 8) for kind, lanes, bits in found)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """(registers of a thread, bytes of its stack and local memory)."""
+    told = _cuobjdump("-res-usage", cubin)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", told).groups())
+    return registers, stack + local
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", told.stdout).groups())
-    return registers, stack + local
+        command = [TOOLS / "cuobjdump", option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def looped_in(code: str) -> int:
+    """Accesses to the stack between where a branch leads back to and the branch, in machine code."""
+    found = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)]
+    leads = [(at, re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", text)) for at, text in found]
+    loops = [(int(lead[1], 16), at) for at, lead in leads if lead and int(lead[1], 16) <= at]
+    return sum(any(first <= at <= last for first, last in loops)
+               for at, text in found if re.search(r"\b(STL|LDL)\b", text))
 
 
 def assert_no_atomics(ptx: str) -> None:

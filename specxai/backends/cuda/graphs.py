@@ -19,6 +19,7 @@ from torch import Tensor
 
 Pass = Callable[[Tensor], Tensor]
 KEPT = 4  # passes of an operator: two directions, rough and not
+ALIGNED = 16  # bytes: kernels differ with what their addresses are a multiple of
 
 
 class Graph(Protocol):
@@ -48,7 +49,6 @@ class Graphs:
 
     kept = KEPT
 
-
     def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
         self._capture = capture or Pool(device).capture
         self._seen: set[Hashable] = set()
@@ -62,7 +62,8 @@ class Graphs:
         with self._lock:
             if self._refused or key not in self._seen:
                 self._seen.add(key)
-                return made(block)
+                # As the captured pass's own block will lie: else it would compile kernels while it is captured.
+                return made(block if block.data_ptr() % ALIGNED == 0 else block.clone())
             kept = self._kept.get(key) or self._new(key, made, block)
             if kept is None:
                 return made(block)

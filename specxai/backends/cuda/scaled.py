@@ -116,6 +116,8 @@ def with_scaled(work: list[Executable], plan: Plan, dtype: torch.dtype, device: 
     """The executables of a plan's stages, with such pairs in place of copies and layers."""
     work = list(work)
     for k, pair in scaled_pairs(plan, dtype).items():
+        if hasattr(work[k + 1], "instead"):  # beyond the kernels' indices
+            continue
         made = ScaledGather(pair, dtype, device)
         work[k], work[k + 1] = Half(made, False, 2 * pair.copied), Half(made, True, 0)
     return work

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specxai.plan import Gather
-
-
-@cache
-def has_bfloat16() -> bool:
-    """Does the processor multiply bfloat16 numbers, so that they are not widened first?"""
-    tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    return any(test is not None and test() for test in tests)
 
 
 class InBfloat16:

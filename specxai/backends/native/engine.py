@@ -10,13 +10,14 @@ from torch import Tensor
 
 from specxai import native
 from specxai.backends.engine import Executable
-from specxai.backends.native.bfloat16 import InBfloat16, has_bfloat16
+from specxai.backends.native.bfloat16 import InBfloat16
 from specxai.backends.native.depthwise import MOST_TAPS, DepthwiseWork
 from specxai.backends.native.gather import GatherWork
 from specxai.backends.native.groups import GroupWork
 from specxai.backends.native.sums import SumWork
 from specxai.backends.opaque import OpaqueTerms
 from specxai.plan import Gather, LowRank, Stage, Sum
+from specxai.precision import has_bfloat16
 
 # Time of a column of a product of so many, over its live operations at the multiply-add peak: VGG11-BN's convolutions
 # in a solver, forward and adjoint, two cores with AVX-512.  Below 16 the lanes are units, of which half are dead; rough
@@ -46,6 +47,7 @@ class NativeEngine:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.has_rough = dtype is torch.float32 and native.has_rough()
+        self.grade = "float32, sought in 16-bit integers" if self.has_rough else str(dtype).removeprefix("torch.")
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):
@@ -62,7 +64,7 @@ class NativeEngine:
     @property
     def rough_matrices(self) -> torch.dtype | None:
         """Of matrices of positions for rough products; None for the full one."""
-        return torch.bfloat16 if self.has_rough and has_bfloat16() else None
+        return torch.bfloat16 if self.has_rough and has_bfloat16("cpu") else None
 
     def times(self, left: Tensor) -> Callable[[Tensor, Tensor], None]:
         """As `specxai.plan.chains.matmul`, at the rate of the kernels."""
