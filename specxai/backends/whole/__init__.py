@@ -62,11 +62,16 @@ def joined(graph: Graph, kept: Iterable[int], dtype: torch.dtype | None = None, 
     if splits is None:
         splits = graph.device.type == "cuda" and has_bfloat16(graph.device)
     splits = splits and dtype is None and graph.dtype is torch.float32
-    live = graph.ancestors(kept)  # others read what lies between, but lead nowhere
-    exact = with_norms(replace(graph, nodes={step: node for step, node in graph.nodes.items() if step in live}), kept)
+    exact = _leading(with_norms(_leading(graph, kept), kept), kept)
     made = exact if dtype is None else in_bfloat16(exact, kept)
     made = with_split_weights(made, kept) if splits else made
-    made = with_attention(made, attentions(exact, kept), dtype or graph.dtype)
+    made = _leading(with_attention(made, attentions(exact, kept), dtype or graph.dtype), kept)
     if has_kernels(graph.device):  # elsewhere views are cheaper than to gather
         made = with_routes(made, routes(made, kept))
     return Joined(made, dtype or graph.dtype, exact, kept, splits)
+
+
+def _leading(graph: Graph, kept: Iterable[int]) -> Graph:
+    """Without the nodes that lead to no kept step: they read what lies between, and would keep it apart."""
+    live = graph.ancestors(kept)
+    return replace(graph, nodes={step: node for step, node in graph.nodes.items() if step in live})
