@@ -19,6 +19,7 @@ from specxai.backends.whole.routes import routes, with_routes
 from specxai.backends.whole.split import with_split_weights
 from specxai.backends.whole.steps import weights_of
 from specxai.graph import Graph
+from specxai.graph.matrices import together
 from specxai.native.triton import has_kernels
 from specxai.precision import has_bfloat16
 
@@ -46,9 +47,12 @@ class Joined:
         return [] if self.splits else middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
 
     def between(self, source: int, target: int, found: Iterable[Middle]) -> tuple[Graph, int]:
-        """(the graph with matrices in place of those of the middles that lie between two steps, their bytes)."""
+        """(the graph with matrices in place of those of the middles that lie between two steps; the bytes of these, and
+        of what one is made with).
+        """
         inside = [middle for middle in found if source <= middle.source and middle.far <= target]
-        size = self.dtype.itemsize * sum(middle.size for middle in inside)
+        rooms = [one.scaled * together(one.scaled, one.positions, self.graph.device) for one in inside]
+        size = self.dtype.itemsize * (sum(middle.size for middle in inside) + max(rooms, default=0))
         return with_matrices(self.graph, inside, weights_of(self.exact), self.dtype), size
 
 
