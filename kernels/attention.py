@@ -122,13 +122,17 @@ class Cut:
     columns: int = 1
 
 
-def cuts_for(columns: int, stack: int, rows: int, keys: int, width: int, dtype: torch.dtype, precision: str = "tf32x3",
-             capability: int = 90) -> tuple[Cut, ...]:
+OUTPUTS = Cut(64, 32, 64, 8, 2)  # of P V
+
+
+def cuts_for(columns: int, stack: int, rows: int, keys: int, width: int, dtype: torch.dtype,
+             pattern: torch.dtype | None = None, precision: str = "tf32x3", capability: int = 90) -> tuple[Cut, ...]:
     """One cut, where a program holds all rows and keys, or those of rows and of keys; what compiles without spills
     (tests/native/test_triton_attention.py), not measured on a card yet.
 
     Args:
         width: the larger of a query's and a value's.
+        pattern: its dtype, that of the blocks if None.
         capability: of the card, ten times its major and minor number.
 
     >>> cuts_for(2048, 32, 128, 128, 64, torch.bfloat16)
@@ -136,16 +140,25 @@ def cuts_for(columns: int, stack: int, rows: int, keys: int, width: int, dtype: 
     >>> [(cut.rows, cut.keys) for cut in cuts_for(2048, 32, 512, 512, 64, torch.bfloat16)]
     [(128, 64), (64, 64)]
     """
-    panel, high, wide = (max(16, triton.next_power_of_2(size)) for size in (width, rows, keys))
+    panel, high, wide = _filled(width), _filled(rows), _filled(keys)
+    most, hopper = max(high, wide), capability >= 90
     if dtype is torch.float32:
-        warps, stages = (8, 1) if precision == "fp32" else (4, 2)
-        return (Cut(32, 32, min(panel, 64), warps, stages),) * 2
-    most = max(high, wide)
-    if most * panel <= 128 * 64 and most <= 128:
-        many = max(1, min(MOST_COLUMNS, columns * stack // (2 * PROGRAMS)))
-        return (Cut(high, wide, panel, 4 if most * panel <= 64 * 64 else 8, 2, many),)
-    if most <= 128 and panel <= 128 and capability >= 90:
-        return (Cut(high, wide, panel, 8, 1),)
+        if precision == "fp32":
+            return (Cut(32, 32, min(panel, 64), 8, 1),) * 2
+        if panel > 64 or precision == "bf16x6":
+            fewer = 32 if hopper or precision != "bf16x6" else 16
+            return Cut(64, 32, min(panel, 32), 8, 2), Cut(fewer, 64, min(panel, 32), 8, 2)
+        return Cut(64, 32, panel, 8, 2), Cut(32, 32, panel, 8, 2)
+    if most <= (128 if pattern in (None, dtype) else 64):  # a program keeps a pattern twice where it is converted
+        if most * panel <= 128 * 64:
+            many = max(1, min(MOST_COLUMNS, columns * stack // (2 * PROGRAMS)))
+            warps = 8 if most > 64 or panel > 64 else 4 if most > 32 or panel > 32 else 1
+            return (Cut(high, wide, panel, warps, 2, many),)
+        if panel <= 128 and hopper:
+            return (Cut(high, wide, panel, 8, 1),)
+    if not hopper:
+        panel = panel if panel <= 128 else 64
+        return Cut(64, 64, panel, 4, 2), Cut(32, 64, panel, 8, 2)
     if panel <= 64:
         return Cut(128, 64, panel, 8, 2), Cut(64, 64, panel, 4, 2)
     if panel <= 128:
@@ -187,7 +200,7 @@ def attention_adjoint(cotangent: Tensor, pattern: Tensor, query: Tensor, key: Te
             made.zero_()
         return
     mode = _mode(precision, cotangent.dtype)
-    cuts = cuts or cuts_for(k, stack, rows, keys, max(width, value_width), cotangent.dtype, precision,
+    cuts = cuts or cuts_for(k, stack, rows, keys, max(width, value_width), cotangent.dtype, pattern.dtype, precision,
                             _capability(cotangent.device))
     near = rows * keys * pattern.element_size() + (rows + keys) * (width + value_width) * key.element_size()
     together = _together(stack, near)
@@ -212,10 +225,11 @@ def attention_adjoint(cotangent: Tensor, pattern: Tensor, query: Tensor, key: Te
         outputs = cotangent.new_empty(stack, rows, value_width, dtype=torch.float32)
         sums = cotangent.new_empty(k, stack, rows, dtype=torch.float32)
         by_rows, by_keys = cuts
-        output_kernel[(stack * triton.cdiv(rows, 64) * triton.cdiv(value_width, 64),)](
+        output_kernel[(stack * triton.cdiv(rows, OUTPUTS.rows) * triton.cdiv(value_width, OUTPUTS.panel),)](
             pattern, value, outputs, rows, keys, value_width, *of("pattern", "value"), MODE=mode,
             SUM_MODE=mode if cotangent.dtype is torch.float32 else dot_mode("tf32x3", torch.float32), CAUSAL=causal,
-            BLOCK_ROWS=64, BLOCK_KEYS=32, PANEL=64, num_warps=8, num_stages=2)
+            BLOCK_ROWS=OUTPUTS.rows, BLOCK_KEYS=OUTPUTS.keys, PANEL=OUTPUTS.panel, num_warps=OUTPUTS.warps,
+            num_stages=OUTPUTS.stages)
         for kernel, cut, count, tile, others, made in (
                 (query_kernel, by_rows, rows, by_rows.rows, (pattern, key, value, outputs, sums), ("made_query",)),
                 (key_kernel, by_keys, keys, by_keys.keys, (pattern, query, value, sums), ("made_key", "made_value"))):

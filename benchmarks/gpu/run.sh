@@ -96,11 +96,11 @@ else
         # Without torch's cache each tensor is an allocation of its own, so that reads beyond it are seen.
         export PYTORCH_NO_CUDA_MEMORY_CACHING=1
         for tool in memcheck racecheck; do
-            begin "compute-sanitizer $tool" 30 compute-sanitizer --tool $tool \
+            begin "compute-sanitizer $tool" 60 compute-sanitizer --tool $tool \
                 --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/native/test_triton_gpu.py \
                 -k "small and (tf32x3 or bf16x3) and (8 or 64)"
             # Without graphs, whose memory is never an allocation of its own.
-            SPECXAI_TEST_GRAPHS=0 begin "compute-sanitizer $tool, CUDA" 30 \
+            SPECXAI_TEST_GRAPHS=0 begin "compute-sanitizer $tool, CUDA" 60 \
                 compute-sanitizer --tool $tool --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider \
                 tests/native/test_cuda_gpu.py -k small
         done

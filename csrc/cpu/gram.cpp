@@ -39,7 +39,7 @@ void gram(const T* left, std::int64_t n_left, const T* right, std::int64_t n_rig
     std::fill_n(sums, n_sums, 0.0);
     kernel(left + begin * n_left, n_left, right + begin * n_right, n_right, end - begin, sums, sums + n_sums);
   }
-  const bool symmetric = left == right;
+  const bool symmetric = left == right && n_left == n_right;
   for (std::int64_t i = 0; i < n_left; ++i) {
     for (std::int64_t j = 0; j < n_right; ++j) {
       const std::int64_t at = symmetric && j < i ? j * stride + i : i * stride + j;

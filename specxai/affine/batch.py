@@ -54,6 +54,18 @@ class Batch:
         """The same block (per input, k) for every input: (B · per input, k)."""
         return block.repeat(self.count, 1)
 
+    def check_same(self, ours: Tensor, theirs: Tensor) -> None:
+        """Raises MixedBatch where values (j, ...) of inputs of the batch are not those (j, 1, ...) of each alone."""
+        same = theirs.shape == (len(ours), 1, *ours.shape[1:])
+        if same:
+            theirs, finite = theirs[:, 0], torch.isfinite(theirs[:, 0])
+            gap, size = (torch.where(finite, value, 0).double().reshape(len(ours), -1).norm(dim=1)
+                         for value in (ours - theirs, theirs))
+            near = gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size
+            same = bool(near.all() & (finite == torch.isfinite(ours)).all())
+        if not same:
+            raise MixedBatch(f"{self.local.model_name} mixes the inputs of a batch")
+
     def pulled(self, operator: LinearOperator, weights: Tensor, seed: int = 0) -> Tensor:
         """Rᵢᵀwᵢ (B, n) of weights (B, m), certified to depend on each input's own weights only.
 

@@ -151,6 +151,12 @@ class LocalOperator(LinearOperator):
         """The same as products run by now: with matrices in place of wide middles, where those pay."""
         return self._products.flops_run + self.shape[0]
 
+    @property
+    def precision(self) -> str:
+        """In which numbers products are, in words; those of the reference where no other was made."""
+        made = self._products if "_products" in vars(self) else self.reference
+        return made.precision
+
     def column_cost(self, columns: int) -> float:
         return self._products.column_cost(columns)
 

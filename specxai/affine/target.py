@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 
-__all__ = ["resolve_target", "without_batch"]
+__all__ = ["resolve_target", "resolve_targets", "without_batch"]
 
 
 def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -39,6 +40,41 @@ def resolve_target(target, output: torch.Tensor) -> tuple[torch.Tensor, str]:
         position = _position(index, target, output)
         return _one_hot(position, output), _label(position, shape)
     return _weights(target, output)
+
+
+def resolve_targets(targets: Sequence, output: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """Weights (B, m) and labels of a target for each of the outputs (B, *shape), as `resolve_target` finds them.
+
+    A device is waited for once for all the largest, not for entries that are named, once for weights that several share
+    and once for each other target.
+
+    >>> resolve_targets([None, -1], torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]))[1]
+    ['output[1]', 'output[2]']
+    """
+    one, rows = output[:1], output.detach().reshape(len(output), -1)
+    shape, weights = without_batch(one.shape), torch.zeros_like(rows)
+    largest = _largest(rows) if rows.numel() and any(target is None for target in targets) else [None] * len(rows)
+    named, labels, found = {}, [], {}
+    for i, target in enumerate(targets):
+        index = None if target is None or callable(target) else _as_index(target)
+        position = largest[i] if target is None else None if index is None else _position(index, target, one)
+        if position is not None and rows.numel():
+            named[i], label = position, _label(position, shape)
+        else:
+            key = i if target is None or callable(target) else id(target)
+            if key not in found:
+                found[key] = resolve_target(target, output[i:i + 1])
+            weights[i], label = found[key]
+        labels.append(label)
+    if named:
+        weights[list(named), list(named.values())] = 1
+    return weights, labels
+
+
+def _largest(rows: torch.Tensor) -> list[int | None]:
+    """Where each row is largest; None where it holds NaN, which argmax counts as the largest."""
+    found = torch.where(torch.isnan(rows).any(1), -1, rows.argmax(1)).tolist()
+    return [None if position < 0 else position for position in found]
 
 
 def without_batch(shape: torch.Size) -> torch.Size:

@@ -15,6 +15,7 @@ from specxai.plan import Gather, Plan
 from specxai.plan.chains import Chain, Wide
 from specxai.plan.stages import Span
 
+INDICES = (1 << 31) - 1  # numbers of a layer's weights that kernels reach
 COPIES = 3  # of the matrices: as they are made, and as each direction reads them
 
 
@@ -100,7 +101,8 @@ def clear(arena: Tensor, spans: Sequence[Span]) -> None:
 def affordable(plan: Plan, itemsize: int, room: int) -> list[Chain]:
     """The chains whose matrices fit into so many bytes together, those that save most a byte first."""
     found = []
-    for chain in sorted(plan.chains, key=lambda chain: chain.size / chain.saved):
+    reached = [chain for chain in plan.chains if chain.size <= INDICES]
+    for chain in sorted(reached, key=lambda chain: chain.size / chain.saved):
         needed = matrix_bytes([chain], itemsize)
         if needed <= room:
             found.append(chain)

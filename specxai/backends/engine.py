@@ -60,6 +60,7 @@ class Engine(Protocol):
 
     name        as in `backend=`
     has_rough   are there cheaper products in fewer digits?
+    grade       in which numbers products are, in words
     dtype       of its blocks
 
     >>> from specxai.backends.torch import TorchEngine
@@ -70,6 +71,7 @@ class Engine(Protocol):
 
     name: str
     has_rough: bool
+    grade: str
     dtype: torch.dtype
 
     def lower(self, stage: Stage) -> Executable:
@@ -115,6 +117,7 @@ class Products(Protocol):
 
     backend: str  # its name
     has_rough: bool  # are there cheaper products in fewer digits?
+    precision: str  # in which numbers they are, in words
     opaque: list[int]  # steps that a plan runs through the reference's terms
     instead: list[tuple[int, str, str]]  # (step, engine, reason) of stages that another engine runs
 

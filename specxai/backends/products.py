@@ -93,6 +93,7 @@ class PlannedProducts:
 
     def __init__(self, plan: Plan, engine: Engine, arenas: Arenas, max_memory: int = 0) -> None:
         self.backend, self.has_rough, self.dtype = engine.name, engine.has_rough, engine.dtype
+        self.precision = engine.grade
         self._engine, self._arenas = engine, arenas
         # An engine may run several stages as one.
         self._work = (engine.lower_plan(plan) if hasattr(engine, "lower_plan") else

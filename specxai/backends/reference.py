@@ -52,8 +52,9 @@ class WholeValues:
         self._graph, self._sources, self._targets, self._held = graph, sources, targets, held
         self._columns, self._rows = columns, rows
         self._forth = self._back = graph  # which products go through
-        path = graph.between(sources, targets, held)
+        self._path = path = graph.between(sources, targets, held)
         self._taps = [step for step in taps if step in path]
+        self.precision = str(graph.dtype).removeprefix("torch.")
         # Three times the values: the result beside the block, and what a convolution unfolds.
         self._probe_bytes = 3 * graph.dtype.itemsize * peak_units(graph, path, sources, targets)
         self.opaque: list[int] = []  # there is no plan

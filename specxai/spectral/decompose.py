@@ -19,8 +19,8 @@ from specxai.spectral.contraction import project
 from specxai.spectral.decomposition import Decomposition
 from specxai.svd import svd
 
-__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "recorded",
-           "solved"]
+__all__ = ["Request", "decompose", "decomposed", "find_local", "fix_signs", "host", "joined", "settings_of",
+           "signs_of", "solved"]
 
 DEFAULT_RANK = 50
 
@@ -177,12 +177,21 @@ def fix_signs(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> torch
     ([2.0], [[-1.0]])
     """
     projections = project(right, x)
-    signs = projections.sign()
-    for k in (signs == 0).nonzero().flatten().tolist():
-        signs[k] = -1 if right[k, right[k].abs().argmax()] < 0 else 1
+    signs = signs_of(projections, right)
     for rows in (left, right):
         rows.mul_(signs[:, None].to(rows.dtype))
     return projections.abs()
+
+
+def signs_of(projections: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The sign ±1 (..., k), float64, by which rows (..., k, n) with these projections (..., k) are multiplied."""
+    signs = projections.sign()
+    undecided = signs == 0
+    if bool(undecided.any()):
+        rows = right[undecided]
+        largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))[:, 0]
+        signs[undecided] = torch.where(largest < 0, -1.0, 1.0).to(signs)
+    return signs
 
 
 def host(t: torch.Tensor) -> torch.Tensor:
@@ -203,25 +212,19 @@ def solved(local, split, request: Request, progress=None, start=None) -> Decompo
     with used() as names:
         svd = _svd(split.right, request, progress, start)
     _check_backend(svd, image, flat_x, split.layer, local.backend)
-    return recorded(svd, local, request, layer=split.layer, x=local.input, flat_x=flat_x, image=image,
-                    shape=split.shape, exactness=float(local.exactness), ran=joined(names, local))
-
-
-def recorded(svd, local, request: Request, *, layer: str, x: torch.Tensor, flat_x: torch.Tensor, image: torch.Tensor,
-             shape: torch.Size, exactness: float, ran: str) -> Decomposition:
-    """What a solver found at x, whose image under R is `image`, without the Local, of which it says what it is."""
     # Always a copy, since the signs are fixed in place; `contiguous` alone would alias the solver's for k = 1.
     right, left = (t.detach().cpu().T.clone(memory_format=torch.contiguous_format) for t in (svd.V, svd.U))
     own, s = host(flat_x), svd.S.detach().cpu().double()
     projections = fix_signs(left, right, own)
     return Decomposition(
-        layer=layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
+        layer=split.layer, U=left.T, S=s, V=right.T, residuals=svd.residuals.detach().cpu().double(),
         projections=projections, indices=torch.arange(len(s), device="cpu"),
-        x=own.reshape(without_batch(x.shape)), layer_shape=tuple(without_batch(shape)), image=host(image),
-        error=None if svd.error is None else float(svd.error), method=svd.method, products=int(svd.products),
-        seed=svd.seed, gates=local.gates, backend=local.backend, exactness=exactness,
-        agreement=_agreement(local), backends={"decomposition": ran},
-        settings=_settings(local, request, svd, s),
+        x=own.reshape(without_batch(local.input.shape)), layer_shape=tuple(without_batch(split.shape)),
+        image=host(image), error=None if svd.error is None else float(svd.error), method=svd.method,
+        products=int(svd.products), seed=svd.seed, gates=local.gates, backend=local.backend,
+        exactness=float(local.exactness), agreement=agreement_of(local),
+        backends={"decomposition": joined(names, local)},
+        settings=settings_of(local, request, {**_solver(svd, s), "precision": getattr(split.right, "precision", None)}),
     )
 
 
@@ -269,12 +272,15 @@ class _Empty:
         self.error, self.method, self.products, self.seed = None, "none", 0, seed
 
 
-def _settings(local, request: Request, svd, s: torch.Tensor) -> dict:
-    # The solver's certificates and choices, as far as it states them; in a form that a file's JSON header can hold.
+def _solver(svd, s: torch.Tensor) -> dict:
+    # The solver's certificates and choices, as far as it states them.
     certificate = {n: getattr(svd, n) for n in ("norm", "floor", "estimate", "converged") if hasattr(svd, n)}
-    certificate |= {"lambda_1": float(s[0])} if len(s) else {}
-    solver = {k: v if isinstance(v, bool | int | float | str | None) else str(v)
-              for k, v in {**getattr(svd, "settings", {}), **certificate}.items()}
+    return {**getattr(svd, "settings", {}), **certificate, **({"lambda_1": float(s[0])} if len(s) else {})}
+
+
+def settings_of(local, request: Request, solver: dict) -> dict:
+    """What a result says of how it was made; in a form that a file's JSON header can hold."""
+    solver = {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in solver.items()}
     return {"model": getattr(local, "model_name", None), "rank": request.rank, "tol": request.tol,
             "method": request.method, "output": _selector(local), "svd": solver,
             "specxai": __version__, "torch": str(torch.__version__)}
@@ -288,7 +294,7 @@ def _selector(local) -> str | None:
     return ".".join(map(str, chosen if isinstance(chosen, tuple) else [] if chosen is None else [chosen])) or None
 
 
-def _agreement(local) -> float | None:
+def agreement_of(local) -> float | None:
     found = getattr(local, "agreement", None)
     return None if found is None else float(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from specxai.spectral.decompose import Request, decomposed, find_local, host, jo
 from specxai.spectral.decomposition import Decomposition
 from specxai.spectral.explanation import Explanation
 
-__all__ = ["Terms", "explain", "read", "weighted"]
+__all__ = ["explain"]
 
 
 def explain(model, x: torch.Tensor | None = None, layer=None, target=None,
@@ -90,50 +89,25 @@ def _read(local, split, d: Decomposition, w: torch.Tensor, label: str) -> Explan
     with used() as names:
         pulled = split.left.rmatvec(w)  # Lᵀw, (m_s,)
         gradient = local.jacobian.rmatvec(w)
-        bypass, bypass_gradient = dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
-    biases = {k: float(v) for k, v in local.bias_contributions(target=w).items()}
-    return read(d, w, label, Terms(pulled, gradient, bypass, bypass_gradient, weighted(w, local.output),
-                                   weighted(w, local.bias), biases), local, not split.bypass.is_zero,
-                joined(names, local))
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What products with a target's weights w give at one input.
-
-    pulled (m_s,) Lᵀw;  gradient (n,) Jᵀw;  bypass, bypass_gradient (n,)   the part of the paths round the layer
-    output, bias, bias_contributions   w·f(x), w·b and {layer: w·β_l}
-    """
-
-    pulled: torch.Tensor
-    gradient: torch.Tensor
-    bypass: float
-    bypass_gradient: torch.Tensor
-    output: float
-    bias: float
-    bias_contributions: dict[str, float]
-
-
-def read(d: Decomposition, w: torch.Tensor, label: str, terms: Terms, local, around: bool, ran: str) -> Explanation:
-    """The target w·y from a decomposition and the products with w, which `ran` on a backend; local may be None."""
+        bypass, bypass_gradient = _dot(w, split.bypass.matvec(flat_x)), split.bypass.rmatvec(w)
     # Copies: the decomposition is read by other targets too.
     right, left = (t.T.clone(memory_format=torch.contiguous_format) for t in (d.V, d.U))
-    psi = project(left, host(terms.pulled))
+    pulled, shape = host(pulled), d.x.shape
+    psi = project(left, pulled)
     alpha = psi * d.S * d.projections
-    shape = d.x.shape
     return Explanation(
         layer=d.layer, target=host(w), target_label=label,
         S=d.S.clone(), alpha=alpha, psi=psi, projections=d.projections.clone(), residuals=d.residuals.clone(),
         indices=d.indices.clone(), right_vectors=right.reshape(len(d), *shape),
         left_vectors=left.reshape(len(d), *d.layer_shape), x=d.x.clone(),
-        output=terms.output, bias=terms.bias, bypass=terms.bypass,
+        output=_weighted(w, local.output), bias=_weighted(w, local.bias), bypass=bypass,
         # Not y − b − Σα: this way the sum of all terms against the output is a check, not an identity.
-        remainder=dot(terms.pulled, d.image) - float(alpha.sum()),
-        bias_contributions=terms.bias_contributions, gradient=host(terms.gradient).reshape(shape),
-        bypass_gradient=host(terms.bypass_gradient).reshape(shape),
+        remainder=_dot(pulled, d.image) - float(alpha.sum()),
+        bias_contributions={k: float(v) for k, v in local.bias_contributions(target=w).items()},
+        gradient=host(gradient).reshape(shape), bypass_gradient=host(bypass_gradient).reshape(shape),
         exactness=d.exactness, error=d.error, method=d.method, products=d.products, gates=d.gates,
-        backend=d.backend if local is None else local.backend, seed=d.seed, settings={**d.settings, "bypass": around},
-        local=local, agreement=d.agreement, backends={**d.backends, "targets": ran},
+        backend=local.backend, seed=d.seed, settings={**d.settings, "bypass": not split.bypass.is_zero},
+        local=local, agreement=d.agreement, backends={**d.backends, "targets": joined(names, local)},
     )
 
 
@@ -158,11 +132,11 @@ def _local_of(d: Decomposition, local):
     return local
 
 
-def weighted(w: torch.Tensor, values: torch.Tensor) -> float:
+def _weighted(w: torch.Tensor, values: torch.Tensor) -> float:
     """w·values where w is not zero: elsewhere an output may be infinite, as masked logits are."""
-    return dot(w[w != 0], values.flatten()[w != 0])
+    return _dot(w[w != 0], values.flatten()[w != 0])
 
 
-def dot(a: torch.Tensor, b: torch.Tensor) -> float:
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
     """a·b accumulated in float64; on the CPU, since not every device has float64."""
     return float(a.detach().cpu().double() @ b.detach().cpu().double())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -13,27 +14,29 @@ from torch.utils._pytree import tree_map_only
 
 from specxai._blocks import as_integer, identity_blocks
 from specxai._processes import spread
+from specxai.affine.alone import each_alone
 from specxai.affine.batch import Batch, MixedBatch
 from specxai.affine.captured import linearize
-from specxai.affine.local import Local
-from specxai.affine.target import resolve_target
+from specxai.affine.local import Local, Split
+from specxai.affine.target import resolve_target, resolve_targets
 from specxai.backends.used import used
 from specxai.errors import CaptureError, SpecXAIError, StaleError
+from specxai.operators import LinearOperator
 from specxai.precision import full_precision
-from specxai.spectral.decompose import Request, joined, recorded
-from specxai.spectral.explain import Terms, explain, read, weighted
+from specxai.spectral.decompose import Request, joined
+from specxai.spectral.explain import explain
 from specxai.spectral.explanation import Explanation
+from specxai.spectral.together import Found, Products, explanations
 from specxai.svd.certify import HELD_OUT, safety_factor
 from specxai.svd.dense import DenseSVDs, dense_svds
 from specxai.svd.products import ProgressBar, gaussian, generator_of
-from specxai.svd.result import SVDResult
 from specxai.svd.solve import check_options
 
 __all__ = ["explain_many"]
 
 MATRICES = 256 << 20  # bytes of the R_i of a batch
 WIDEST = 1024  # side of an R_i; wider ones are decomposed from products, one input after the other
-MOST = 256  # inputs of a batch
+MOST, MOST_ELSEWHERE = 256, 1024  # inputs of a batch on the CPU, and on devices, which wait for the host once a batch
 SQUARES = 1e140  # entries of an R_i up to this, and from its inverse on, have squares whose sums float64 holds
 
 
@@ -47,8 +50,12 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
 
     Where the layer or the input has at most 1,024 units, a whole batch is linearised at once, and a product is one with
     the R_i of every input; R_i is then small enough to be multiplied out, and is decomposed exactly.  That each input
-    is apart from the others is certified for every batch, and its output is compared with what it has alone; where
-    they differ, where the model runs with one input only, or where R_i is larger, each is explained alone.
+    is apart from the others is certified for every batch: products with one input's columns reach no other's, and its
+    output and the layer's are those of the model's program for one input, which `torch.vmap` runs at each, so that none
+    sees another.  One input, drawn by the seed, is given to the model itself; all are where the model's code decides by
+    an input's values, or where an op does not run under vmap.  What the code decides by anything but its input (how
+    often it ran, say) is seen at drawn inputs only.  Where inputs are not apart, where the model runs with one input
+    only, or where R_i is larger, each is explained alone.
 
     model      an nn.Module in eval mode
     inputs     (N, *input_shape), a data set's images, say, or token ids (N, T); or a list of inputs (1, *input_shape)
@@ -58,7 +65,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     rank, tol, method, seed, gates, backend, output, kwargs   as for `specxai.explain`; kwargs are the same for all
     each       further arguments by name of which every input has its own: tensors (N, ...), such as attention masks
     batch_size inputs that are taken together; by default as many as 256 MiB hold the R_i of and `max_memory` holds a
-               product with one vector of, at most 256
+               product with one vector of, at most 256 on the CPU and 1,024 elsewhere
     devices    one process each, as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]; the model and the options must be such as
                can be pickled, and a script needs `if __name__ == "__main__":`
     max_memory bytes that one product may hold
@@ -92,7 +99,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     if batch_size is not None and (size is None or size < 1):
         raise ValueError(f"batch_size={batch_size!r} is out of range: give a positive integer")
     each = _each(each, kwargs, len(inputs))
-    chosen = [target] * len(inputs) if targets is None else [_target(one) for one in targets]
+    chosen = [target] * len(inputs) if targets is None else _targets(targets)
     options = {"gates": gates, "backend": backend, "max_memory": max_memory, "output": output, "kwargs": kwargs}
     options = {name: value for name, value in options.items() if value is not None}
     asked = {"rank": rank, "tol": tol, "method": method, "seed": seed}
@@ -108,7 +115,7 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     split = first.split(layer)
     _check_targets(chosen, first.output)
     m, n = split.right.shape
-    most = MOST if size is None else size
+    most = size or (MOST if inputs.device.type == "cpu" else MOST_ELSEWHERE)
     if size is None:
         most = min(most, MATRICES // max(1, m * n * split.right.dtype.itemsize))
     if size is None or max_memory is not None:
@@ -160,17 +167,19 @@ def _with(options: dict, each: dict[str, Tensor], part: slice) -> dict:
     return {**options, "kwargs": {**options.get("kwargs", {}), **{name: own[part] for name, own in each.items()}}}
 
 
-def _target(one: Any) -> Any:
-    """A label as an int: an entry of a tensor of labels is a tensor."""
-    number = as_integer(one)
-    return one if number is None else number
+def _targets(targets: Sequence) -> list:
+    """Labels as ints: an entry of a tensor of labels is a tensor."""
+    if isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype in (torch.int64, torch.int32):
+        targets = targets.tolist()
+    numbers = [as_integer(one) for one in targets]
+    return [one if number is None else number for one, number in zip(targets, numbers, strict=True)]
 
 
 def _check_targets(targets: list, output: Tensor) -> None:
     """Raise what is wrong with a target of any input; what a callable returns only its own input shows."""
     numbers = {target for target in targets[1:] if isinstance(target, int)}
-    others = [target for target in targets[1:] if target is not None and not isinstance(target, int)]
-    for target in (targets[0], *numbers, *others):
+    others = {id(target): target for target in targets[1:] if target is not None and not isinstance(target, int)}
+    for target in (targets[0], *numbers, *others.values()):
         if target is targets[0] or isinstance(target, Tensor) or not callable(target):
             resolve_target(target, output)
 
@@ -269,57 +278,54 @@ class _Run:
             raise MixedBatch("the model does not run with several inputs as with one") from error
         local = batch.local
         with local.checked(), full_precision(local.input.device):
-            self.check_values(batch, inputs, each, part)
             split = local.split(self.layer)
+            self.check_values(batch, split.layer, inputs, each, part)
             shape = batch.per_input(split.shape, f"layer {split.layer!r}")
-            chosen = [resolve_target(target, local.output[i:i + 1]) for i, target in enumerate(targets[part])]
+            w, labels = resolve_targets(targets[part], local.output)
+            w = w.to(split.left.dtype)
             with used() as names:
-                svds, image = _decomposed(batch, split.right, self.request)
-            ran = joined(names, local)
-            w = torch.stack([weights for weights, _ in chosen]).to(split.left.dtype)
+                found = _decomposed(batch, split.right, self.request)
+            backends = {"decomposition": joined(names, local)}
             with used() as names:
-                pulled = batch.pulled(split.left, w).cpu()
-                gradient = batch.pulled(local.jacobian, w).cpu()
-                around = not split.bypass.is_zero
-                flat = local.input.reshape(-1).to(split.right.dtype)
-                passed = batch.parts(split.bypass.matvec(flat)).cpu() if around else torch.zeros_like(w, device="cpu")
-                back = batch.pulled(split.bypass, w).cpu() if around else torch.zeros_like(gradient)
-            biases = batch.bias_contributions(w)
-            bias, output = batch.parts(local.bias.flatten()).cpu(), batch.parts(local.output.flatten()).cpu()
-            exactness, w, xs = local.exactness_of(batch.count), w.cpu(), batch.parts(flat).cpu()
-            read_by, found = joined(names, local), []
-            for i, (_, label) in enumerate(chosen):
-                d = recorded(svds[i], local, self.request, layer=split.layer, x=local.input[i:i + 1], flat_x=xs[i],
-                             image=image[i], shape=shape, exactness=float(exactness[i]), ran=ran)
-                own = w[i].double()
-                terms = Terms(pulled[i], gradient[i], float(own @ passed[i].double()), back[i],
-                              weighted(own, output[i]), weighted(own, bias[i]),
-                              {name: float(part[i]) for name, part in biases.items()})
-                found.append(read(d, w[i], label, terms, None, around, read_by))
-            return found
+                products = _products(batch, split, w)
+            backends["targets"] = joined(names, local)
+            return explanations(batch, self.request, split.layer, shape, found, w, labels, products, backends)
 
-    def check_values(self, batch: Batch, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
-        """Raises MixedBatch where an output is not that of the input alone, which no derivative shows."""
-        alone, together = [], batch.local.output
-        for i in range(part.start, part.start + batch.count):
-            one = slice(i, i + 1)
-            recording, x = self.first.captured.given(inputs[one], kwargs=_with(self.options, each, one).get("kwargs"))
+    def check_values(self, batch: Batch, layer: str, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
+        """Raises MixedBatch where an output, or what the layer makes, is not that of the input alone, which no
+        derivative shows."""
+        one, local, drawn = self.first.captured, batch.local, list(range(batch.count))
+        steps = one.program.output, one.program.layers.get(layer, one.program.output)
+        theirs = None if local.captured.specialised else each_alone(one, local.input, local.captured.feed.tensors(),
+                                                                    steps)
+        if theirs is not None:
+            for mine, alone in zip((local.output, local.split(layer).value), theirs, strict=True):
+                batch.check_same(mine, alone)
+            drawn = [Random(f"{self.request.seed} {part.start}").randrange(batch.count)]
+        for i in drawn:
+            at = slice(part.start + i, part.start + i + 1)
+            recording, x = one.given(inputs[at], kwargs=_with(self.options, each, at).get("kwargs"))
             with torch.no_grad():
-                alone.append(recording.run_model(x).detach())
-        same = all(one.shape == together[:1].shape for one in alone)
-        if same:
-            theirs = torch.cat(alone)
-            finite = torch.isfinite(theirs)
-            gap, size = (torch.where(finite, value, 0).double().reshape(batch.count, -1).norm(dim=1)
-                         for value in (together - theirs, theirs))
-            near = gap <= torch.finfo(theirs.dtype).eps ** 0.5 * size
-            same = bool(near.all() & (finite == torch.isfinite(together)).all())
-        if not same:
-            raise MixedBatch(f"{batch.local.model_name} mixes the inputs of a batch")
+                batch.check_same(local.output[i:i + 1], recording.run_model(x).detach()[None])
 
 
-def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult], Tensor]:
-    """The R_i decomposed, and R_i x_i (B, m_s), on the CPU."""
+def _products(batch: Batch, split: Split, w: Tensor) -> Products:
+    """Raises MixedBatch where what one input's weights give depends on another's."""
+    local, wide = batch.local, w.double()
+    pulled, gradient = batch.pulled(split.left, w), batch.pulled(local.jacobian, w)
+    around = not split.bypass.is_zero
+    back, bypass = torch.zeros_like(gradient), torch.zeros_like(wide[:, 0])
+    if around:
+        passed = split.bypass.matvec(local.input.reshape(-1).to(split.right.dtype))
+        bypass, back = (wide * batch.parts(passed).double()).sum(1), batch.pulled(split.bypass, w)
+    # Where a weight is zero an output may be infinite, as masked logits are.
+    bias, output = (torch.where(w != 0, wide * batch.parts(value.flatten()).double(), 0).sum(1)
+                    for value in (local.bias, local.output))
+    return Products(pulled, gradient, bypass, back, output, bias, batch.bias_contributions(w), around)
+
+
+def _decomposed(batch: Batch, right: LinearOperator, request: Request) -> Found:
+    """The R_i, decomposed."""
     m, n = (size // batch.count for size in right.shape)
     tall, w = (right.T, m) if m <= n else (right, n)
     R = torch.empty(batch.count, max(m, n), w, dtype=right.dtype, device=right.device)
@@ -344,18 +350,8 @@ def _decomposed(batch: Batch, right, request: Request) -> tuple[list[SVDResult],
     svds = dense_svds(R, rank, request.tol if request.rank is None else None, rounding)
     _check_reference(svds, image, batch.parts(flat), batch.local.backend)
     settings = {"rank": request.rank, "tol": request.tol, "width": min(m, n), "batch": batch.count,
-                "reason": f"a batch of {batch.count} inputs, multiplied out"}
-    columns = min(m, n) + HELD_OUT
-    parts = [part.cpu() for part in (svds.U, svds.S, svds.V, svds.residuals, svds.errors, svds.norms, svds.floors)]
-    results = []
-    for k, U, S, V, residuals, error, norm, floor in zip(svds.counts.tolist(), *parts, strict=True):
-        error = float(error)
-        results.append(SVDResult(
-            U=U[:, :k], S=S[:k].to(U.dtype), V=V[:, :k], residuals=residuals[:k], error=error, estimate=error,
-            norm=float(norm), floor=float(floor), method="exact", products=columns, seed=request.seed,
-            converged=request.rank is not None or request.tol is None or error <= request.tol * float(norm),
-            settings=settings))
-    return results, image.cpu()
+                "precision": right.precision, "reason": f"a batch of {batch.count} inputs, multiplied out"}
+    return Found(svds, image, min(m, n) + HELD_OUT, settings)
 
 
 def _check_reference(svds: DenseSVDs, image: Tensor, x: Tensor, backend: str) -> None:

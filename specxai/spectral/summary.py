@@ -79,5 +79,7 @@ def _solver(record) -> list[str]:
     reached = "converged" if record.converged else "tolerance NOT reached"
     ran = (", ".join(f"{part} on {printable(name)}" for part, name in record.backends.items())
            or f"backend {printable(record.backend)}")
+    numbers = record.solver.get("precision")
     return [f"  svd {printable(record.method)}, {reached}, {residual}error {error}",
-            f"  seed {record.seed}, {record.products} products, {ran}"]
+            f"  seed {record.seed}, {record.products} products" + (f" in {printable(numbers)}" if numbers else "")
+            + f", {ran}"]

@@ -54,7 +54,7 @@ def test_products_wait_for_nothing():
     net, x = nn.Sequential(*(Decoder("own", "gated", 3, False) for _ in range(2))).eval(), torch.randn(1, T, D)
     want = specxai.linearize(net, x, backend="reference").jacobian.to_dense()
     J = specxai.linearize(net.cuda(), x.cuda(), backend="cuda", verify=False).jacobian
-    assert type(J._products) is JoinedProducts
+    assert isinstance(J._products, JoinedProducts)
     X = torch.randn(T * D, 8, device="cuda")
     J.matmat(X), J.rmatmat(X)
     torch.cuda.set_sync_debug_mode("error")

@@ -20,6 +20,15 @@ def test_gram(dtype, level, m, b, c):
     torch.testing.assert_close(native.gram(X, Y, level=level), want, rtol=1e-13, atol=1e-12)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("c", [3, 9, 20])
+def test_gram_of_two_that_begin_alike(c, level, dtype):
+    """One memory seen with rows of two lengths is not one matrix."""
+    memory = torch.randn(40, 20, dtype=dtype)
+    X, Y = memory.flatten()[:40 * 9].view(40, 9), memory.flatten()[:40 * c].view(40, c)
+    torch.testing.assert_close(native.gram(X, Y, level=level), X.double().mT @ Y.double(), rtol=1e-13, atol=1e-12)
+
+
 def test_gram_refuses():
     with pytest.raises(ValueError, match="X must be a contiguous matrix"):
         native.gram(torch.zeros(4, 3).T)

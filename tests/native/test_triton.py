@@ -70,7 +70,7 @@ def test_products_in_the_interpreter():
     folder = Path(__file__).parents[1] / "kernels"
     # -P keeps the checkout off sys.path, whose sources would hide the compiled package.
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder, "-k",
-               "depthwise or few_live or precisions or explain or in_parts"]
+               "depthwise or few_live or precisions or explain or in_parts or a_decoder or replayed or test_route"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
                           cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-4000:]
@@ -176,22 +176,6 @@ def test_scaled_weights_compiles_without_spills(stored, made, parts, capability)
     assert found["ld", 16] == parts * numbers * stored.itemsize // 16
     assert found["st", 16] == numbers * made.itemsize // 16
     assert {access for access in found if access[1] != 16} == {("ld", 4)}, "only factors are read one by one"
-    assert_no_atomics(built.ptx)
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("entries", [1, 2, 8])
-@pytest.mark.parametrize("block", [torch.bfloat16, torch.float32, torch.float64])
-def test_route_compiles_without_spills(block, entries, capability):
-    from specxai.kernels import route as stage
-
-    types = {"at": "*i32", "scale": "*fp64" if block is torch.float64 else "*fp32"}
-    types |= dict.fromkeys(("block", "out"), f"*{TRITON_NAMES[block]}")
-    types |= dict.fromkeys(("n_units", "n_probes", "stride_in", "stride_out"), "i32")
-    constants = {"ENTRIES": entries, "BLOCK_UNITS": stage.UNITS, "BLOCK_PROBES": stage.PROBES}
-    built = built_for(stage.route_kernel, types, constants, capability)
-    assert built.spills == 0
-    assert built.registers <= 128 or block is torch.float64  # several programs a processor
     assert_no_atomics(built.ptx)
 
 

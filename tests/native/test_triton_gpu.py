@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attention_reference import assert_right, drawn
 from rounding import assert_rounded
 from test_stages import random_stage, rows
 from tolerances import RELATIVE
@@ -121,3 +122,18 @@ def test_scaled_weights(parts, positions, h, n, stored):
                            torch.empty(want.shape, dtype=made, device="cuda"))
         assert torch.equal(got, again)
         assert_rounded(got.cpu(), want, torch.float32)
+
+
+@pytest.mark.parametrize(("length", "width", "causal"), [(128, 64, True), (100, 128, False), (300, 40, True)])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "fp32", "tf32x3"])
+def test_attention(kind, length, width, causal):
+    from specxai.kernels.attention import attention_adjoint
+
+    dtype = getattr(torch, kind, torch.float32)
+    dO, held, made, right = drawn(20, 3, length, length, width, width, dtype, causal=causal, device="cuda")
+    again = [torch.full_like(t, torch.nan) for t in made]
+    for out in (made, again):
+        attention_adjoint(dO, *held, *out, scale=right.scale, causal=causal,
+                          precision=kind if dtype is torch.float32 else "tf32x3")
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+    assert_right(right, dO, made)

@@ -193,7 +193,7 @@ def test_solver_certificates_are_recorded(net, solver):
     solver.use(unconverged)
     e = explain(net, layer="relu")
     assert e.settings["svd"] | {"odd": None} == {"converged": False, "norm": 2.0, "block": 16, "odd": None,
-                                                 "lambda_1": float(e.S[0])}
+                                                 "lambda_1": float(e.S[0]), "precision": None}
     assert "tolerance NOT reached" in repr(e)
 
 
@@ -268,3 +268,10 @@ def test_completeness_reports_a_wrong_split(net):
     none = ZeroOperator(net.input.shape, net.output.shape, net.input.dtype)
     net.split = lambda layer: SimpleNamespace(**{**vars(whole(layer)), "bypass": none})
     assert explain(net, layer="relu", target=1).completeness > 1e-3
+
+
+def test_the_summary_says_in_which_numbers_products_were():
+    e = explain(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval(), torch.ones(1, 4), "0",
+                backend="torch")
+    assert e.settings["svd"]["precision"] == "float32"
+    assert "products in float32, decomposition on torch" in e.summary()

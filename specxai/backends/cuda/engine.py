@@ -45,6 +45,7 @@ class CudaEngine:
         self.dtype, self.device = dtype, device
         self.precision = "fp64" if dtype is torch.float64 else precision
         self.has_rough = dtype is torch.float32
+        self.grade = f"{self.precision}, sought in {ROUGH}" if self.has_rough else "float64"
         self._torch = TorchEngine(dtype, device)
 
     def lower(self, stage: Stage) -> Executable:

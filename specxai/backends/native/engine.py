@@ -47,6 +47,7 @@ class NativeEngine:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.has_rough = dtype is torch.float32 and native.has_rough()
+        self.grade = "float32, sought in 16-bit integers" if self.has_rough else str(dtype).removeprefix("torch.")
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):

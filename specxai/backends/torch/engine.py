@@ -24,6 +24,7 @@ class TorchEngine:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
+        self.grade = str(dtype).removeprefix("torch.")
 
     def lower(self, stage: Stage) -> Executable:
         if isinstance(stage, Gather):

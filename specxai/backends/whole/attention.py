@@ -154,6 +154,9 @@ class Pulled:
         self._P, self._q, self._k, self._v = of.P, *(held.to(dtype) for held in (of.q, of.k.mT, of.v))
         fits = dtype.itemsize <= 4 and max(self._q.shape[2], self._v.shape[2]) <= WIDEST
         self._kernel = kernel_of("attention.attention_adjoint", of.P.device) if fits else None
+        if self._kernel is not None:
+            self._P = of.P.to(dtype)  # of another it would take more registers than there are
+        self._causal = of.P.shape[1] == of.P.shape[2] and not bool(of.P.triu(1).any())
 
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         columns, (stack, T, S) = len(block), self._P.shape
@@ -161,7 +164,7 @@ class Pulled:
         if self._kernel is not None:
             made = [dy.new_empty(columns, stack, rows, held.shape[2])
                     for rows, held in ((T, self._q), (S, self._k), (S, self._v))]
-            self._kernel(dy, self._P, self._q, self._k, self._v, *made, scale=self._scale)
+            self._kernel(dy, self._P, self._q, self._k, self._v, *made, self._scale, self._causal)
         else:
             # Heads behind positions, as the layer in front has them.
             made = [dy.new_empty(columns, rows, stack, held.shape[2]).transpose(1, 2)

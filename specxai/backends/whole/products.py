@@ -31,6 +31,7 @@ class JoinedProducts(WholeValues):
         whole = joined(graph, kept, splits=splits)
         self._back = whole.graph
         self._forth = with_split_weights(graph, kept) if whole.splits else graph
+        self.precision += ", through whole values" + (", out of products of bfloat16" if whole.splits else "")
 
 
 def is_mostly_live(graph: Graph, sources: Sequence[int], targets: Sequence[int], held: Sequence[int],
