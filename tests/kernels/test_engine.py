@@ -216,7 +216,7 @@ def table_bytes(part: object, seen: set[int]) -> int:
         seen.add(memory.data_ptr())
         return memory.nbytes() if new else 0
     parts = vars(part).values() if is_dataclass(part) else part.values() if isinstance(part, dict) else part
-    return sum(table_bytes(p, seen) for p in parts) if isinstance(parts, Iterable) else 0
+    return sum(table_bytes(p, seen) for p in parts) if isinstance(parts, Iterable) and not isinstance(parts, str) else 0
 
 
 @pytest.mark.parametrize("name", NETS)
