@@ -45,10 +45,17 @@ class Joined:
         """Those whose matrices, of so many bytes at most, pay for so many columns."""
         return [] if self.splits else middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
 
-    def between(self, source: int, target: int, found: Iterable[Middle]) -> tuple[Graph, int]:
-        """(the graph with matrices in place of those of the middles that lie between two steps, their bytes)."""
-        inside = [middle for middle in found if source <= middle.source and middle.far <= target]
-        size = self.dtype.itemsize * sum(middle.size for middle in inside)
+    def between(self, source: int, target: int, found: Iterable[Middle], most: int | None = None) -> tuple[Graph, int]:
+        """(the graph with matrices in place of those of the middles that lie between two steps, their bytes).
+
+        most   bytes of all of them; those behind stay as they are
+        """
+        inside, size = [], 0
+        for middle in found:
+            own = self.dtype.itemsize * middle.size
+            if source <= middle.source and middle.far <= target and (most is None or size + own <= most):
+                inside.append(middle)
+                size += own
         return with_matrices(self.graph, inside, weights_of(self.exact), self.dtype), size
 
 
