@@ -70,7 +70,7 @@ def _at(graph: Graph, readers: dict[int, set[int]], kept: set[int], out: int) ->
         if len(sides) != 2:
             continue
         P, q, k = (term.product.held for term in (of_value, sides[True], sides[False]))
-        if P.shape == (*q.shape[:2], k.shape[2]):  # heads that share keys may be rows of one product, and not of the other
+        if P.shape == (*q.shape[:2], k.shape[2]):  # heads that share keys may be rows of one product only
             return Attention(out, sides[False].input, sides[True].input, of_value.input, P, q, k,
                              of_pattern.product.held, scale)
     return None
