@@ -120,6 +120,15 @@ def test_rough_products_say_how_far_off_they_are(gpt):
         whole.merge(rough)
 
 
+@pytest.mark.parametrize("there, here", [("full", "rough"), ("rough", "full"), ("rough", "auto")])
+def test_a_checkpoint_of_other_products_is_of_another_fit(gpt, tmp_path, there, here):
+    prompts, options = some_prompts((20, 20)), {"skip_first": 5, "checkpoint": tmp_path / "fit.pt"}
+    specxai.lens.fit(gpt, prompts[:1], products=there, **options)
+    with pytest.raises(FileError, match=f"products is '{there}' there and '{here.replace('auto', 'full')}' here"):
+        specxai.lens.fit(gpt, prompts, products=here, **options)
+    assert specxai.lens.fit(gpt, prompts, products=there, **options).n_prompts == 2
+
+
 class Remembering(Block):
     """Puts down what it made, or adds what another has put down to its input, as models with a shared value do."""
 
