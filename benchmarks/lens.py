@@ -157,7 +157,7 @@ def peak(side: str, batch: int, tokens: int, blocks: int, width: int, plain: boo
 
 def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None = None, skip_first: int = 16,
          batches: tuple[int, ...] = BATCHES, threads: int = 2, plain: bool = False, memory: bool = True,
-         dead: float = 0.0, side: str = "", batch: int = 0) -> None:
+         dead: float = 0.0, bfloat16: bool = False, side: str = "", batch: int = 0) -> None:
     """Print the ratios.
 
     Args:
@@ -171,12 +171,17 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
         plain: the twin in plain torch, even where transformers is installed.
         memory: peaks of both sides too.
         dead: share of the feed-forward units that are ReLUs and closed, in the twin in plain torch; 0 for GELU.
+        bfloat16: the model is in it, and so is the loop; rough products are then what a fit takes by default, and
+            errors are those from float32 products.
         side: for a fresh process: loop or ours.
         batch: for a fresh process.
     """
     torch.set_num_threads(threads)
     decoder, ids, whose = model_of(tokens, blocks, width, plain, dead)
     rows = width if rows is None else min(rows, width)
+    if bfloat16:
+        decoder, whose = Decoder(decoder.model.bfloat16()), f"{whose}, bfloat16"
+        memory = False  # of float32 processes
 
     def ours(rough: bool = False) -> Ours:
         return Ours(Linearizer(decoder, list(range(blocks - 1)), skip_first).at(ids), rough)
@@ -210,7 +215,7 @@ def main(tokens: int = 128, blocks: int = 12, width: int = 768, rows: int | None
             parts, seconds = clocked(partial(all_rows, made, start, stop))
             found[name] += parts
             spent[name] += seconds
-    wanted = torch.cat(found["reference"], 1)
+    wanted = torch.cat(found["specxai" if bfloat16 else "reference"], 1).float()
     for name in sides:
         got = torch.cat(found[name], 1)
         error = ((got - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))).max()

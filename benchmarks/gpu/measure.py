@@ -184,15 +184,14 @@ def card(device: torch.device, dry: bool) -> dict:
 def others(keep: Callable[[str, Iterator[dict]], list[dict]], clock: Clock, dry: bool, roof: dict[str, float]) -> None:
     """What is asked beside networks."""
     keep("cases", questions.rows(clock, dry))
-    keep("kernels", rates.layers(clock, dry, roof))
     keep("cases", decoders.rows(clock, dry, roof))  # last: whatever they take, the rest is there
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--more", action="store_true", help="ResNet-50, DenseNet-121, kernels that only read "
-                        "and write, and the ways of layers, to more.json and more.md")
+    parser.add_argument("--more", action="store_true", help="ResNet-50, DenseNet-121, kernels by themselves, "
+                        "and the ways of layers, to more.json and more.md")
     parser.add_argument("--seconds", type=float, default=240, help="no new measurement starts after so many")
     parser.add_argument("--out", type=Path, help="folder; by default benchmarks/results/gpu/CARD, dry build/gpu")
     options = parser.parse_args()
@@ -233,6 +232,7 @@ def main() -> None:
         if options.more and (options.dry or case.name in estimate.TRIED):
             choices.ask(keep, clock, options.dry, measured.subject, measured.columns, measured.passes)
     if options.more:
+        keep("kernels", rates.layers(clock, options.dry, roof))
         keep("streams", streams.rows(clock, options.dry, roof["copy"]))
     else:
         others(keep, clock, options.dry, roof)

@@ -11,13 +11,15 @@ def report(local) -> str:
     generic = local.generic_nodes
     smooth = sorted({name for name, gate in local.named_gates() if gate.pattern is None})
     stopped = [local.captured.program.steps[i].layer for i, n in local.graph.nodes.items() if not n.terms]
+    # First, as it makes the products that the next lines tell of.
+    probe = f"one probe: {local.jacobian.flops / 1e9:.3g} GFLOP, {local.jacobian.product_bytes / 2**20:.3g} MiB"
     lines = [
         f"{local.model_name}: {tuple(local.input.shape)} -> {tuple(local.output.shape)}, {local.input.dtype}, "
         f"{local.input.device}",
         f"{len(local.graph.nodes)} linear nodes, {len(local.layers)} layers, gates {local.gates}",
         *_backends(local),
         f"exactness {local.exactness:.1e}",
-        f"one probe: {local.jacobian.flops / 1e9:.3g} GFLOP, {local.jacobian.product_bytes / 2**20:.3g} MiB",
+        probe,
         "generic nodes (no rule, torch differentiates them one probe at a time): "
         + (", ".join(generic) if generic else "none"),
     ]

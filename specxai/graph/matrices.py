@@ -36,14 +36,22 @@ def position_matrices(left: Tensor, right: Sequence[Tensor], factors: Tensor, ti
     multiply = matmul if times is None or dtype is not None else times
     left = left.to(dtype)
     (middle, columns), positions = right[0].shape, factors.shape[1]
-    chunk = CHUNK if left.device.type == "cpu" else CHUNK_CUDA
-    some = min(positions, max(1, chunk // (middle * columns)))
+    some = together(middle * columns, positions, left.device)
     made, room = left.new_empty(positions, len(left), columns), left.new_empty(some, middle, columns)
     multiplied = multiply(left)
     for start in range(0, positions, some):
         of = factors[:, start:start + some]
         multiplied(scaled(right, of, room[:of.shape[1]]), made[start:start + some])
     return made
+
+
+def together(numbers: int, positions: int, device: torch.device) -> int:
+    """Positions whose scaled weights, of so many numbers each, are there at once.
+
+    >>> together(1 << 21, 100, torch.device("cpu"))
+    2
+    """
+    return min(positions, max(1, (CHUNK if device.type == "cpu" else CHUNK_CUDA) // numbers))
 
 
 def matmul(left: Tensor) -> Callable[[Tensor, Tensor], None]:

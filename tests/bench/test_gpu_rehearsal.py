@@ -67,9 +67,6 @@ def test_the_rehearsal_measures_everything(tmp_path):
     expected = {step["name"]: step["seconds"] for step in found["estimate"]}
     assert sum(expected.values()) <= 360, expected  # six minutes
     assert all(seconds > 0 for seconds in expected.values())
-    bounds = {"fp32": 1e-6, "tf32": 1e-3, "tf32x3": 1e-6, "bf16": 1e-2, "bf16x3": 1e-4, "bf16x6": 1e-6}
-    assert {row["precision"] for row in found["kernels"]} == set(bounds)
-    assert all(row["error"] <= bounds[row["precision"]] for row in found["kernels"])
     table = (tmp_path / "result.md").read_text()
     assert "A rehearsal at tiny sizes" in table
     assert table.count("| ") > 20
@@ -92,6 +89,9 @@ def test_the_rehearsal_of_the_second_call_tries_the_ways_of_layers(tmp_path):
     assert {row["chosen"].split(",")[0] for row in found["choices"]} == {"inputs", "outputs"}
     expected = {step["name"]: step["seconds"] for step in found["estimate"]}
     assert sum(expected.values()) <= 360, expected
+    bounds = {"fp32": 1e-6, "tf32": 1e-3, "tf32x3": 1e-6, "bf16": 1e-2, "bf16x3": 1e-4, "bf16x6": 1e-6}
+    assert {row["precision"] for row in found["kernels"]} == set(bounds)
+    assert all(row["error"] <= bounds[row["precision"]] for row in found["kernels"])
     assert len(found["streams"]) == len(estimate.GROUPS) + 1
     assert all(row["error"] <= 3e-3 for row in found["streams"]), "bfloat16 rounds by 2e-3"
     table = (tmp_path / "more.md").read_text()

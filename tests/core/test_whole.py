@@ -57,7 +57,7 @@ def test_a_decoder(norm, middle, shared, fused, gates):
     whole = joined(graph, [graph.input, target])
     found = whole.middles(1000, 1 << 30)
     part, size = whole.between(graph.input, target, found)
-    assert size == 8 * 2 * T * D * D
+    assert size == 8 * (2 * T * D * D + 40 * D * T)
     assert relative(pull(part, {target: y}, [graph.input])[0], want) < 1e-13
     moved = with_routes(part, routes(part, [graph.input, target]))
     assert relative(pull(moved, {target: y}, [graph.input])[0], want) < 1e-13
@@ -68,7 +68,7 @@ def test_a_decoder(norm, middle, shared, fused, gates):
             assert len(with_norms(graph).between([graph.input], [target])) <= len(path) - 4 * 4
     rough = joined(graph, [graph.input, target], torch.bfloat16)
     part, size = rough.between(graph.input, target, found)
-    assert size == 2 * 2 * T * D * D
+    assert size == 2 * (2 * T * D * D + 40 * D * T)
     for one in (part, with_routes(part, routes(part, [graph.input, target])), rough.graph):
         assert 1e-6 < relative(pull(one, {target: y}, [graph.input])[0], want) < 1e-2
 

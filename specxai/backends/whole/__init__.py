@@ -19,6 +19,7 @@ from specxai.backends.whole.routes import routes, with_routes
 from specxai.backends.whole.split import with_split_weights
 from specxai.backends.whole.steps import weights_of
 from specxai.graph import Graph
+from specxai.graph.matrices import together
 from specxai.native.triton import has_kernels
 from specxai.precision import has_bfloat16
 
@@ -46,9 +47,10 @@ class Joined:
         return [] if self.splits else middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
 
     def between(self, source: int, target: int, found: Iterable[Middle], most: int | None = None) -> tuple[Graph, int]:
-        """(the graph with matrices in place of those of the middles that lie between two steps, their bytes).
+        """(the graph with matrices in place of those of the middles that lie between two steps; the bytes of these, and
+        of what one is made with).
 
-        most   bytes of all of them; those behind stay as they are
+        most   bytes of all these matrices; middles that would exceed them stay as they are
         """
         inside, size = [], 0
         for middle in found:
@@ -56,6 +58,8 @@ class Joined:
             if source <= middle.source and middle.far <= target and (most is None or size + own <= most):
                 inside.append(middle)
                 size += own
+        rooms = [one.scaled * together(one.scaled, one.positions, self.graph.device) for one in inside]
+        size += self.dtype.itemsize * max(rooms, default=0)
         return with_matrices(self.graph, inside, weights_of(self.exact), self.dtype), size
 
 
@@ -69,11 +73,16 @@ def joined(graph: Graph, kept: Iterable[int], dtype: torch.dtype | None = None, 
     if splits is None:
         splits = graph.device.type == "cuda" and has_bfloat16(graph.device)
     splits = splits and dtype is None and graph.dtype is torch.float32
-    live = graph.ancestors(kept)  # others read what lies between, but lead nowhere
-    exact = with_norms(replace(graph, nodes={step: node for step, node in graph.nodes.items() if step in live}), kept)
+    exact = _leading(with_norms(_leading(graph, kept), kept), kept)
     made = exact if dtype is None else in_bfloat16(exact, kept)
     made = with_split_weights(made, kept) if splits else made
-    made = with_attention(made, attentions(exact, kept), dtype or graph.dtype)
+    made = _leading(with_attention(made, attentions(exact, kept), dtype or graph.dtype), kept)
     if has_kernels(graph.device):  # elsewhere views are cheaper than to gather
         made = with_routes(made, routes(made, kept))
     return Joined(made, dtype or graph.dtype, exact, kept, splits)
+
+
+def _leading(graph: Graph, kept: Iterable[int]) -> Graph:
+    """Without the nodes that lead to no kept step: they read what lies between, and would keep it apart."""
+    live = graph.ancestors(kept)
+    return replace(graph, nodes={step: node for step, node in graph.nodes.items() if step in live})

@@ -157,6 +157,8 @@ class Pulled:
         self._P, self._q, self._k, self._v = of.P, *(held.to(dtype) for held in (of.q, of.k.mT, of.v))
         fits = dtype.itemsize <= 4 and max(self._q.shape[2], self._v.shape[2]) <= WIDEST
         self._kernel = kernel_of("attention.attention_adjoint", of.P.device) if fits else None
+        if self._kernel is not None:
+            self._P = of.P.to(dtype)  # of another it would take more registers than there are
         self._causal = of.P.shape[1] == of.P.shape[2] and not bool(of.P.triu(1).any())
 
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,6 +47,7 @@ class Middle:
     source, far   these steps
     positions     P
     numbers       of one matrix
+    scaled        numbers of the first layers' weights, as they are multiplied for a position
     direct        multiply-adds of a column through it, at a position
     making        and of making one matrix
     """
@@ -56,6 +57,7 @@ class Middle:
     parts: tuple[Part, ...]
     positions: int
     numbers: int
+    scaled: int
     direct: int
     making: int
 
@@ -122,7 +124,8 @@ class _Finder:
             return None
         numbers = len(self.weights[far]) * self.weights[parts[0].near].shape[1]
         direct = self.weights[far].numel() + sum(self.weights[near].numel() for near in {part.near for part in parts})
-        return Middle(sources.pop(), far, tuple(parts), positions, numbers, direct, middle * numbers)
+        scaled = middle * self.weights[parts[0].near].shape[1]
+        return Middle(sources.pop(), far, tuple(parts), positions, numbers, scaled, direct, middle * numbers)
 
     def _behind(self, link: Link, step: int, term: Term, positions: int) -> Link | None:
         """The link to the term's input, given that to the step; None where it is not channel by channel."""
