@@ -63,6 +63,8 @@ class Decoder:
         Raises LayerError for one that is not below the last, TypeError for what are no numbers.
         """
         count = len(self.blocks)
+        if count == 1:
+            raise LayerError("the model has one block, which is the target: a lens needs a source below it")
         if wanted is None:
             return list(range(count - 1))
         given = _whole(wanted)

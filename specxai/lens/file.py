@@ -93,7 +93,9 @@ def read_state(path: str | os.PathLike, layers: list[int], dtype: torch.dtype, m
     _require("jacobian_sum" in content, path, "is no checkpoint of a fit: it holds no jacobian_sum")
     found = _state(content, path)
     theirs = {**found.metadata, "skip_first": found.skip_first, "layers": sorted(found.sums)}
-    for what, mine in {**metadata, "layers": layers}.items():
+    if "estimator" in theirs:  # a fit of ours, which says of its products only that they are rough
+        theirs.setdefault("products", "full")
+    for what, mine in {"products": "full", **metadata, "layers": layers}.items():
         _require(theirs.get(what, mine) == mine, path, f"is of another fit: {what} is {theirs.get(what)!r} there and "
                                                        f"{mine!r} here; give another checkpoint, or remove it")
     found.sums = {layer: total.to(dtype) for layer, total in found.sums.items()}

@@ -226,7 +226,8 @@ def _add_measured(state: State, layers: list[int], found: Linearised, bar: tqdm)
     _add(state, layers, found, rough, bar)
     eye = torch.eye(found.width, dtype=found.local.graph.dtype, device=found.local.graph.device)
     exact = sweep(found, eye[places]).to(before)
-    errors = (at_places() - before - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    gaps, sizes = (rows.norm(dim=(1, 2)) for rows in (at_places() - before - exact, exact))
+    errors = torch.where(gaps > 0, gaps / sizes, 0)  # nothing may lead from a layer to the last
     return {"rough_kind": kind, "rough_error": float(errors.max())}
 
 

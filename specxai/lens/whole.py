@@ -31,15 +31,14 @@ def swept(found: Linearised, rows: Tensor, dtype: torch.dtype | None = None) -> 
     column, memory = graph.shapes[found.target].numel() * graph.dtype.itemsize, found.local.max_memory
     together = max(1, min(len(rows), most_held(memory) // column))
     whole = joined(graph, (*found.sources, found.target), dtype)
-    # Half of the memory may be matrices of a segment, which has as many blocks of the model as sources and one.
-    chosen = whole.middles(together, memory // (2 + 2 * max(len(segment.taps) for segment in cuts)))
+    chosen = whole.middles(together, memory // 2)
     with full_precision(graph.device):
         for first in range(0, len(rows), together):
             group = rows[first:first + together]
             held = group.new_zeros(len(group), *graph.shapes[found.target], dtype=graph.dtype)
             held[:, 0, found.valid] = group[:, None].to(graph.dtype)
             for segment in cuts:
-                part, size = whole.between(segment.source, segment.target, chosen)
+                part, size = whole.between(segment.source, segment.target, chosen, most=memory // 2)
                 for number, start, mean in _pulled(found, part, segment, held, memory - held.nbytes - size):
                     yield number, first + start, mean
 

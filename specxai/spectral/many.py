@@ -54,8 +54,8 @@ def explain_many(model: nn.Module, inputs: Tensor | Sequence[Tensor], layer=None
     output and the layer's are those of the model's program for one input, which `torch.vmap` runs at each, so that none
     sees another.  One input, drawn by the seed, is given to the model itself; all are where the model's code decides by
     an input's values, or where an op does not run under vmap.  What the code decides by anything but its input (how
-    often it ran, say) is seen at drawn inputs only.  Where inputs are not apart, where the model runs with one input
-    only, or where R_i is larger, each is explained alone.
+    often it ran, say) is seen at drawn inputs only, and what it does to the gradient alone at the first.  Where inputs
+    are not apart, where the model runs with one input only, or where R_i is larger, each is explained alone.
 
     model      an nn.Module in eval mode
     inputs     (N, *input_shape), a data set's images, say, or token ids (N, T); or a list of inputs (1, *input_shape)
@@ -289,7 +289,17 @@ class _Run:
             with used() as names:
                 products = _products(batch, split, w)
             backends["targets"] = joined(names, local)
+            if part.start == 0:
+                self.check_derivative(batch, products, w)
             return explanations(batch, self.request, split.layer, shape, found, w, labels, products, backends)
+
+    def check_derivative(self, batch: Batch, products: Products, w: Tensor) -> None:
+        """Raises MixedBatch where the first input's derivative is not that of the input alone, which no value shows:
+        code may scale gradients by the size of the batch.
+        """
+        split = self.first.split(self.layer)
+        for mine, operator in ((products.pulled, split.left), (products.gradient, self.first.jacobian)):
+            batch.check_same(mine[:1], operator.reference.rmatmat(w[0, :, None]).T[None])
 
     def check_values(self, batch: Batch, layer: str, inputs: Tensor, each: dict[str, Tensor], part: slice) -> None:
         """Raises MixedBatch where an output, or what the layer makes, is not that of the input alone, which no

@@ -107,10 +107,20 @@ class Leaks(nn.Module):
             return x + scores @ h + scores.sum(-1, keepdim=True)
         if self.what == "mixed":  # over positions inside of the middle
             return x + self.down(m + m.mean(1, keepdim=True))
+        if self.what == "norm over neighbours":  # a number a group all the same
+            squares = F.avg_pool2d(y.pow(2).mean(-1, keepdim=True), (3, 1), 1, (1, 0))
+            return x + y * torch.rsqrt(squares + 1e-6)
+        if self.what in ("rows of scores", "rows of a pattern"):  # one product of all heads' rows, one for each head
+            q, k, v = h.reshape(1, T, 3, 4).transpose(1, 2)[0], y[0, :, :4], y[0, :, 4:8]
+            rows, each = q.reshape(3 * T, 4), k.expand(3, T, 4)
+            if self.what == "rows of scores":
+                return torch.softmax((rows @ k.mT).view(3, T, T), -1) @ v.expand(3, T, 4).clone()
+            return torch.softmax(q @ each.mT, -1).reshape(3 * T, T) @ v
         return x + y * torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6)  # over positions
 
 
-@pytest.mark.parametrize("what", ["middle", "scores", "mixed", "norm over positions"])
+@pytest.mark.parametrize("what", ["middle", "scores", "mixed", "norm over positions", "norm over neighbours",
+                                  "rows of scores", "rows of a pattern"])
 def test_what_others_read_or_positions_share_is_not_joined(what):
     torch.manual_seed(0)
     graph = graph_of(Leaks(what))
@@ -120,8 +130,8 @@ def test_what_others_read_or_positions_share_is_not_joined(what):
     whole = joined(graph, [graph.input, target])
     part, _ = whole.between(graph.input, target, found := whole.middles(1000, 1 << 30))
     assert relative(pull(part, {target: y}, [graph.input])[0], want) < 1e-13
-    assert len(found) == (1 if what == "norm over positions" else 0)
-    if what == "scores":
+    assert len(found) == (0 if what in ("middle", "scores", "mixed") else 1)
+    if what in ("scores", "rows of scores", "rows of a pattern"):
         assert not attentions(graph)
 
 

@@ -120,6 +120,29 @@ def test_rough_products_say_how_far_off_they_are(gpt):
         whole.merge(rough)
 
 
+class Dead(nn.Module):
+    def forward(self, x):
+        return x.detach()
+
+
+def test_the_error_of_rough_products_is_a_number_where_a_layer_leads_nowhere(gpt):
+    blocks = [gpt.blocks[0], nn.Sequential(gpt.blocks[1], Dead()), gpt.blocks[2]]
+    model = nn.Sequential(gpt.tokens, nn.Sequential(*blocks)).eval()
+    rough = specxai.lens.fit(model, some_prompts((20,)), skip_first=5, products="rough", stack="1")
+    assert not rough.J[0].any()
+    assert rough.J[1].any()
+    assert 0 < rough.metadata["rough_error"] < 0.03
+
+
+@pytest.mark.parametrize("there, here", [("full", "rough"), ("rough", "full"), ("rough", "auto")])
+def test_a_checkpoint_of_other_products_is_of_another_fit(gpt, tmp_path, there, here):
+    prompts, options = some_prompts((20, 20)), {"skip_first": 5, "checkpoint": tmp_path / "fit.pt"}
+    specxai.lens.fit(gpt, prompts[:1], products=there, **options)
+    with pytest.raises(FileError, match=f"products is '{there}' there and '{here.replace('auto', 'full')}' here"):
+        specxai.lens.fit(gpt, prompts, products=here, **options)
+    assert specxai.lens.fit(gpt, prompts, products=there, **options).n_prompts == 2
+
+
 class Remembering(Block):
     """Puts down what it made, or adds what another has put down to its input, as models with a shared value do."""
 

@@ -7,11 +7,13 @@ import weakref
 import pytest
 import torch
 
-from small import BLOCKS, WIDTH, small_gpt, some_prompts
+from small import BLOCKS, WIDTH, relative, small_gpt, some_prompts
 from specxai import native
 from specxai._blocks import require_memory
 from specxai.affine.operator import LocalOperator
+from specxai.backends import whole
 from specxai.backends.products import PlannedProducts
+from specxai.lens import fit
 from specxai.lens.decoder import Decoder
 from specxai.lens.linear import Linearizer
 from specxai.lens.memory import estimate
@@ -50,6 +52,23 @@ def test_the_cotangents_are_no_more_than_estimated(monkeypatch):
     list(rows_of(found))
     assert max(at_once) * WIDTH * 30 * 4 == estimate(decoder, layers, 30).held == 16 * WIDTH * 30 * 4
     assert len(columns) == 2 * len(layers)
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 9])
+def test_matrices_of_all_middles_of_a_segment_share_half_of_the_memory(monkeypatch, fitting):
+    """From the first block alone to the last one all middles lie in one segment."""
+    counts, tokens, made = [], 30, whole.with_matrices
+    one = 4 * tokens * WIDTH * WIDTH
+
+    def watched(graph, found, *rest):
+        counts.append(len(found))
+        return made(graph, found, *rest)
+
+    monkeypatch.setattr(whole, "with_matrices", watched)
+    prompts, options = some_prompts((tokens,)), {"layers": [0], "skip_first": 5, "backend": "reference"}
+    lens = fit(small_gpt(), prompts, max_memory=2 * fitting * one + 2 * one - 1, **options)
+    assert set(counts) == {min(fitting, BLOCKS - 1)}
+    assert relative(lens.J[0], fit(small_gpt(), prompts, **options).J[0]) < 1e-5
 
 
 @pytest.mark.skipif(not native.available()[0], reason=f"no compiled kernels, so no plans: {native.available()[1]}")

@@ -11,6 +11,7 @@ from torch import nn
 import specxai
 from small import CONTEXT, WIDTH, some_prompts
 from specxai.errors import LayerError
+from specxai.zoo.gpt import GPT
 
 
 @pytest.mark.parametrize("options, error, says", [
@@ -35,6 +36,13 @@ def test_bad_options_are_one_line(gpt, options, error, says):
     with pytest.raises(error, match=re.escape(says)) as caught:
         specxai.lens.fit(gpt, some_prompts((20,)), **{"skip_first": 5, **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [None, [0]])
+def test_one_block_has_no_source_below_it(layers):
+    model = GPT(vocabulary=40, width=WIDTH, heads=3, blocks=1, context=CONTEXT).eval()
+    with pytest.raises(LayerError, match="the model has one block, which is the target"):
+        specxai.lens.fit(model, some_prompts((20,)), layers, skip_first=5)
 
 
 @pytest.mark.parametrize("prompts, error, says", [

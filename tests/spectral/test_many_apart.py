@@ -54,6 +54,11 @@ def first_two(x):
     return torch.where((torch.arange(len(x)) == 1)[:, None] & (larger == 0), 1.01 * x, x)
 
 
+def by_a_share(x):
+    """The same numbers, with a gradient that the batch's size scales."""
+    return x / len(x) + x.detach() * (1 - 1 / len(x))
+
+
 def capacity(x, y):
     """As in a mixture of experts: each output serves so many inputs of a batch, the first to come."""
     taken = nn.functional.one_hot(y.detach().argmax(1), 3)
@@ -82,6 +87,8 @@ MIXED = {
     "who comes first": Net(after=capacity),
     "the order": Net(after=lambda x, y: y + 0.01 * x.detach()[:, 0].argsort().argsort()[:, None]),
     "a scale that is taken back": Scaled(),
+    "a scale of the gradient alone": Net(by_a_share),
+    "a scale of the last gradient alone": Net(after=lambda x, y: y * (y / y.detach()) ** (len(x) - 1)),
     "a decision of the code": Net(in_range),
     "a decision outside of torch": Net(in_range_by_numpy),
 }

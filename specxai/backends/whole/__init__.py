@@ -46,13 +46,20 @@ class Joined:
         """Those whose matrices, of so many bytes at most, pay for so many columns."""
         return [] if self.splits else middles(self.exact, columns, self.kept, size // self.dtype.itemsize)
 
-    def between(self, source: int, target: int, found: Iterable[Middle]) -> tuple[Graph, int]:
+    def between(self, source: int, target: int, found: Iterable[Middle], most: int | None = None) -> tuple[Graph, int]:
         """(the graph with matrices in place of those of the middles that lie between two steps; the bytes of these, and
         of what one is made with).
+
+        most   bytes of all these matrices; middles that would exceed them stay as they are
         """
-        inside = [middle for middle in found if source <= middle.source and middle.far <= target]
+        inside, size = [], 0
+        for middle in found:
+            own = self.dtype.itemsize * middle.size
+            if source <= middle.source and middle.far <= target and (most is None or size + own <= most):
+                inside.append(middle)
+                size += own
         rooms = [one.scaled * together(one.scaled, one.positions, self.graph.device) for one in inside]
-        size = self.dtype.itemsize * (sum(middle.size for middle in inside) + max(rooms, default=0))
+        size += self.dtype.itemsize * max(rooms, default=0)
         return with_matrices(self.graph, inside, weights_of(self.exact), self.dtype), size
 
 

@@ -67,9 +67,12 @@ def _at(graph: Graph, readers: dict[int, set[int]], kept: set[int], out: int) ->
         if len(terms) != 2 or any(term.product is None for term in terms):
             continue
         sides = {term.product.from_left: term for term in terms}
-        if len(sides) == 2:
-            return Attention(out, sides[False].input, sides[True].input, of_value.input, of_value.product.held,
-                             sides[True].product.held, sides[False].product.held, of_pattern.product.held, scale)
+        if len(sides) != 2:
+            continue
+        P, q, k = (term.product.held for term in (of_value, sides[True], sides[False]))
+        if P.shape == (*q.shape[:2], k.shape[2]):  # heads that share keys may be rows of one product only
+            return Attention(out, sides[False].input, sides[True].input, of_value.input, P, q, k,
+                             of_pattern.product.held, scale)
     return None
 
 

@@ -153,4 +153,7 @@ class _Finder:
         own, shape = self.graph.shapes[term.input], self.graph.shapes[step]
         if term.picks is unchanged:
             return own == shape
-        return term.entries is not None and len(own) > 0 and shape == (*own[:-1], 1)
+        if term.entries is None or not own or shape != (*own[:-1], 1):
+            return False
+        group, unit, _ = term.entries()  # pooling has this shape too, over positions
+        return torch.equal(group, unit // own[-1])
