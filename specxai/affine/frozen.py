@@ -69,6 +69,12 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous()
 
 
+def _stronger(gates: list[int]) -> int:
+    """The strongest gate of several; a pattern behind weights is none beside anything else."""
+    behind = STRENGTH.index("behind weights")
+    return behind if set(gates) == {behind} else max([gate for gate in gates if gate != behind], default=0)
+
+
 class _Replay:
     """Goes through the steps in order and notes what each value is as a factor: how strong a gate.
 
@@ -91,7 +97,7 @@ class _Replay:
         if name in ("mean", "sum") and given == STRENGTH.index("activation"):
             is_statistic = True
         own = {"activation": name in ACTIVATED, "softmax": name in SOFTMAX, "norm": is_statistic}
-        gate = max([given, *(STRENGTH.index(kind) for kind, is_so in own.items() if is_so)])
+        gate = _stronger([given, *(STRENGTH.index(kind) for kind, is_so in own.items() if is_so)])
         if is_getitem(step):
             self._gate[step.index] = gate
             return args[0][args[1]]
@@ -107,10 +113,7 @@ class _Replay:
         return value
 
     def _strongest(self, read: list[int]) -> int:
-        """The strongest gate of several; a pattern behind weights is none beside anything else."""
-        gates = [self._gate.get(index, 0) for index in read]
-        behind = STRENGTH.index("behind weights")
-        return behind if set(gates) == {behind} else max([gate for gate in gates if gate != behind], default=0)
+        return _stronger([self._gate.get(index, 0) for index in read])
 
     def _behind_weights(self, given: int) -> int:
         return STRENGTH.index("behind weights") if given == STRENGTH.index("softmax") else 0

@@ -161,7 +161,9 @@ def pull(graph: Graph, seeds: Mapping[int, Tensor], sources: Iterable[int], *, h
     path = graph.between(sources, seeds, held, entering=taps)
     reached = {*path, *sources}
     blocks: dict[int, Tensor] = dict(seeds)
-    own: set[int] = set()  # whose block no other step has
+    # Steps whose block is a tensor of its own, a sum or what an `onto` term made: it may be added to in place.  Any
+    # other block may be another step's too, as both summands of a sum get the one of the sum.
+    own: set[int] = set()
     for index in reversed(path):
         block, node = blocks.pop(index), graph.nodes[index]
         if index in taps:

@@ -97,6 +97,9 @@ HELD = {  # what a model computes, and the same with its gate detached
                                     lambda z: z.softmax(-1).detach() * _secant(F.gelu, z.flip(-1))),
     "pattern behind weights": (lambda z: (z.softmax(-1) @ torch.ones(6, 6).tril().to(z)) * z,
                                lambda z: (z.softmax(-1) @ torch.ones(6, 6).tril().to(z)).detach() * z),
+    "norm of a pattern behind weights": (
+        lambda z: rms(z.softmax(-1) @ torch.ones(6, 6).tril().to(z)),
+        lambda z: rms_by_hand(z.softmax(-1) @ torch.ones(6, 6).tril().to(z))),
     "clipped": (lambda z: F.relu6(40 * z), lambda z: _secant(F.relu6, 40 * z)),
     "bounds that few reach": (lambda z: z.clamp(0.1, 0.3), lambda z: torch.where(
         z == z.clamp(0.1, 0.3), z, 0.1 + ((z.clamp(0.1, 0.3) - 0.1) / z).detach() * z)),

@@ -32,7 +32,8 @@ class Joined:
 
     graph    whose nodes are joined, but for middles
     dtype    of its products
-    exact    as it was, but for norms
+    exact    as it was, but for norms, and for nodes that lead to no kept step
+    kept     steps whose own blocks are asked for
     splits   are its products of float32 sums of several in bfloat16?  Then it has no matrices, which would not be so
     """
 

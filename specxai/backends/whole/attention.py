@@ -78,7 +78,11 @@ def _at(graph: Graph, readers: dict[int, set[int]], kept: set[int], out: int) ->
 
 def _behind(graph: Graph, readers: dict[int, set[int]], kept: set[int], step: int, pattern: Tensor | None = None
             ) -> tuple[int | None, float]:
-    """(the step behind views, masks and numbers, that alone is read by them, the product of the numbers)."""
+    """(the step behind views, masks and numbers, that alone is read by them; the product of the numbers).
+
+    None where something else reads one of them.  A factor that is a tensor must be one number wherever the pattern is
+    not zero, and there may be none without a pattern.
+    """
     number = 1.0
     while step in graph.nodes and step not in kept and len(readers[step]) == 1:
         node = graph.nodes[step]

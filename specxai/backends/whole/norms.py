@@ -93,15 +93,17 @@ class _Finder:
             scale = scale * factor_of(self.graph, self.graph.nodes[at].terms[0], shape)
             at = self.graph.nodes[at].terms[0].input
             scales[at] = scale
-        inner = self._made_of(number.input, set(scales))
-        if inner is None:
+        found = self._made_of(number.input, set(scales))
+        if found is None:
             return None
-        inner, source = inner
-        numbers = replace(self.graph, nodes={one: self.graph.nodes[one] for one in sorted(inner)})
-        at = whole.input
-        while at != source:
-            inner.add(at)
-            at = self.graph.nodes[at].terms[0].input
+        making, source = found  # the nodes that make the numbers
+        scaling = set()  # and those between the value and the product
+        step_back = whole.input
+        while step_back != source:
+            scaling.add(step_back)
+            step_back = self.graph.nodes[step_back].terms[0].input
+        numbers = replace(self.graph, nodes={one: self.graph.nodes[one] for one in sorted(making)})
+        inner = making | scaling
         if not all(self.readers[one] <= {*inner, step} for one in inner) or inner & self.kept:
             return None
         ones = torch.ones(1, *self.graph.shapes[number.input], dtype=self.graph.dtype, device=self.graph.device)

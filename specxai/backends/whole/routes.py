@@ -19,7 +19,9 @@ from specxai.rules import LinearNode, Term
 
 MOST = 8  # numbers that a unit reads
 
-Way = tuple[Tensor, Tensor]  # (units,) the source's unit that each one is, -1 for none; (units,) times what
+# From a step to a value behind it: (units of the step,) the value's unit that each one is, -1 for none; times what.  A
+# `Route` is the other way round, as an adjoint reads it.
+Way = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,11 @@ class _Finder:
 
     def ending_at(self, out: int) -> tuple[Route | None, set[int]]:
         """(the route to a step from the one value behind, the nodes that it replaces)."""
-        units = self.graph.shapes[out].numel()
-        whole = torch.arange(units, device=self.graph.device)
-        todo: dict[int, list[Way]] = {out: [(whole, torch.ones(units, dtype=self.graph.dtype,
-                                                               device=self.graph.device))]}
+        units, device = self.graph.shapes[out].numel(), self.graph.device
+        itself = torch.arange(units, device=device), torch.ones(units, dtype=self.graph.dtype, device=device)
+        todo: dict[int, list[Way]] = {out: [itself]}
         inner: set[int] = set()
-        while len(todo) > 1 or not inner or self._goes_on(next(iter(todo)), inner):
-            step = max(todo)
-            if not (step == out or self._goes_on(step, inner)):
-                return None, inner
+        while (step := max(todo)) == out or self._goes_on(step, inner):  # every reader of the last step lies behind
             ways = todo.pop(step)
             inner.add(step)
             for term, own in zip(self.graph.nodes[step].terms, self._picked(step), strict=True):
@@ -77,9 +75,9 @@ class _Finder:
                 behind += [_composed(way, own) for way in ways]
                 if len(behind) > MOST:
                     return None, inner
-        (source, ways), = todo.items()
-        if sum(not self.graph.nodes[step].view for step in inner) < 2:
+        if len(todo) > 1 or sum(not self.graph.nodes[one].view for one in inner) < 2:
             return None, inner
+        (source, ways), = todo.items()
         return _route(source, out, ways, self.graph.shapes[source].numel()), inner
 
     def _goes_on(self, step: int, inner: set[int]) -> bool:
