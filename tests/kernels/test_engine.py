@@ -271,3 +271,13 @@ def test_full_precision_by_the_compiled_kernel(seed, dtype):
     assert_close(products.rmatmat(Y), oracle.jacobian.rmatmat(Y), factor=8)
     assert gathers
     assert all("_exact_back" in vars(work) and "_there" not in vars(work) for work in gathers), "Triton ran instead"
+
+
+@pytest.mark.usefixtures("always_planned")
+@pytest.mark.parametrize("kind", [nn.LayerNorm(40), nn.AvgPool1d(2)])
+def test_sums_and_norms_beyond_the_indices_run_on_torch(monkeypatch, kind):
+    monkeypatch.setattr(engine, "INDICES", 100)
+    ours, oracle = pair(kind.eval(), torch.randn(1, 3, 40))
+    for got, want in zip(both(ours), both(oracle), strict=True):
+        assert_close(got, want, factor=8)
+    assert [why for _, _, why in ours.jacobian.other_engines()] == ["120 units, more than 32-bit indices reach"]

@@ -16,7 +16,7 @@ from specxai.backends.cuda.stages import FULL, DepthwiseWork, GatherWork, Packed
 from specxai.backends.engine import Executable
 from specxai.backends.opaque import OpaqueTerms
 from specxai.backends.torch import TorchEngine
-from specxai.plan import Gather, LowRank, Plan, Stage, Sum
+from specxai.plan import Gather, Opaque, Plan, Stage, Sum
 
 LANES = 4  # numbers that a row is filled up to: sixteen bytes of float32
 INDICES = (1 << 31) - 1  # of the kernels' tables
@@ -49,17 +49,17 @@ class CudaEngine:
         self._torch = TorchEngine(dtype, device)
 
     def lower(self, stage: Stage) -> Executable:
+        if isinstance(stage, Opaque):
+            return OpaqueTerms(stage, self.lower)
+        reason = too_large(stage)
+        if reason is not None:
+            return Instead(self._torch.lower(stage), self._torch.name, reason)
         if isinstance(stage, Gather):
-            reason = too_large(stage)
-            if reason is not None:
-                return Instead(self._torch.lower(stage), self._torch.name, reason)
             kind = PackedWork if stage.packed else DepthwiseWork if stage.depthwise else GatherWork
             return kind(stage, self.dtype, self.device)
         if isinstance(stage, Sum):
             return SumWork(stage, self.dtype, self.device)
-        if isinstance(stage, LowRank):
-            return GroupWork(stage, self.dtype, self.device)
-        return OpaqueTerms(stage, self.lower)
+        return GroupWork(stage, self.dtype, self.device)
 
     def lower_plan(self, plan: Plan) -> list[Executable]:
         """All stages: a copy with factors becomes part of the layer that reads it, on tensor cores."""
@@ -117,11 +117,14 @@ class Instead:
         self._work.adjoint(outside[:, :probes], inside[:, :probes], probes, None)
 
 
-def too_large(stage: Gather) -> str | None:
+def too_large(stage: Stage) -> str | None:
     """Why the kernels cannot index the stage; None where they can."""
-    sites = stage.sites
-    for what, size in (("weights", sites.weight.numel()), ("units", max(stage.reads.numel(), stage.writes.numel())),
-                       ("pairs of positions", max(len(stage.writes), len(stage.reads)) * sites.taps * sites.groups)):
+    sizes = {"units": max(stage.reads.numel(), stage.writes.numel())}
+    if isinstance(stage, Gather):
+        sites = stage.sites
+        pairs = max(len(stage.writes), len(stage.reads)) * sites.taps * sites.groups
+        sizes = {"weights": sites.weight.numel(), **sizes, "pairs of positions": pairs}
+    for what, size in sizes.items():
         if size > INDICES:
             return f"{size:,} {what}, more than 32-bit indices reach"
     return None
