@@ -232,7 +232,7 @@ def test_what_runs_where_is_said():
 def test_a_report_says_what_runs_where():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Apply(lambda z: z.cumprod(-1)), nn.Linear(8, 3)).eval()
     report = specxai.linearize(net, torch.randn(1, 6), backend="torch").report()
-    assert "backend torch\n" in report
+    assert "backend torch, products in float32\n" in report
     assert "through whole values, by the reference's terms: cumprod.default in 2" in report
     assert "refused: cuda" not in report  # of no device that the model is on
 
