@@ -62,8 +62,11 @@ def group_rows_kernel(
         onto += g * (onto_group * UNIT) + p * (onto_probe * UNIT)
     real: tl.constexpr = diagonal.dtype.element_ty
     diagonal += g * n
-    left, next_left = _tables(left, g, n_groups, n, RANK)
-    right, next_right = _tables(right, g, n_groups, n, RANK)
+    if RANK == 0:  # none is read; Triton 3.6 passes on no None
+        left, next_left, right, next_right = diagonal, diagonal, diagonal, diagonal
+    else:
+        left, next_left = _tables(left, g, n_groups, n, RANK)
+        right, next_right = _tables(right, g, n_groups, n, RANK)
     first = tl.zeros((BLOCK_PROBES, 1), dtype=real)
     second = tl.zeros((BLOCK_PROBES, 1), dtype=real)
     if WHOLE:
@@ -90,10 +93,8 @@ def group_rows_kernel(
 
 @triton.jit
 def _tables(tables, g, n_groups, n, RANK: tl.constexpr):
-    """Group g of both of (RANK, n_groups, n) tables; the same twice where there is one, or none."""
-    if RANK == 0:
-        return tables, tables
-    elif RANK == 1:
+    """Group g of both of (RANK, n_groups, n) tables; the same twice where there is one."""
+    if RANK == 1:
         return tables + g * n, tables + g * n
     else:
         return tables + g * n, tables + (n_groups + g) * n
