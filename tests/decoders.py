@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import specxai
+from specxai.backends.reference import pull
+from specxai.backends.whole import joined
 
 T, D, HEADS = 7, 12, 3
 
@@ -70,3 +77,20 @@ class Decoder(nn.Module):
         else:
             m = F.gelu(self.up(h))
         return x + self.down(m)
+
+
+def errors_of(net: Decoder, dtype: torch.dtype | None, device: str, columns: int) -> Iterator[float]:
+    """Of cotangents pulled back through two such blocks in float32, or in a dtype's products, against single nodes in
+    float64: without matrices of positions and with them.
+    """
+    x = torch.randn(1, T, D)
+    exact = specxai.linearize(copy.deepcopy(net).double(), x.double(), backend="reference").graph
+    graph = specxai.linearize(net.to(device), x.to(device), backend="reference").graph
+    target = max(graph.nodes)
+    y = torch.randn(columns, *graph.shapes[target])
+    want, = pull(exact, {max(exact.nodes): y.double()}, [exact.input])
+    whole = joined(graph, [graph.input, target], dtype)
+    for found in ([], whole.middles(1000, 1 << 30)):
+        part, _ = whole.between(graph.input, target, found)
+        got, = pull(part, {target: y.to(device)}, [graph.input])
+        yield float((got.cpu().double() - want).norm() / want.norm())

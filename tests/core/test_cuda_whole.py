@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 import specxai
-from decoders import D, Decoder, T
+from decoders import D, Decoder, T, errors_of
 from small import relative, small_gpt, some_prompts
-from specxai.backends.reference import pull
-from specxai.backends.whole import joined
 from specxai.backends.whole.products import JoinedProducts
 from tolerances import assert_close
 
@@ -26,17 +24,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_a_decoder(norm, middle, shared, fused, dtype):
     pytest.importorskip("triton", reason="its kernels are Triton's")
     net = nn.Sequential(*(Decoder(norm, middle, shared, fused) for _ in range(2))).eval()
-    x = torch.randn(1, T, D)
-    exact = specxai.linearize(copy.deepcopy(net).double(), x.double(), backend="reference").graph
-    graph = specxai.linearize(net.cuda(), x.cuda(), backend="reference").graph
-    target = max(graph.nodes)
-    y = torch.randn(65, *graph.shapes[target])
-    want, = pull(exact, {max(exact.nodes): y.double()}, [exact.input])
-    whole = joined(graph, [graph.input, target], dtype)
-    for found in ([], whole.middles(1000, 1 << 30)):
-        part, _ = whole.between(graph.input, target, found)
-        got, = pull(part, {target: y.cuda()}, [graph.input])
-        assert relative(got.cpu().double(), want) < (2e-6 if dtype is None else 1e-2)
+    assert max(errors_of(net, dtype, "cuda", 65)) < (2e-6 if dtype is None else 1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 import specxai
-from decoders import D, Decoder, T
+from decoders import D, Decoder, T, errors_of
 from specxai.backends.cuda.backend import CAPTURED, ReplayedProducts
 from specxai.backends.cuda.graphs import Graphs
 from specxai.backends.products import PlannedProducts
-from specxai.backends.reference import pull
-from specxai.backends.whole import joined
 from specxai.backends.whole.products import JoinedProducts
 from tolerances import assert_close
 
@@ -27,17 +23,7 @@ from tolerances import assert_close
 def test_a_decoder(norm, middle, shared, fused, dtype):
     torch.manual_seed(0)
     net = nn.Sequential(*(Decoder(norm, middle, shared, fused) for _ in range(2))).eval()
-    x = torch.randn(1, T, D)
-    graph, exact = (specxai.linearize(copy.deepcopy(net).to(of), x.to(of), backend="reference").graph
-                    for of in (torch.float32, torch.float64))
-    target = max(graph.nodes)
-    y = torch.randn(5, *graph.shapes[target])
-    want, = pull(exact, {max(exact.nodes): y.double()}, [exact.input])
-    whole = joined(graph, [graph.input, target], dtype)
-    for found in ([], whole.middles(1000, 1 << 30)):
-        part, _ = whole.between(graph.input, target, found)
-        got, = pull(part, {target: y}, [graph.input])
-        error = float((got.double() - want).norm() / want.norm())
+    for error in errors_of(net, dtype, "cpu", 5):
         assert error < (2e-6 if dtype is None else 1e-2)
         assert dtype is None or error > 1e-5
 

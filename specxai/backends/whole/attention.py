@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specxai.backends.whole.steps import picked
+from specxai.backends.whole.steps import only_back, picked
 from specxai.graph import Graph
 from specxai.native.triton import kernel_of
 from specxai.rules import Term
@@ -144,13 +144,9 @@ def with_attention(graph: Graph, found: Iterable[Attention], dtype: torch.dtype)
         def back(block: Tensor, adjoint: Pulled = adjoint, shapes=shapes) -> list[Tensor]:
             return [part.reshape(len(block), *shape) for part, shape in zip(adjoint(block), shapes, strict=True)]
 
-        terms = tuple(Term(step, _forward, _forward) for step in (one.query, one.key, one.value))
+        terms = tuple(Term(step, only_back, only_back) for step in (one.query, one.key, one.value))
         nodes[one.out] = replace(nodes[one.out], terms=terms, together=None, back=back)
     return replace(graph, nodes=nodes)
-
-
-def _forward(block: Tensor) -> Tensor:
-    raise NotImplementedError("an attention that was joined is only pulled back")
 
 
 class Pulled:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specxai.backends.whole.steps import factor_of, picked
+from specxai.backends.whole.steps import factor_of, only_back, picked
 from specxai.graph import Graph
 from specxai.native.triton import kernel_of
 from specxai.rules import LinearNode, Term
@@ -129,13 +129,9 @@ def with_routes(graph: Graph, found: Iterable[Route]) -> Graph:
     """The graph where the adjoint of each route is one step; forward it has none."""
     nodes = dict(graph.nodes)
     for route in found:
-        nodes[route.out] = LinearNode((Term(route.source, _forward, _Pulled(route, graph.shapes[route.source])),),
+        nodes[route.out] = LinearNode((Term(route.source, only_back, _Pulled(route, graph.shapes[route.source])),),
                                       offset=nodes[route.out].offset)
     return replace(graph, nodes=nodes)
-
-
-def _forward(block: Tensor) -> Tensor:
-    raise NotImplementedError("a route that was joined is only pulled back")
 
 
 class _Pulled:

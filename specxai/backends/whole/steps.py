@@ -42,3 +42,8 @@ def picked(graph: Graph, step: int, term: Term) -> Tensor:
     # The map on numbers of the units tells.
     numbers = torch.arange(1, own.numel() + 1, device=graph.device)
     return term.picks(numbers.reshape(1, *own)).flatten() - 1
+
+
+def only_back(block: Tensor) -> Tensor:
+    """The forward product of a joined node: no one asks for it, as products go forward through the single nodes."""
+    raise NotImplementedError("a node that was joined is only pulled back; push blocks through the graph as it was")
