@@ -33,7 +33,7 @@ def tile_for(outputs: int, probes: int, precision: str) -> Tile:
     out = min(PANELS[-1], max(PANELS[0], triton.next_power_of_2(outputs)))
     few = probes <= 32
     if precision == "fp64":  # larger ones spill
-        return Tile(16, _few(probes), False, 4, 3) if few else Tile(min(out, 32), 64, True, 2 if out == 16 else 4, 3)
+        return Tile(16, _few(probes), False, 8, 3) if few else Tile(min(out, 32), 64, True, 2 if out == 16 else 4, 3)
     out = min(out, 64) if few or precision == "fp32" else out
     if few:
         return Tile(out, _few(probes), False, 4, 3)

@@ -42,7 +42,6 @@ class Built:
     products   the matrix instructions in it, and how many
     copies     bytes of an asynchronous copy -> how many
     spills     bytes of the stack
-    looped     accesses to the stack within a loop
     shared     bytes of shared memory
     """
 
@@ -51,7 +50,6 @@ class Built:
     copies: Counter
     registers: int
     spills: int
-    looped: int
     shared: int
 
 
@@ -80,9 +78,8 @@ def built_for(kernel, types: dict[str, str], constants: dict, capability: int = 
     ptx = made.asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag]\.\S+ \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", ptx)
     registers, spills = _resources(made.asm["cubin"])
-    looped = looped_in(_cuobjdump("-sass", made.asm["cubin"])) if spills else 0
     return Built(ptx, Counter(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\.\S+", ptx)),
-                 Counter(int(size, 0) for size in copies), registers, spills, looped, made.metadata.shared)
+                 Counter(int(size, 0) for size in copies), registers, spills, made.metadata.shared)
 
 
 def accesses(ptx: str) -> Counter:
@@ -104,15 +101,6 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
         file.flush()
         command = [TOOLS / "cuobjdump", option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def looped_in(code: str) -> int:
-    """Accesses to the stack between where a branch leads back to and the branch, in machine code."""
-    found = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)]
-    leads = [(at, re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", text)) for at, text in found]
-    loops = [(int(lead[1], 16), at) for at, lead in leads if lead and int(lead[1], 16) <= at]
-    return sum(any(first <= at <= last for first, last in loops)
-               for at, text in found if re.search(r"\b(STL|LDL)\b", text))
 
 
 def assert_no_atomics(ptx: str) -> None:
